@@ -1,0 +1,16 @@
+// The name of one expert: an FFN of one layer.
+#pragma once
+
+#include <cstdint>
+
+namespace moed::cache {
+
+struct ExpertKey {
+  int32_t layer = 0;
+  int32_t expert = 0;
+
+  friend bool operator==(const ExpertKey&, const ExpertKey&) = default;
+  friend auto operator<=>(const ExpertKey&, const ExpertKey&) = default;
+};
+
+}  // namespace moed::cache

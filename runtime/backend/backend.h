@@ -1,0 +1,172 @@
+// A device and the operations a decoder needs on it. runtime/model calls nothing else; `cpu/` and
+// `cuda/` implement it, `no_cuda/` stands in for the latter when it is not built.
+//
+// Ops are issued in order by one thread (the engine's) and may run asynchronously; results are
+// visible to the host after Synchronize(). On the CPU every op has finished when it returns.
+// Numerics (docs/DESIGN.md): residual, norms, router, softmax and every accumulation are float32;
+// only the inputs of weight products are bf16.
+// Shapes: T tokens of this step, H hidden, V vocabulary, E experts of a layer, k experts a token.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "runtime/backend/buffer.h"
+#include "runtime/backend/expert_format.h"
+#include "runtime/backend/tensor.h"
+
+namespace moed::backend {
+
+enum class MemoryKind : uint8_t {
+  kDevice,  // where the ops compute: RAM on the CPU, VRAM on CUDA
+  kHost,    // host RAM that the device can reach fast: plain on the CPU, pinned on CUDA
+};
+
+// A dense weight W [out, in] made ready for Linear by PrepareLinear; y = x W^T + bias.
+class LinearWeight {
+ public:
+  virtual ~LinearWeight() = default;
+  virtual int64_t out_features() const = 0;
+  virtual int64_t in_features() const = 0;
+};
+
+// How a router turns logits [T, E] into k experts and their weights.
+struct RouterSpec {
+  enum class Scoring : uint8_t { kSoftmax, kSigmoid };
+  Scoring scoring = Scoring::kSoftmax;
+  bool softmax_after_topk = false;  // gpt-oss, Granite: softmax over the chosen k alone
+  bool normalize_topk = false;      // divide by the sum of the chosen weights
+  float normalize_epsilon = 0.0f;   // added to that sum (DeepSeek-V3: 1e-20)
+  float scale = 1.0f;               // routed_scaling_factor
+  int num_experts = 0;              // E
+  int top_k = 0;                    // k
+};
+
+// Rotary embedding of one model: the first `rotary_dims` of each head are rotated.
+struct RopeSpec {
+  int rotary_dims = 0;         // R
+  bool interleaved = false;    // pairs (2j, 2j+1) instead of (j, j + R/2)
+  Tensor inverse_frequencies;  // [R/2] f32, host memory, scaled by the RoPE variant already
+  float attention_factor = 1;  // multiplies cos and sin (yarn)
+};
+
+// What happens to q and k between their projections and the cache.
+struct QkPrepare {
+  // RMSNorm weights, f32: [D] per head, [heads * D] over the whole projection, or empty.
+  Tensor q_norm;
+  Tensor k_norm;
+  bool norm_per_head = true;
+  float norm_epsilon = 1e-6f;
+  float clip_qkv = 0.0f;  // clamps q, k, v to [-c, c] if > 0 (OLMoE), after the norm as published
+  RopeSpec rope;
+};
+
+// The paged KV cache of one layer: `blocks` blocks of `block_tokens` tokens.
+// keys, values: [blocks, block_tokens, kv_heads * D] bf16.
+struct KvLayer {
+  Tensor keys;
+  Tensor values;
+  int block_tokens = 0;
+};
+
+// One sequence's rows of this step: tokens [first_row, first_row + num_tokens) of the batch, at
+// positions context_start, context_start + 1, ...; its KV lies in `kv_blocks` in order.
+struct AttentionSegment {
+  int first_row = 0;
+  int num_tokens = 0;
+  int context_start = 0;
+  std::span<const int32_t> kv_blocks;
+};
+
+struct AttentionSpec {
+  int query_heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;        // D
+  float scale = 0.0f;      // D^-1/2 unless the family says otherwise
+  int sliding_window = 0;  // keys visible to a query, itself included; 0: all
+};
+
+// One expert's work in a step: weights, and the (token, rank) pairs that chose it. Row r of the
+// output belongs to token rows[r] / k, rank rows[r] % k.
+struct ExpertWork {
+  const std::byte* blob = nullptr;
+  std::span<const int32_t> rows;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // "cpu (AVX-512, 16 threads)" or "NVIDIA H200".
+  virtual std::string Description() const = 0;
+
+  // RESOURCE_EXHAUSTED, naming bytes and `what`, if the memory cannot be had.
+  virtual absl::StatusOr<Buffer> Allocate(size_t bytes, MemoryKind kind, std::string_view what) = 0;
+  virtual absl::Status CopyFromHost(std::span<const std::byte> source, std::byte* destination) = 0;
+  virtual absl::Status CopyToHost(const std::byte* source, std::span<std::byte> destination) = 0;
+
+  // Waits for everything issued. Returns the first device error, then and for ever (sticky).
+  virtual absl::Status Synchronize() = 0;
+
+  // Takes a copy of `weight` [out, in] (bf16, host memory) and `bias` [out] f32 (or empty).
+  virtual absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(const Tensor& weight,
+                                                                      const Tensor& bias) = 0;
+
+  // table [V, H] bf16, token_ids [T] i32 (host) -> out [T, H] f32.
+  virtual void Embed(const Tensor& table, std::span<const int32_t> token_ids,
+                     const Tensor& out) = 0;
+
+  // x [T, H] f32, weight [H] f32 -> out [T, H] bf16, and unrounded into out_f32 if not empty.
+  // out = x * rsqrt(mean(x^2) + epsilon) * weight.
+  virtual void RmsNorm(const Tensor& x, const Tensor& weight, float epsilon, const Tensor& out,
+                       const Tensor& out_f32) = 0;
+
+  // x [T, in] bf16 -> out [T, out] f32; added to what is there if `accumulate`.
+  virtual void Linear(const LinearWeight& weight, const Tensor& x, const Tensor& out,
+                      bool accumulate) = 0;
+
+  // Same product with float32 on both sides (the router): weight [out, in] f32, x [T, in] f32.
+  virtual void LinearF32(const Tensor& weight, const Tensor& x, const Tensor& out) = 0;
+
+  // gate_up [T, 2 * I] f32 (gate then up) -> out [T, I] bf16: silu(gate) * up.
+  virtual void SwiGlu(const Tensor& gate_up, const Tensor& out) = 0;
+
+  // Norms, clips and rotates q [T, hq * D] and k [T, hkv * D] f32 in place, then writes k and v
+  // [T, hkv * D] f32 into the cache at each segment's positions.
+  virtual void PrepareQkv(const QkPrepare& prepare, const AttentionSpec& spec,
+                          std::span<const AttentionSegment> segments, const Tensor& q,
+                          const Tensor& k, const Tensor& v, const KvLayer& cache) = 0;
+
+  // Causal grouped-query attention over the paged cache. q [T, hq * D] f32 -> out [T, hq * D] bf16.
+  virtual void Attention(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
+                         const Tensor& q, const KvLayer& cache, const Tensor& out) = 0;
+
+  // logits [T, E] f32 -> ids [T, k] i32 in falling order of weight (ties: lower id first),
+  // weights [T, k] f32.
+  virtual void Route(const RouterSpec& spec, const Tensor& logits, const Tensor& ids,
+                     const Tensor& weights) = 0;
+
+  // For each work item, out[row] = expert(x[row / k]) for its rows. x [T, H] bf16, out [T * k, H]
+  // f32. An expert's output does not depend on which other experts are in `work`.
+  virtual void Experts(const ExpertFormat& format, std::span<const ExpertWork> work, int top_k,
+                       const Tensor& x, const Tensor& out) = 0;
+
+  // residual[t] += sum over ranks r, in order, of weights[t, r] * expert_out[t * k + r].
+  // expert_out [T * k, H] f32, weights [T, k] f32, residual [T, H] f32.
+  virtual void CombineExperts(const Tensor& expert_out, const Tensor& weights,
+                              const Tensor& residual) = 0;
+
+  // residual [T, H] += sigmoid(gate_logits [T, 1]) * shared [T, H]; without a gate if it is empty.
+  virtual void AddShared(const Tensor& shared, const Tensor& gate_logits,
+                         const Tensor& residual) = 0;
+
+  // out[i] = x[rows[i]]; x [T, H] f32.
+  virtual void GatherRows(const Tensor& x, std::span<const int32_t> rows, const Tensor& out) = 0;
+};
+
+}  // namespace moed::backend

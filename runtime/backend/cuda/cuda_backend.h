@@ -1,0 +1,21 @@
+// The CUDA backend's entry point; with MOED_CUDA=OFF runtime/backend/no_cuda links in its place.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "runtime/backend/backend.h"
+
+namespace moed::backend {
+
+struct CudaBackendOptions {
+  int device = 0;
+};
+
+// True if this build has CUDA and a device answers.
+bool CudaAvailable();
+
+// UNIMPLEMENTED if the build has no CUDA, UNAVAILABLE if no device or driver answers.
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options);
+
+}  // namespace moed::backend

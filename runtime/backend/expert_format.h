@@ -1,0 +1,49 @@
+// How one expert lies in memory: its blob. An expert is a list of neurons,
+//   y = sum_i act(g_i . x) * (u_i . x) * d_i        (SwiGLU; g, u rows and d columns of length H)
+// stored neuron-major: [g_i | u_i | d_i] for i = 0..I-1, so that it can be cut anywhere along i
+// into pieces that add up, moved in one copy and computed in one pass. Everything above
+// runtime/backend sees only blob_bytes(); the layout is known here and in the kernels. Immutable;
+// any thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "runtime/backend/dtype.h"
+#include "runtime/backend/tensor.h"
+
+namespace moed::backend {
+
+enum class ExpertFormatKind : uint8_t { kBF16 };
+
+std::string_view ExpertFormatName(ExpertFormatKind kind);
+
+class ExpertFormat {
+ public:
+  ExpertFormat(ExpertFormatKind kind, int64_t hidden, int64_t intermediate)
+      : kind_(kind), hidden_(hidden), intermediate_(intermediate) {}
+
+  ExpertFormatKind kind() const { return kind_; }
+  int64_t hidden() const { return hidden_; }              // H
+  int64_t intermediate() const { return intermediate_; }  // I, the neurons
+
+  // Bytes of one neuron: gate row, up row, down column.
+  size_t neuron_bytes() const;
+  // Bytes of one expert, a multiple of 256, so that blobs laid end to end stay aligned for bulk
+  // copies.
+  size_t blob_bytes() const;
+
+  // Lays out `gate` [I, H], `up` [I, H] and `down` [H, I] (bf16, f16 or f32, host memory) as a
+  // blob; f16 and f32 are rounded to bf16. `blob` holds blob_bytes().
+  void Encode(const Tensor& gate, const Tensor& up, const Tensor& down,
+              std::span<std::byte> blob) const;
+
+ private:
+  ExpertFormatKind kind_;
+  int64_t hidden_;
+  int64_t intermediate_;
+};
+
+}  // namespace moed::backend

@@ -1,0 +1,67 @@
+// Runs the model for everyone: one thread takes requests from a bounded queue, forms batches with
+// the scheduler, runs steps and hands tokens to the output thread. Created once by the server;
+// every public method is safe from any thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "runtime/engine/request.h"
+#include "runtime/model/step.h"
+#include "runtime/text/tokenizer.h"
+
+namespace moed::engine {
+
+struct EngineOptions {
+  int max_num_seqs = 0;
+  int max_num_batched_tokens = 0;
+  int64_t max_model_len = 0;
+  int num_kv_blocks = 0;
+  int kv_block_tokens = 0;
+  int64_t max_queued_requests = 0;
+  int64_t max_queued_tokens = 0;
+  int vocab_size = 0;
+  std::vector<int32_t> eos_token_ids;
+};
+
+// Numbers for metrics and health, copied after each step. Counters only grow.
+struct EngineSnapshot {
+  int64_t running = 0;
+  int64_t waiting = 0;
+  int64_t waiting_tokens = 0;
+  int64_t kv_blocks_total = 0;
+  int64_t kv_blocks_used = 0;
+  int64_t steps_total = 0;
+  int64_t prompt_tokens_total = 0;
+  int64_t generation_tokens_total = 0;
+  int64_t preemptions_total = 0;
+  int64_t finished_total[4] = {0, 0, 0, 0};  // by FinishReason, then failed
+  double engine_busy_seconds_total = 0;      // time of the engine thread outside of Run
+  double run_seconds_total = 0;
+  absl::Time last_progress;  // a step ended, or the engine was idle and looked
+  bool failed = false;       // the runner failed; nothing more will run
+};
+
+class Engine {
+ public:
+  // `tokenizer` may be null: requests with detokenize or stop strings then get FAILED_PRECONDITION.
+  static std::unique_ptr<Engine> Create(const EngineOptions& options, model::StepRunner* runner,
+                                        const text::Tokenizer* tokenizer);
+  virtual ~Engine() = default;
+
+  // OK: the sink will hear OnDone. RESOURCE_EXHAUSTED: the queue is full; UNAVAILABLE: draining or
+  // failed; INVALID_ARGUMENT: the prompt does not fit, a field is out of range.
+  virtual absl::Status Submit(Request request) = 0;
+  // Ends a request within one step; unknown ids are ignored.
+  virtual void Cancel(const std::string& request_id) = 0;
+  // Refuses new requests; returns true once all are done, false at the deadline.
+  virtual bool Drain(absl::Time deadline) = 0;
+  virtual EngineSnapshot Snapshot() const = 0;
+};
+
+}  // namespace moed::engine

@@ -1,0 +1,73 @@
+// One step of the engine as the model sees it, and what comes back. Plain data: the engine fills a
+// StepInput from the scheduler's batch and reads a StepResult; both are reused from step to step.
+// Engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "runtime/model/sampling.h"
+
+namespace moed::model {
+
+// A token with its log-probability: natural log of the unscaled softmax of its logits.
+struct TokenLogprob {
+  int32_t id = 0;
+  float logprob = 0;
+};
+
+// One sequence's part of a step.
+struct SequenceChunk {
+  int num_tokens = 0;     // its tokens in StepInput::token_ids, in order of chunks
+  int context_start = 0;  // position of the first of them; everything before is in the KV cache
+  std::span<const int32_t> kv_blocks;  // in order, covering context_start + num_tokens
+  // Set if the chunk ends at the sequence's last known token: its logits are sampled. Null: only
+  // the KV cache is filled (all chunks of a prompt but the last).
+  SamplerState* sampler = nullptr;
+  // Log-probabilities of the chunk's own prompt tokens (each given those before it), with this many
+  // alternatives; -1: none. The caller sets next_token to the prompt token after the chunk, or -1.
+  int prompt_logprobs = -1;
+  int32_t next_token = -1;
+};
+
+struct StepInput {
+  std::vector<int32_t> token_ids;
+  std::vector<SequenceChunk> chunks;
+};
+
+// A request's share of the step's expert traffic. An expert that several sequences of the step
+// chose is divided evenly among them, so that shares add up to the totals of the cache.
+struct ExpertShare {
+  double hits = 0;
+  double misses = 0;
+  double bytes_paged = 0;
+  double stall_seconds = 0;
+};
+
+struct ChunkResult {
+  // The sampled token, or -1 if the chunk had no sampler.
+  int32_t token = -1;
+  float logprob = 0;
+  std::vector<TokenLogprob> top_logprobs;  // most probable first, as many as the sampler asks
+  // One entry per prompt token asked for: the token's own, then the alternatives.
+  std::vector<std::vector<TokenLogprob>> prompt_logprobs;
+  ExpertShare experts;
+  // The logits held a NaN: the sequence must end with INTERNAL and its KV must not be reused.
+  bool invalid = false;
+};
+
+struct StepResult {
+  std::vector<ChunkResult> chunks;  // one per StepInput chunk
+};
+
+// Runs steps: the transformer, or in tests and benchmarks of the engine a stand-in without weights.
+class StepRunner {
+ public:
+  virtual ~StepRunner() = default;
+  // An error is final for the whole runner (a device or a checkpoint file that failed).
+  virtual absl::Status Run(const StepInput& input, StepResult* result) = 0;
+};
+
+}  // namespace moed::model
