@@ -31,6 +31,7 @@ struct RopeConfig {
 struct LayerConfig {
   bool is_moe = true;
   int64_t dense_intermediate = 0;  // of the MLP if !is_moe
+  int sliding_window = 0;          // keys visible to a query, itself included; 0: all
 };
 
 struct ModelConfig {
@@ -46,7 +47,6 @@ struct ModelConfig {
   bool output_bias = false;
   enum class QkNorm : uint8_t { kNone, kPerHead, kFullWidth } qk_norm = QkNorm::kNone;
   float clip_qkv = 0;
-  int sliding_window = 0;
   bool tie_embeddings = false;
   RopeConfig rope;
   std::vector<LayerConfig> layers;
