@@ -1,4 +1,4 @@
-// Element types of tensors and checkpoints, and the conversions between bfloat16 and float.
+// Element types of tensors and checkpoints, and the conversions between 16-bit types and float.
 #pragma once
 
 #include <bit>
@@ -53,6 +53,18 @@ constexpr BFloat16 ToBFloat16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<BFloat16>((bits >> 16) | 0x0040u);
   return static_cast<BFloat16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// The value of an IEEE 754 half; exact.
+constexpr float HalfToFloat(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t magnitude = bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) {  // infinity, NaN
+    return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+  }
+  // The half's bits read as a float are 2^112 too small, subnormals included.
+  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
 }
 
 }  // namespace moed::backend

@@ -29,6 +29,9 @@ class ExpertFormat {
   int64_t hidden() const { return hidden_; }              // H
   int64_t intermediate() const { return intermediate_; }  // I, the neurons
 
+  // Values of a stored row: H rounded up to a multiple of 32, so that every row starts at a
+  // multiple of 64 bytes and no kernel needs a tail. What is beyond H is zero.
+  int64_t row_values() const;
   // Bytes of one neuron: gate row, up row, down column.
   size_t neuron_bytes() const;
   // Bytes of one expert, a multiple of 256, so that blobs laid end to end stay aligned for bulk

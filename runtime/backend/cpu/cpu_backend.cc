@@ -1,0 +1,109 @@
+#include "runtime/backend/cpu/cpu_backend.h"
+
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/backend/cpu/attention.h"
+#include "runtime/backend/cpu/cpu_count.h"
+#include "runtime/backend/cpu/elementwise.h"
+#include "runtime/backend/cpu/experts.h"
+#include "runtime/backend/cpu/host_memory.h"
+#include "runtime/backend/cpu/linear.h"
+#include "runtime/backend/cpu/prepare_qkv.h"
+#include "runtime/backend/cpu/rms_norm.h"
+#include "runtime/backend/cpu/routing.h"
+#include "runtime/backend/cpu/swiglu.h"
+#include "runtime/backend/cpu/thread_pool.h"
+
+namespace moed::backend {
+namespace {
+
+class CpuBackend : public Backend {
+ public:
+  explicit CpuBackend(int num_threads) : pool_(num_threads) {}
+
+  std::string Description() const override {
+    return absl::StrCat("cpu (", pool_.num_threads(), " threads)");
+  }
+
+  absl::StatusOr<Buffer> Allocate(size_t bytes, MemoryKind, std::string_view what) override {
+    return AllocateHostMemory(bytes, what);
+  }
+  absl::Status CopyFromHost(std::span<const std::byte> source, std::byte* destination) override {
+    std::memcpy(destination, source.data(), source.size());
+    return absl::OkStatus();
+  }
+  absl::Status CopyToHost(const std::byte* source, std::span<std::byte> destination) override {
+    std::memcpy(destination.data(), source, destination.size());
+    return absl::OkStatus();
+  }
+  absl::Status Synchronize() override { return absl::OkStatus(); }
+
+  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(const Tensor& weight,
+                                                              const Tensor& bias) override {
+    return PackLinear(pool_, weight, bias);
+  }
+
+  void Embed(const Tensor& table, std::span<const int32_t> token_ids, const Tensor& out) override {
+    EmbedRows(pool_, table, token_ids, out);
+  }
+  void RmsNorm(const Tensor& x, const Tensor& weight, float epsilon, const Tensor& out,
+               const Tensor& out_f32) override {
+    RmsNormRows(pool_, x, weight, epsilon, out, out_f32);
+  }
+  void Linear(const LinearWeight& weight, const Tensor& x, const Tensor& out,
+              bool accumulate) override {
+    LinearRows(pool_, weight, x, out, accumulate);
+  }
+  void LinearF32(const Tensor& weight, const Tensor& x, const Tensor& out) override {
+    LinearF32Rows(pool_, weight, x, out);
+  }
+  void SwiGlu(const Tensor& gate_up, const Tensor& out) override {
+    SwiGluRows(pool_, gate_up, out);
+  }
+  void PrepareQkv(const QkPrepare& prepare, const AttentionSpec& spec,
+                  std::span<const AttentionSegment> segments, const Tensor& q, const Tensor& k,
+                  const Tensor& v, const KvLayer& cache) override {
+    PrepareQkvRows(pool_, rope_table_, prepare, spec, segments, q, k, v, cache);
+  }
+  void Attention(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
+                 const Tensor& q, const KvLayer& cache, const Tensor& out) override {
+    AttendSegments(pool_, spec, segments, q, cache, out);
+  }
+  void Route(const RouterSpec& spec, const Tensor& logits, const Tensor& ids,
+             const Tensor& weights) override {
+    RouteTokens(pool_, spec, logits, ids, weights);
+  }
+  void Experts(const ExpertFormat& format, std::span<const ExpertWork> work, int top_k,
+               const Tensor& x, const Tensor& out) override {
+    ComputeExperts(pool_, format, work, top_k, x, out);
+  }
+  void CombineExperts(const Tensor& expert_out, const Tensor& weights,
+                      const Tensor& residual) override {
+    CombineExpertRows(pool_, expert_out, weights, residual);
+  }
+  void AddShared(const Tensor& shared, const Tensor& gate_logits, const Tensor& residual) override {
+    AddSharedRows(pool_, shared, gate_logits, residual);
+  }
+  void GatherRows(const Tensor& x, std::span<const int32_t> rows, const Tensor& out) override {
+    GatherTensorRows(pool_, x, rows, out);
+  }
+
+ private:
+  ThreadPool pool_;
+  RopeTable rope_table_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOptions& options) {
+  constexpr int kMaxThreads = 1024;
+  if (options.num_threads < 0 || options.num_threads > kMaxThreads) {
+    return absl::InvalidArgumentError(absl::StrCat("--cpu-threads must be auto or 1 to ",
+                                                   kMaxThreads, ", not ", options.num_threads));
+  }
+  const int num_threads = options.num_threads > 0 ? options.num_threads : DefaultComputeThreads();
+  return std::make_unique<CpuBackend>(num_threads);
+}
+
+}  // namespace moed::backend

@@ -1,0 +1,103 @@
+#include "runtime/backend/expert_format.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "absl/base/internal/raw_logging.h"
+#include "runtime/backend/cpu/experts_transpose.h"
+
+namespace moed::backend {
+namespace {
+
+constexpr int64_t kRowMultiple = 32;   // values: 64 bytes
+constexpr size_t kBlobMultiple = 256;  // bytes
+
+// Neurons laid out together: their gate, up and down parts stay in the cache until all are written.
+constexpr int64_t kNeuronBlock = 32;
+// Rows of the down matrix converted to bf16 at a time, if they are not bf16 already.
+constexpr int64_t kConvertRows = 32;
+
+constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Elements [offset, offset + count) of `source` as bf16.
+void ConvertValues(const Tensor& source, int64_t offset, int64_t count, BFloat16* target) {
+  switch (source.dtype()) {
+    case DType::kBF16:
+      std::memcpy(target, source.As<BFloat16>() + offset, count * sizeof(BFloat16));
+      return;
+    case DType::kF16:
+      for (int64_t i = 0; i < count; ++i) {
+        target[i] = ToBFloat16(HalfToFloat(source.As<uint16_t>()[offset + i]));
+      }
+      return;
+    case DType::kF32:
+      for (int64_t i = 0; i < count; ++i) target[i] = ToBFloat16(source.As<float>()[offset + i]);
+      return;
+    default:
+      ABSL_RAW_LOG(FATAL, "expert weights must be bf16, f16 or f32");
+  }
+}
+
+// Columns [first, first + count) of `down` [H, I] become rows of `target`, `stride` values apart.
+void TransposeColumns(const Tensor& down, int64_t first, int64_t count, BFloat16* target,
+                      int64_t stride) {
+  const int64_t hidden = down.dim(0);
+  const int64_t intermediate = down.dim(1);
+  if (down.dtype() == DType::kBF16) {
+    TransposeValues(down.As<BFloat16>() + first, intermediate, hidden, count, target, stride);
+    return;
+  }
+  std::array<BFloat16, kConvertRows * kNeuronBlock> converted;
+  for (int64_t begin = 0; begin < hidden; begin += kConvertRows) {
+    const int64_t rows = std::min(kConvertRows, hidden - begin);
+    for (int64_t r = 0; r < rows; ++r) {
+      ConvertValues(down, (begin + r) * intermediate + first, count,
+                    converted.data() + r * kNeuronBlock);
+    }
+    TransposeValues(converted.data(), kNeuronBlock, rows, count, target + begin, stride);
+  }
+}
+
+}  // namespace
+
+std::string_view ExpertFormatName(ExpertFormatKind kind) {
+  switch (kind) {
+    case ExpertFormatKind::kBF16:
+      return "bf16";
+  }
+  return "?";
+}
+
+int64_t ExpertFormat::row_values() const { return RoundUp(hidden_, kRowMultiple); }
+
+size_t ExpertFormat::neuron_bytes() const { return 3 * row_values() * sizeof(BFloat16); }
+
+size_t ExpertFormat::blob_bytes() const {
+  return RoundUp(intermediate_ * neuron_bytes(), kBlobMultiple);
+}
+
+void ExpertFormat::Encode(const Tensor& gate, const Tensor& up, const Tensor& down,
+                          std::span<std::byte> blob) const {
+  const int64_t row = row_values();
+  const int64_t neuron = 3 * row;
+  BFloat16* const values = reinterpret_cast<BFloat16*>(blob.data());
+  for (int64_t begin = 0; begin < intermediate_; begin += kNeuronBlock) {
+    const int64_t end = std::min(begin + kNeuronBlock, intermediate_);
+    for (int64_t i = begin; i < end; ++i) {
+      BFloat16* const target = values + i * neuron;
+      ConvertValues(gate, i * hidden_, hidden_, target);
+      ConvertValues(up, i * hidden_, hidden_, target + row);
+      for (int part = 0; part < 3; ++part) {
+        std::fill(target + part * row + hidden_, target + (part + 1) * row, BFloat16{0});
+      }
+    }
+    TransposeColumns(down, begin, end - begin, values + begin * neuron + 2 * row, neuron);
+  }
+  std::memset(blob.data() + intermediate_ * neuron_bytes(), 0,
+              blob_bytes() - intermediate_ * neuron_bytes());
+}
+
+}  // namespace moed::backend
