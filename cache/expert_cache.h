@@ -1,46 +1,139 @@
 // Which experts are resident, in which of a fixed number of slots, and who may use them now.
 //
-// The cache decides and keeps count; it never touches a byte of a weight. One state machine has two
-// drivers (docs/DESIGN.md):
-//  - host-driven (CPU, CUDA prefill): Demand pins what is resident and hands out slots to fill; the
-//    caller fills them, reports Filled or FillFailed, and lets the pins go.
-//  - device-driven (CUDA decode): the host publishes numbered tables and replays the device's
-//    traces.
-// Owned by the engine, used by the engine thread only.
+// The cache decides and keeps count; it never touches a byte of a weight. One state machine
+// (SlotTable) has two drivers (docs/DESIGN.md):
+//  - host-driven (CPU, CUDA prefill), here: Demand pins what is resident and hands out slots to
+//    fill; the caller fills them, reports Filled or FillFailed, and lets the pins go.
+//  - device-driven (CUDA decode), device_residency.h: the host publishes numbered edits of the
+//    device's table and replays the device's traces.
+// Owned by the engine, used by the engine thread only; I/O threads report through that thread.
+//
+// A step, host-driven:
+//   cache.BeginStep();
+//   for each MoE layer:
+//     cache.Observe(layer, loads);               // what the router chose, before Demand
+//     for (pending = distinct experts; !pending.empty();) {
+//       DemandResult wave = cache.Demand(layer, pending);
+//       start reading every grant that is not resident; compute the resident ones meanwhile;
+//       as reads end: cache.Filled(grant.slot, grant.generation), compute;
+//       pending = wave.deferred;                 // `wave` dies: its pins are given back
+//     }
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "cache/cache_stats.h"
 #include "cache/expert_key.h"
+#include "cache/expert_pin.h"
+#include "cache/policy.h"
+#include "cache/routing_stats.h"
 
 namespace moed::cache {
+
+// Who decides when a slot is filled.
+enum class CacheDriver : uint8_t { kHost, kDevice };
 
 struct ExpertCacheOptions {
   // Experts of each layer; 0 for a layer without a router.
   std::vector<int> experts_per_layer;
   int top_k = 0;
-  // Slots in all: the budget over the bytes of one expert.
+  // Slots in all: the budget over the bytes of one expert. More than there are experts is cut.
   int num_slots = 0;
-  // lru | lfu | static | recency-frequency (the default)
+  // Slot ids that may ever exist, for SetBudget to grow into; 0: num_slots.
+  int max_slots = 0;
+  // recency-frequency | lru | lfu | static
   std::string policy = "recency-frequency";
+  CacheDriver driver = CacheDriver::kHost;
 };
 
-// A slot that holds, or is to hold, one expert for as long as the pin lives.
-// Move-only; letting it go unpins. It must not outlive its cache.
-class ExpertPin;
-
-// What Demand gives for one expert.
+// A slot that holds, or is to hold, one expert for as long as the pin lives. Move-only.
 struct Grant {
   ExpertKey key;
   int32_t slot = -1;
   uint32_t generation = 0;  // of the slot; a fill for an older one is stale
-  bool resident = false;    // false: the caller fills the slot, then calls Filled
+  bool resident = false;    // the slot holds the expert; otherwise wait for Filled
+  // The caller of this Demand must fill the slot. Not resident and not to_fill: an earlier holder
+  // (a prefetch) is filling it already.
+  bool to_fill = false;
+  // The expert stays after the last pin. false: scratch, the content goes with the last pin.
+  bool admitted = false;
+  ExpertPin pin;
+};
+
+struct DemandResult {
+  std::vector<Grant> grants;  // residents first
+  std::vector<int> deferred;  // no slot is free: ask again once pins were let go
+};
+
+class ExpertCache {
+ public:
+  // INVALID_ARGUMENT: an unknown policy, negative or inconsistent sizes, no layer with experts;
+  // RESOURCE_EXHAUSTED: host-driven with fewer than top_k slots, naming the smallest legal budget
+  // (device-driven: 0 is legal).
+  static absl::StatusOr<std::unique_ptr<ExpertCache>> Create(const ExpertCacheOptions& options);
+  ~ExpertCache();
+  ExpertCache(const ExpertCache&) = delete;
+  ExpertCache& operator=(const ExpertCache&) = delete;
+
+  // A step begins: the clock of the statistics moves by one.
+  void BeginStep();
+  // What one layer's router chose in this step; once per layer and step, before its first Demand.
+  void Observe(int layer, std::span<const ExpertLoad> experts);
+
+  // Pins what is resident of `experts` (distinct, of `layer`) and gives each other one a slot to
+  // fill: admitted, if one is free or the policy finds something colder to evict, else scratch.
+  // What finds no slot is deferred. With no other pins held, at least min(experts, top_k) are
+  // granted: any legal budget makes progress. Each expert is counted as hit or miss when granted.
+  DemandResult Demand(int layer, std::span<const int> experts);
+
+  // A slot to fill for an expert that nobody demanded yet (lookahead, warm start): only if it is
+  // not in a slot already and the policy admits it. Not counted as hit or miss.
+  std::optional<Grant> Prefetch(ExpertKey key);
+
+  // The fill of a granted slot ended. Returns false, changing nothing, if the grant is stale: the
+  // slot's pins were let go before. After FillFailed every pin on the slot stays valid for Release,
+  // and the expert is not resident.
+  bool Filled(int32_t slot, uint32_t generation);
+  bool FillFailed(int32_t slot, uint32_t generation);
+
+  // INTERNAL, naming both, unless the slot holds (or is being filled with) `key` at `generation`
+  // and is pinned. A debug build checks it wherever a slot is read.
+  absl::Status Verify(ExpertKey key, int32_t slot, uint32_t generation) const;
+
+  // For the caller to report what its fills and waits cost.
+  void CountBytes(int layer, BytePath path, int64_t bytes);
+  void CountStall(int layer, double seconds);
+
+  // Keeps experts resident once they are (until UnpinExpert), and admits them before all others.
+  // INVALID_ARGUMENT: no such expert; RESOURCE_EXHAUSTED: pinned experts would leave fewer than
+  // top_k slots for the rest.
+  absl::Status PinExpert(ExpertKey key);
+  absl::Status UnpinExpert(ExpertKey key);
+
+  // Changes the number of slots while serving. Shrinking evicts the coldest at once; slots pinned
+  // now leave when their pins do. INVALID_ARGUMENT: above max_slots; RESOURCE_EXHAUSTED: below the
+  // smallest legal budget.
+  absl::Status SetBudget(int num_slots);
+
+  bool resident(ExpertKey key) const;
+  int num_slots() const;  // the budget
+  const RoutingStats& routing() const;
+  CacheStats Stats() const;
+  ExpertStats PerExpertStats() const;
+  void ResetCounters();
+
+ private:
+  struct State;
+  explicit ExpertCache(std::unique_ptr<State> state);
+
+  std::unique_ptr<State> state_;
 };
 
 }  // namespace moed::cache

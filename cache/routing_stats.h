@@ -1,0 +1,57 @@
+// How hot every expert is, from what the routers chose: last use, decayed frequency, totals.
+// Owned by the cache, engine thread only. Observing costs O(experts touched); decay is lazy.
+//
+// Heat after step n is sum over past uses of weight * 2^-((n - use) / half_life): an exponentially
+// decayed frequency, whose half-life blends recency (short) with frequency (long). Stored as
+// forward decay (Cormode et al., "Forward Decay", ICDE 2009): each use adds weight * 2^(use /
+// half_life), so that old entries need no touch and heats of one moment compare as stored.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cache/expert_key.h"
+#include "cache/routing_trace.h"
+
+namespace moed::cache {
+
+class RoutingStats {
+ public:
+  // `experts_per_layer`: 0 for a layer without a router. half_life_steps > 0.
+  RoutingStats(std::span<const int> experts_per_layer, double half_life_steps);
+
+  // A step begins: the clock of last use and decay moves by one.
+  void BeginStep();
+  // What one layer's router chose in the current step; once per layer and step.
+  void ObserveLayer(int layer, std::span<const ExpertLoad> experts);
+  // A whole step at once: BeginStep, then every layer.
+  void Observe(const RoutingTrace& trace);
+  // Zeroes the totals that metrics show; heat and last use stay.
+  void ResetTotals();
+
+  int64_t step() const { return step_; }  // steps begun so far
+  int64_t last_use_step(ExpertKey key) const { return At(key).last_use_step; }  // -1: never
+  int64_t tokens_total(ExpertKey key) const { return At(key).tokens_total; }
+  // Comparable with each other until the next BeginStep.
+  double raw_heat(ExpertKey key) const { return At(key).raw_heat; }
+  // In uses: a use of this step counts its weight in full.
+  double heat(ExpertKey key) const { return At(key).raw_heat / scale_; }
+
+ private:
+  struct Entry {
+    double raw_heat = 0;
+    int64_t last_use_step = -1;
+    int64_t tokens_total = 0;
+  };
+  const Entry& At(ExpertKey key) const { return entries_[offsets_[key.layer] + key.expert]; }
+  void Rescale();
+
+  std::vector<int64_t> offsets_;  // [layers + 1] into entries_
+  std::vector<Entry> entries_;
+  double growth_;     // 2^(1 / half_life)
+  double scale_ = 1;  // growth_^step, divided at each Rescale
+  int64_t step_ = 0;
+};
+
+}  // namespace moed::cache
