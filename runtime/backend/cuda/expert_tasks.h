@@ -1,0 +1,32 @@
+// The work of one layer's experts as the device sees it: a list of tasks, each an expert and up to
+// eight of the tokens that chose it. Built on the device from the router's choice, read by every
+// expert kernel; its memory belongs to the CUDA backend's workspace.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace moed::backend {
+
+// Tokens of one tensor-core tile; an expert with more gets several tasks.
+inline constexpr int kTaskTokens = 8;
+// Neurons of one tile, the unit in which blocks share out experts.
+inline constexpr int kTileNeurons = 8;
+
+struct ExpertTask {
+  const std::byte* blob = nullptr;  // VRAM slot or mapped host memory
+  int32_t expert = 0;
+  int32_t num_tokens = 0;
+  int32_t first_tile = 0;  // tiles of all tasks before this one
+  int32_t num_tiles = 0;
+  int32_t token[kTaskTokens] = {};
+  float weight[kTaskTokens] = {};
+};
+
+struct ExpertTaskList {
+  int32_t num_tasks = 0;
+  int32_t num_tiles = 0;  // over all tasks
+  ExpertTask* tasks = nullptr;
+};
+
+}  // namespace moed::backend
