@@ -11,34 +11,51 @@
 
 #include "absl/status/statusor.h"
 
+struct MoedTokenizer;
+struct MoedTokenStream;
+
 namespace moed::text {
-
-class TokenStream;
-
-class Tokenizer {
- public:
-  virtual ~Tokenizer() = default;
-
-  // INVALID_ARGUMENT if the text is not UTF-8. With `parse_special` false, the text of control
-  // tokens inside `text` is encoded as plain characters (user content).
-  virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
-                                                      bool add_special_tokens,
-                                                      bool parse_special) const = 0;
-  // INVALID_ARGUMENT for an id outside the vocabulary.
-  virtual absl::StatusOr<std::string> Decode(std::span<const int32_t> ids,
-                                             bool skip_special_tokens) const = 0;
-  virtual std::unique_ptr<TokenStream> NewStream(bool skip_special_tokens) const = 0;
-  virtual int vocab_size() const = 0;  // largest id + 1, added tokens included
-};
 
 // Decodes a sequence token by token; never emits part of a character.
 class TokenStream {
  public:
-  virtual ~TokenStream() = default;
-  // The text that `id` completes, perhaps empty.
-  virtual absl::StatusOr<std::string> Push(int32_t id) = 0;
+  explicit TokenStream(MoedTokenStream* stream) : stream_(stream) {}
+
+  // The text that `id` completes, perhaps empty. An id without a token (a padding row of the
+  // embedding) has no text; INVALID_ARGUMENT for a negative one.
+  absl::StatusOr<std::string> Push(int32_t id);
   // What is still held back, as it stands.
-  virtual absl::StatusOr<std::string> Finish() = 0;
+  absl::StatusOr<std::string> Finish();
+
+ private:
+  struct Free {
+    void operator()(MoedTokenStream* stream) const;
+  };
+  std::unique_ptr<MoedTokenStream, Free> stream_;
+};
+
+class Tokenizer {
+ public:
+  explicit Tokenizer(MoedTokenizer* tokenizer) : tokenizer_(tokenizer) {}
+
+  // INVALID_ARGUMENT if the text is not UTF-8. With `parse_special` false, the text of control
+  // tokens inside `text` is encoded as plain characters (user content).
+  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_special_tokens,
+                                              bool parse_special) const;
+  // INVALID_ARGUMENT for an id outside the vocabulary.
+  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
+  // The stream may outlive the tokenizer.
+  std::unique_ptr<TokenStream> NewStream(bool skip_special_tokens) const;
+  int vocab_size() const;  // largest id + 1, added tokens included
+
+  // For ChatTemplate.
+  const MoedTokenizer* handle() const { return tokenizer_.get(); }
+
+ private:
+  struct Free {
+    void operator()(MoedTokenizer* tokenizer) const;
+  };
+  std::unique_ptr<MoedTokenizer, Free> tokenizer_;
 };
 
 // NOT_FOUND if the directory has no tokenizer.json; INVALID_ARGUMENT if it cannot be understood.
