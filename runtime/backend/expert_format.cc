@@ -5,7 +5,8 @@
 #include <cstring>
 
 #include "absl/base/internal/raw_logging.h"
-#include "runtime/backend/cpu/experts_transpose.h"
+#include "hwy/cache_control.h"
+#include "runtime/backend/cpu/experts_layout.h"
 
 namespace moed::backend {
 namespace {
@@ -26,15 +27,13 @@ constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
 void ConvertValues(const Tensor& source, int64_t offset, int64_t count, BFloat16* target) {
   switch (source.dtype()) {
     case DType::kBF16:
-      std::memcpy(target, source.As<BFloat16>() + offset, count * sizeof(BFloat16));
+      CopyValues(source.As<BFloat16>() + offset, count, target);
       return;
     case DType::kF16:
-      for (int64_t i = 0; i < count; ++i) {
-        target[i] = ToBFloat16(HalfToFloat(source.As<uint16_t>()[offset + i]));
-      }
+      HalvesToBFloat16(source.As<uint16_t>() + offset, count, target);
       return;
     case DType::kF32:
-      for (int64_t i = 0; i < count; ++i) target[i] = ToBFloat16(source.As<float>()[offset + i]);
+      FloatsToBFloat16(source.As<float>() + offset, count, target);
       return;
     default:
       ABSL_RAW_LOG(FATAL, "expert weights must be bf16, f16 or f32");
@@ -98,6 +97,7 @@ void ExpertFormat::Encode(const Tensor& gate, const Tensor& up, const Tensor& do
   }
   std::memset(blob.data() + intermediate_ * neuron_bytes(), 0,
               blob_bytes() - intermediate_ * neuron_bytes());
+  hwy::FlushStream();  // streamed lines become visible before whatever announces the blob
 }
 
 }  // namespace moed::backend

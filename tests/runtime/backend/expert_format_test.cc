@@ -73,10 +73,9 @@ TEST(ExpertFormatTest, EveryShapeKeepsEveryValueAndZeroesThePadding) {
         up[i] = static_cast<uint16_t>(20000 + i);
         down[i] = static_cast<uint16_t>(40000 + i);
       }
-      std::vector<uint16_t> blob =
-          Encode(format, Matrix(gate, DType::kBF16, intermediate, hidden),
-                 Matrix(up, DType::kBF16, intermediate, hidden),
-                 Matrix(down, DType::kBF16, hidden, intermediate));
+      std::vector<uint16_t> blob = Encode(format, Matrix(gate, DType::kBF16, intermediate, hidden),
+                                          Matrix(up, DType::kBF16, intermediate, hidden),
+                                          Matrix(down, DType::kBF16, hidden, intermediate));
       for (int64_t i = 0; i < intermediate; ++i) {
         for (int64_t h = 0; h < hidden; ++h) {
           uint16_t* value = blob.data() + i * 3 * format.row_values() + h;
@@ -91,36 +90,44 @@ TEST(ExpertFormatTest, EveryShapeKeepsEveryValueAndZeroesThePadding) {
   }
 }
 
-TEST(ExpertFormatTest, RoundsFloatsToNearestEven) {
-  const ExpertFormat format(ExpertFormatKind::kBF16, 4, 1);
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  std::vector<float> gate = {1.0f, 1.00390625f, 1.01171875f, -3.0e38f};
-  std::vector<float> up = {nan, -0.0f, 1e-40f, std::numeric_limits<float>::infinity()};
-  std::vector<float> down = {0.1f, 0.2f, 0.3f, 3.4e38f};
-  const std::vector<uint16_t> blob =
-      Encode(format, Tensor(gate.data(), DType::kF32, {1, 4}),
-             Tensor(up.data(), DType::kF32, {1, 4}), Tensor(down.data(), DType::kF32, {4, 1}));
-  const auto row = [&](int part) {
+// Values repeated to a width that fills vectors and leaves a tail.
+constexpr int64_t kWide = 67;
+
+template <typename T>
+std::vector<T> Repeated(const std::vector<T>& values) {
+  std::vector<T> repeated(kWide);
+  for (int64_t i = 0; i < kWide; ++i) repeated[i] = values[i % values.size()];
+  return repeated;
+}
+
+void ExpectRowsAre(const std::vector<uint16_t>& expected, const ExpertFormat& format,
+                   const std::vector<uint16_t>& blob) {
+  for (int part = 0; part < 3; ++part) {
     const auto* first = blob.data() + part * format.row_values();
-    return std::vector<uint16_t>(first, first + 4);
-  };
-  EXPECT_THAT(row(0), ElementsAre(0x3f80, 0x3f80, 0x3f82, 0xff62));
-  EXPECT_THAT(row(1), ElementsAre(0x7fc0, 0x8000, 0x0001, 0x7f80));
-  EXPECT_THAT(row(2), ElementsAre(0x3dcd, 0x3e4d, 0x3e9a, 0x7f80));
+    EXPECT_EQ(std::vector<uint16_t>(first, first + kWide), Repeated(expected));
+  }
+}
+
+TEST(ExpertFormatTest, RoundsFloatsToNearestEven) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> floats = Repeated<float>(
+      {1.0f, 1.00390625f, 1.01171875f, -3.0e38f, nan, -0.0f, 1e-40f, infinity, 0.1f, 3.4e38f});
+  const ExpertFormat format(ExpertFormatKind::kBF16, kWide, 1);
+  const Tensor row(floats.data(), DType::kF32, {1, kWide});
+  const Tensor column(floats.data(), DType::kF32, {kWide, 1});
+  ExpectRowsAre({0x3f80, 0x3f80, 0x3f82, 0xff62, 0x7fc0, 0x8000, 0x0001, 0x7f80, 0x3dcd, 0x7f80},
+                format, Encode(format, row, row, column));
 }
 
 TEST(ExpertFormatTest, ReadsHalvesExactlyBeforeRounding) {
-  const ExpertFormat format(ExpertFormatKind::kBF16, 5, 1);
-  // 1, -2, the smallest subnormal 2^-24, infinity, 65504.
-  std::vector<uint16_t> halves = {0x3c00, 0xc000, 0x0001, 0x7c00, 0x7bff};
-  const std::vector<uint16_t> blob =
-      Encode(format, Matrix(halves, DType::kF16, 1, 5), Matrix(halves, DType::kF16, 1, 5),
-             Matrix(halves, DType::kF16, 5, 1));
-  for (int part = 0; part < 3; ++part) {
-    const auto* first = blob.data() + part * format.row_values();
-    EXPECT_THAT(std::vector<uint16_t>(first, first + 5),
-                ElementsAre(0x3f80, 0xc000, 0x3380, 0x7f80, 0x4780));
-  }
+  // 1, -2, the smallest subnormal 2^-24, infinity, 65504, -0.
+  std::vector<uint16_t> halves =
+      Repeated<uint16_t>({0x3c00, 0xc000, 0x0001, 0x7c00, 0x7bff, 0x8000});
+  const ExpertFormat format(ExpertFormatKind::kBF16, kWide, 1);
+  const Tensor row = Matrix(halves, DType::kF16, 1, kWide);
+  ExpectRowsAre({0x3f80, 0xc000, 0x3380, 0x7f80, 0x4780, 0x8000}, format,
+                Encode(format, row, row, Matrix(halves, DType::kF16, kWide, 1)));
 }
 
 TEST(ExpertFormatTest, HalfNaNStaysNaN) {
