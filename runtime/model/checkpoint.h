@@ -5,60 +5,20 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
-#include <optional>
 #include <string>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "runtime/backend/buffer.h"
 #include "runtime/backend/tensor.h"
+#include "runtime/model/dense_role.h"
 #include "runtime/model/expert_source.h"
+#include "runtime/model/generation_config.h"
 #include "runtime/model/model_config.h"
 
 namespace moed::model {
 
-// Sampling defaults and end tokens of generation_config.json (or config.json's eos).
-struct GenerationDefaults {
-  std::optional<float> temperature;
-  std::optional<int> top_k;
-  std::optional<float> top_p;
-  std::optional<float> min_p;
-  std::optional<float> repetition_penalty;
-  std::optional<int64_t> max_new_tokens;
-  std::vector<int32_t> eos_token_ids;
-};
-
 enum class LoadFormat : uint8_t { kAuto, kDummy };
-
-// The dense tensors of a decoder, by role instead of by a family's name.
-enum class DenseRole : uint8_t {
-  kEmbedding,
-  kFinalNorm,
-  kLmHead,
-  // per layer
-  kAttentionNorm,
-  kFfnNorm,
-  kQuery,
-  kKey,
-  kValue,
-  kOutput,
-  kQueryBias,
-  kKeyBias,
-  kValueBias,
-  kOutputBias,
-  kQueryNorm,
-  kKeyNorm,
-  kRouter,
-  kMlpGate,
-  kMlpUp,
-  kMlpDown,
-  kSharedGate,
-  kSharedUp,
-  kSharedDown,
-  kSharedExpertGate,
-};
 
 // Host memory with a tensor's values in the file's dtype.
 struct HostTensor {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -56,6 +57,12 @@ struct ModelConfig {
   bool shared_gate = false;         // sigmoid gate on the shared expert
 
   int num_layers() const { return static_cast<int>(layers.size()); }
+  int num_moe_layers() const;
 };
+
+// Reads the text of `file`, a config.json. Sizes must be given; an option that is absent is what
+// its family's class in transformers says. INVALID_ARGUMENT, naming the file and the key: not JSON,
+// a size absent or out of range, an unknown family or activation, quantized weights.
+absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view text, const std::string& file);
 
 }  // namespace moed::model

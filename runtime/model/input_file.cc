@@ -1,0 +1,69 @@
+#include "runtime/model/input_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace moed::model {
+
+InputFile::InputFile(int descriptor, uint64_t bytes, std::string path)
+    : descriptor_(descriptor), bytes_(bytes), path_(std::move(path)) {}
+
+InputFile::InputFile(InputFile&& other) noexcept
+    : descriptor_(std::exchange(other.descriptor_, -1)),
+      bytes_(other.bytes_),
+      path_(std::move(other.path_)) {}
+
+InputFile& InputFile::operator=(InputFile&& other) noexcept {
+  std::swap(descriptor_, other.descriptor_);
+  std::swap(bytes_, other.bytes_);
+  std::swap(path_, other.path_);
+  return *this;
+}
+
+InputFile::~InputFile() {
+  if (descriptor_ >= 0) close(descriptor_);
+}
+
+absl::StatusOr<InputFile> InputFile::Open(const std::string& path) {
+  // O_NONBLOCK: opening a pipe that nobody writes to must not wait.
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
+  InputFile file(descriptor, 0, path);
+  struct stat status;
+  if (fstat(descriptor, &status) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot look at ", path));
+  }
+  if (!S_ISREG(status.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
+  }
+  file.bytes_ = static_cast<uint64_t>(status.st_size);
+  return file;
+}
+
+absl::Status InputFile::ReadAt(uint64_t offset, std::span<std::byte> destination) const {
+  while (!destination.empty()) {
+    const ssize_t count =
+        pread(descriptor_, destination.data(), destination.size(), static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) {
+      return absl::DataLossError(
+          absl::StrCat("cannot read ", path_, " at byte ", offset, ": ", std::strerror(errno)));
+    }
+    if (count == 0) {
+      return absl::DataLossError(absl::StrCat(path_, " ends at byte ", offset, " but had ", bytes_,
+                                              " bytes when it was opened"));
+    }
+    destination = destination.subspan(static_cast<size_t>(count));
+    offset += static_cast<uint64_t>(count);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace moed::model

@@ -1,0 +1,124 @@
+#include "runtime/model/tensor_files.h"
+
+#include <map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "nlohmann/json.hpp"
+#include "runtime/model/json.h"
+
+namespace moed::model {
+namespace {
+
+constexpr char kSingleFile[] = "model.safetensors";
+constexpr char kIndexFile[] = "model.safetensors.index.json";
+constexpr size_t kMaxIndexBytes = 100'000'000;
+
+absl::StatusOr<std::vector<TensorEntry>> ReadHeader(const InputFile& file) {
+  std::string prefix(kSafetensorsPrefixBytes, '\0');
+  if (file.bytes() < prefix.size()) {
+    return ParseSafetensorsPrefix("", file.bytes(), file.path()).status();
+  }
+  absl::Status status = file.ReadAt(0, std::as_writable_bytes(std::span(prefix)));
+  if (!status.ok()) return status;
+  const absl::StatusOr<uint64_t> bytes = ParseSafetensorsPrefix(prefix, file.bytes(), file.path());
+  if (!bytes.ok()) return bytes.status();
+  std::string header(*bytes, '\0');
+  status = file.ReadAt(kSafetensorsPrefixBytes, std::as_writable_bytes(std::span(header)));
+  if (!status.ok()) return status;
+  return ParseSafetensorsHeader(header, file.bytes(), file.path());
+}
+
+// File name -> the tensors that the index expects there.
+using WeightMap = std::map<std::string, std::vector<std::string>>;
+
+absl::StatusOr<WeightMap> ReadIndex(const CheckpointDirectory& directory) {
+  const std::string path = directory.PathOf(kIndexFile);
+  const absl::StatusOr<std::string> text = directory.ReadFile(kIndexFile, kMaxIndexBytes);
+  if (!text.ok()) return text.status();
+  const absl::StatusOr<nlohmann::json> json = ParseJsonObject(*text, path);
+  if (!json.ok()) return json.status();
+  const auto weight_map = json->find("weight_map");
+  if (weight_map == json->end() || !weight_map->is_object()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": key \"weight_map\" is missing"));
+  }
+  WeightMap files;
+  for (const auto& [tensor, file] : weight_map->items()) {
+    if (!file.is_string()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": weight_map must map names to file names"));
+    }
+    files[file.get<std::string>()].push_back(tensor);
+  }
+  return files;
+}
+
+}  // namespace
+
+absl::Status StoredTensor::Read(uint64_t offset, std::span<std::byte> destination) const {
+  absl::Status status = file->ReadAt(entry.offset + offset, destination);
+  if (status.ok()) return status;
+  return absl::DataLossError(
+      absl::StrCat("tensor \"", entry.name, "\" cannot be read: ", status.message()));
+}
+
+absl::StatusOr<TensorFiles> TensorFiles::Open(const CheckpointDirectory& directory) {
+  if (directory.Has(kSingleFile)) return OpenFile(directory, kSingleFile);
+  if (!directory.Has(kIndexFile)) {
+    return absl::NotFoundError(absl::StrCat(
+        directory.path(), ": neither ", kSingleFile, " nor ", kIndexFile,
+        " is there; convert other weights to safetensors, or use --load-format dummy"));
+  }
+  TensorFiles files;
+  absl::Status status = files.OpenIndexed(directory);
+  if (!status.ok()) return status;
+  return files;
+}
+
+absl::StatusOr<TensorFiles> TensorFiles::OpenFile(const CheckpointDirectory& directory,
+                                                  std::string_view name) {
+  TensorFiles files;
+  absl::StatusOr<std::vector<TensorEntry>> entries = files.AddFile(directory, name);
+  if (!entries.ok()) return entries.status();
+  for (TensorEntry& entry : *entries) {
+    std::string key = entry.name;
+    files.tensors_.try_emplace(std::move(key),
+                               StoredTensor{std::move(entry), files.files_.back().get()});
+  }
+  return files;
+}
+
+absl::Status TensorFiles::OpenIndexed(const CheckpointDirectory& directory) {
+  const absl::StatusOr<WeightMap> index = ReadIndex(directory);
+  if (!index.ok()) return index.status();
+  for (const auto& [name, expected] : *index) {
+    absl::StatusOr<std::vector<TensorEntry>> entries = AddFile(directory, name);
+    if (!entries.ok()) return entries.status();
+    absl::flat_hash_map<std::string, TensorEntry> by_name;
+    for (TensorEntry& entry : *entries) by_name.try_emplace(entry.name, std::move(entry));
+    for (const std::string& tensor : expected) {
+      const auto found = by_name.find(tensor);
+      if (found == by_name.end()) {
+        return absl::DataLossError(absl::StrCat(directory.PathOf(name), ": tensor \"", tensor,
+                                                "\" is missing, which the index says is there"));
+      }
+      tensors_.try_emplace(tensor, StoredTensor{std::move(found->second), files_.back().get()});
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<TensorEntry>> TensorFiles::AddFile(const CheckpointDirectory& directory,
+                                                              std::string_view name) {
+  absl::StatusOr<InputFile> file = directory.OpenFile(name);
+  if (!file.ok()) return file.status();
+  files_.push_back(std::make_unique<InputFile>(*std::move(file)));
+  return ReadHeader(*files_.back());
+}
+
+const StoredTensor* TensorFiles::Find(std::string_view name) const {
+  const auto found = tensors_.find(std::string(name));
+  return found == tensors_.end() ? nullptr : &found->second;
+}
+
+}  // namespace moed::model
