@@ -100,4 +100,33 @@ void ExpertFormat::Encode(const Tensor& gate, const Tensor& up, const Tensor& do
   hwy::FlushStream();  // streamed lines become visible before whatever announces the blob
 }
 
+void ExpertFormat::EncodeRows(ExpertPart part, int64_t first_row, const Tensor& rows,
+                              std::span<std::byte> blob) const {
+  const int64_t row = row_values();
+  const int64_t neuron = 3 * row;
+  const int64_t count = rows.dim(0);
+  BFloat16* const values =
+      reinterpret_cast<BFloat16*>(blob.data()) + static_cast<int64_t>(part) * row;
+  const auto zero_padding = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      std::fill(values + i * neuron + hidden_, values + i * neuron + row, BFloat16{0});
+    }
+  };
+  if (part == ExpertPart::kDown) {
+    for (int64_t begin = 0; begin < intermediate_; begin += kNeuronBlock) {
+      const int64_t columns = std::min(kNeuronBlock, intermediate_ - begin);
+      TransposeColumns(rows, begin, columns, values + begin * neuron + first_row, neuron);
+    }
+    if (first_row + count == hidden_) zero_padding(0, intermediate_);
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      ConvertValues(rows, i * hidden_, hidden_, values + (first_row + i) * neuron);
+    }
+    zero_padding(first_row, first_row + count);
+  }
+  std::memset(blob.data() + intermediate_ * neuron_bytes(), 0,
+              blob_bytes() - intermediate_ * neuron_bytes());
+  hwy::FlushStream();
+}
+
 }  // namespace moed::backend

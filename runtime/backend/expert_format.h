@@ -18,6 +18,8 @@ namespace moed::backend {
 
 enum class ExpertFormatKind : uint8_t { kBF16 };
 
+enum class ExpertPart : uint8_t { kGate, kUp, kDown };
+
 std::string_view ExpertFormatName(ExpertFormatKind kind);
 
 class ExpertFormat {
@@ -42,6 +44,12 @@ class ExpertFormat {
   // blob; f16 and f32 are rounded to bf16. `blob` holds blob_bytes().
   void Encode(const Tensor& gate, const Tensor& up, const Tensor& down,
               std::span<std::byte> blob) const;
+
+  // Lays out a piece of it: rows [n, H] of gate or up from neuron `first_row` on, or [n, I] of down
+  // from row `first_row` of its H on. All rows of the three parts, in any order, make what Encode
+  // makes; pieces of down should begin at multiples of 32.
+  void EncodeRows(ExpertPart part, int64_t first_row, const Tensor& rows,
+                  std::span<std::byte> blob) const;
 
  private:
   ExpertFormatKind kind_;

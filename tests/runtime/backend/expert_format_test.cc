@@ -90,6 +90,27 @@ TEST(ExpertFormatTest, EveryShapeKeepsEveryValueAndZeroesThePadding) {
   }
 }
 
+TEST(ExpertFormatTest, PiecesInAnyOrderMakeTheWhole) {
+  constexpr int64_t kHidden = 72, kIntermediate = 45;
+  const ExpertFormat format(ExpertFormatKind::kBF16, kHidden, kIntermediate);
+  std::vector<uint16_t> values(3 * kHidden * kIntermediate);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<uint16_t>(i);
+  const Tensor gate(values.data(), DType::kBF16, {kIntermediate, kHidden});
+  const Tensor up(gate.As<uint16_t>() + kHidden * kIntermediate, DType::kBF16,
+                  {kIntermediate, kHidden});
+  const Tensor down(up.As<uint16_t>() + kHidden * kIntermediate, DType::kBF16,
+                    {kHidden, kIntermediate});
+  std::vector<uint16_t> blob(format.blob_bytes() / sizeof(uint16_t), 0xaaaa);
+  const auto bytes = std::as_writable_bytes(std::span(blob));
+  format.EncodeRows(ExpertPart::kDown, 64, down.Rows(64, 8), bytes);
+  format.EncodeRows(ExpertPart::kDown, 0, down.Rows(0, 32), bytes);
+  format.EncodeRows(ExpertPart::kDown, 32, down.Rows(32, 32), bytes);
+  format.EncodeRows(ExpertPart::kUp, 0, up, bytes);
+  format.EncodeRows(ExpertPart::kGate, 7, gate.Rows(7, kIntermediate - 7), bytes);
+  format.EncodeRows(ExpertPart::kGate, 0, gate.Rows(0, 7), bytes);
+  EXPECT_EQ(blob, Encode(format, gate, up, down));
+}
+
 // Values repeated to a width that fills vectors and leaves a tail.
 constexpr int64_t kWide = 67;
 
