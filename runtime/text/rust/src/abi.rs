@@ -57,20 +57,26 @@ unsafe fn text<'a>(slice: Slice, what: &str) -> Result<&'a str, TextError> {
 }
 
 fn guarded(error: Sink, body: impl FnOnce() -> Result<(), TextError>) -> i32 {
+    guarded_as(Code::Internal, error, body)
+}
+
+fn guarded_as(panic_code: Code, error: Sink, body: impl FnOnce() -> Result<(), TextError>) -> i32 {
     static QUIET: Once = Once::new();
     // The message goes into the error, not to stderr.
     QUIET.call_once(|| set_hook(Box::new(|_| {})));
     let result = catch_unwind(AssertUnwindSafe(body));
-    let Err(failure) = result.unwrap_or_else(|panic| Err(panic_error(panic))) else { return 0 };
+    let Err(failure) = result.unwrap_or_else(|panic| Err(panic_error(panic_code, panic))) else {
+        return 0;
+    };
     error.write(failure.message.as_bytes());
     failure.code as i32
 }
 
-fn panic_error(panic: Box<dyn Any + Send>) -> TextError {
+fn panic_error(code: Code, panic: Box<dyn Any + Send>) -> TextError {
     let message = panic.downcast_ref::<&str>().map(|message| message.to_string());
     let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
     let message = message.unwrap_or_default();
-    TextError { code: Code::Internal, message: format!("text processing failed: {message}") }
+    TextError { code, message: format!("text processing failed: {message}") }
 }
 
 fn free<T>(handle: *mut T) {
@@ -88,7 +94,8 @@ pub unsafe extern "C" fn moed_tokenizer_new(
     tokenizer: *mut *mut Arc<Tokenizer>,
     error: Sink,
 ) -> i32 {
-    guarded(error, || unsafe {
+    // The parser panics on some malformed files.
+    guarded_as(Code::InvalidArgument, error, || unsafe {
         let loaded = Tokenizer::new(items(json.data, json.size))?;
         *tokenizer = Box::into_raw(Box::new(Arc::new(loaded)));
         Ok(())

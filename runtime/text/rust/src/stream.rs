@@ -68,23 +68,19 @@ impl TokenStream {
 /// Removes all whole characters from the front of `pending`. Invalid bytes become U+FFFD as soon as
 /// they cannot become a character; an incomplete character at the end stays.
 fn take_characters(pending: &mut Vec<u8>) -> String {
-    if let Ok(text) = std::str::from_utf8(pending) {
-        let text = text.to_owned();
-        pending.clear();
-        return text;
-    }
-    let mut text = String::new();
-    let mut incomplete = 0;
-    for chunk in pending.utf8_chunks() {
-        text.push_str(chunk.valid());
-        let invalid = chunk.invalid();
-        let is_last = std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
-        if !invalid.is_empty() && is_last {
-            incomplete = invalid.len();
-        } else if !invalid.is_empty() {
-            text.push(char::REPLACEMENT_CHARACTER);
-        }
-    }
+    let mut text = String::with_capacity(pending.len());
+    let mut rest = pending.as_slice();
+    let incomplete = loop {
+        let Err(error) = std::str::from_utf8(rest) else {
+            text.push_str(&String::from_utf8_lossy(rest));
+            break 0;
+        };
+        let (valid, invalid) = rest.split_at(error.valid_up_to());
+        text.push_str(&String::from_utf8_lossy(valid));
+        let Some(length) = error.error_len() else { break invalid.len() };
+        text.push(char::REPLACEMENT_CHARACTER);
+        rest = &invalid[length..];
+    };
     pending.drain(..pending.len() - incomplete);
     text
 }
