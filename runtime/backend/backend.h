@@ -117,6 +117,11 @@ class Backend {
   virtual absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(const Tensor& weight,
                                                                       const Tensor& bias) = 0;
 
+  // Names the step that the following ops belong to, before the first of them: a device uploads
+  // what its kernels need of the batch, once. The spans must live until the step's last op.
+  virtual void BeginStep(std::span<const int32_t> token_ids,
+                         std::span<const AttentionSegment> segments) = 0;
+
   // table [V, H] bf16, token_ids [T] i32 (host) -> out [T, H] f32.
   virtual void Embed(const Tensor& table, std::span<const int32_t> token_ids,
                      const Tensor& out) = 0;

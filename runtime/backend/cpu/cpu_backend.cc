@@ -1,6 +1,7 @@
 #include "runtime/backend/cpu/cpu_backend.h"
 
 #include <cstring>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "runtime/backend/cpu/attention.h"
@@ -9,6 +10,8 @@
 #include "runtime/backend/cpu/experts.h"
 #include "runtime/backend/cpu/host_memory.h"
 #include "runtime/backend/cpu/linear.h"
+#include "runtime/backend/cpu/linear_f32.h"
+#include "runtime/backend/cpu/packed_weight.h"
 #include "runtime/backend/cpu/prepare_qkv.h"
 #include "runtime/backend/cpu/rms_norm.h"
 #include "runtime/backend/cpu/routing.h"
@@ -20,7 +23,7 @@ namespace {
 
 class CpuBackend : public Backend {
  public:
-  explicit CpuBackend(int num_threads) : pool_(num_threads) {}
+  explicit CpuBackend(int num_threads) : pool_(num_threads), attention_(pool_) {}
 
   std::string Description() const override {
     return absl::StrCat("cpu (", pool_.num_threads(), " threads)");
@@ -41,8 +44,11 @@ class CpuBackend : public Backend {
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(const Tensor& weight,
                                                               const Tensor& bias) override {
-    return PackLinear(pool_, weight, bias);
+    return PackedWeight::Pack(pool_, weight, bias);
   }
+
+  // The CPU's ops read the batch from their own arguments.
+  void BeginStep(std::span<const int32_t>, std::span<const AttentionSegment>) override {}
 
   void Embed(const Tensor& table, std::span<const int32_t> token_ids, const Tensor& out) override {
     EmbedRows(pool_, table, token_ids, out);
@@ -53,7 +59,8 @@ class CpuBackend : public Backend {
   }
   void Linear(const LinearWeight& weight, const Tensor& x, const Tensor& out,
               bool accumulate) override {
-    LinearRows(pool_, weight, x, out, accumulate);
+    LinearRows(pool_, static_cast<const PackedWeight&>(weight), x, out, accumulate,
+               linear_workspace_);
   }
   void LinearF32(const Tensor& weight, const Tensor& x, const Tensor& out) override {
     LinearF32Rows(pool_, weight, x, out);
@@ -68,7 +75,7 @@ class CpuBackend : public Backend {
   }
   void Attention(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
                  const Tensor& q, const KvLayer& cache, const Tensor& out) override {
-    AttendSegments(pool_, spec, segments, q, cache, out);
+    attention_.Run(spec, segments, q, cache, out);
   }
   void Route(const RouterSpec& spec, const Tensor& logits, const Tensor& ids,
              const Tensor& weights) override {
@@ -92,6 +99,8 @@ class CpuBackend : public Backend {
  private:
   ThreadPool pool_;
   RopeTable rope_table_;
+  PagedAttention attention_;
+  std::vector<float> linear_workspace_;
 };
 
 }  // namespace

@@ -1,75 +1,143 @@
 #include "runtime/backend/cpu/linear.h"
 
-#include <utility>
+#include <algorithm>
+#include <array>
 
-#include "runtime/backend/dtype.h"
+#include "runtime/backend/cpu/panel_product.h"
 
 namespace moed::backend {
 namespace {
 
-class RowMajorWeight : public LinearWeight {
- public:
-  RowMajorWeight(const Tensor& weight, const Tensor& bias)
-      : out_(weight.dim(0)), in_(weight.dim(1)) {
-    values_.assign(weight.As<BFloat16>(), weight.As<BFloat16>() + out_ * in_);
-    if (!bias.empty()) bias_.assign(bias.As<float>(), bias.As<float>() + out_);
-  }
-  int64_t out_features() const override { return out_; }
-  int64_t in_features() const override { return in_; }
-  const BFloat16* row(int64_t n) const { return values_.data() + n * in_; }
-  float bias(int64_t n) const { return bias_.empty() ? 0.0f : bias_[n]; }
+// Rows of x that are float32 at a time: enough to make another read of the weights cheap, few
+// enough to bound the workspace.
+constexpr int64_t kChunkRows = 400;
+// Of those, a task takes a block whose float32 rows stay in the second-level cache for one pass
+// over a cut of the depth, while a panel's cut stays in the first.
+constexpr int64_t kBlockRows = 100;
+constexpr int64_t kDepthCut = 512;
+// Panels of a task: what a core reads from memory while it goes over the block.
+constexpr int64_t kBlockPanels = 8;
 
- private:
-  int64_t out_;
-  int64_t in_;
-  std::vector<BFloat16> values_;
-  std::vector<float> bias_;
+static_assert(kChunkRows % kBlockRows == 0 && kBlockRows % kTileRows == 0);
+
+// One product, cut into blocks of rows and panels; all of it lives for one LinearRows call.
+struct Product {
+  const PackedWeight& weight;
+  const float* x = nullptr;  // packed rows
+  int64_t rows = 0;
+  float* out = nullptr;  // [rows, out_features]
+  bool accumulate = false;
 };
+
+// x [rows, in] bf16 to float32 tiles [depth][rows of the tile].
+void UnpackRows(ThreadPool& pool, const BFloat16* x, int64_t rows, const PackedWeight& weight,
+                float* unpacked) {
+  const int64_t in = weight.in_features();
+  const int64_t depth = weight.depth();
+  auto unpack_tiles = [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin * kTileRows; row < std::min(rows, end * kTileRows); ++row) {
+      const PackedRow to = PackedRowAt(row, rows, depth);
+      float* values = unpacked + to.offset;
+      for (int64_t k = 0; k < in; ++k) values[k * to.depth_stride] = ToFloat(x[row * in + k]);
+      for (int64_t k = in; k < depth; ++k) values[k * to.depth_stride] = 0;
+    }
+  };
+  constexpr int64_t kValuesPerChunk = 32 * 1024;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  pool.ParallelFor(tiles, 1 + kValuesPerChunk / (kTileRows * depth), unpack_tiles);
+}
+
+// What a sum starts from: the bias, and what is in `out` already.
+void StartSums(const Product& product, int64_t row, int64_t first, int64_t count, float* sums) {
+  const std::vector<float>& bias = product.weight.bias();
+  const float* out = product.out + row * product.weight.out_features() + first;
+  for (int64_t n = 0; n < count; ++n) {
+    sums[n] = (product.accumulate ? out[n] : 0.0f) + (bias.empty() ? 0.0f : bias[first + n]);
+  }
+}
+
+// Rows [row_begin, row_begin + rows) times panels; `sums` [rows, panels * 16] as StartSums left it.
+void MultiplyBlock(const Product& product, int64_t row_begin, int64_t rows, int64_t panel_begin,
+                   int64_t panels, float* sums, int64_t sums_stride) {
+  const int64_t depth = product.weight.depth();
+  const PanelProduct block = {.a = product.x + row_begin * depth,
+                              .rows = rows,
+                              .depth = depth,
+                              .panels = product.weight.panel(panel_begin),
+                              .panel_stride = product.weight.panel_elements(),
+                              .num_panels = panels,
+                              .c = sums,
+                              .c_stride = sums_stride};
+  // A single tile of rows passes over each panel once: then long reads are best.
+  const int64_t cut = rows <= kTileRows ? depth : kDepthCut;
+  for (int64_t k = 0; k < depth; k += cut) {
+    AccumulatePanels(block, k, std::min(depth, k + cut));
+  }
+}
+
+// The last panel where `out` is no multiple of 16: its sums do not fit into `out`.
+void ComputePartialPanel(const Product& product, int64_t row_begin, int64_t rows, int64_t panel) {
+  const int64_t first = panel * kPanelColumns;
+  const int64_t count = product.weight.out_features() - first;
+  std::array<float, kBlockRows* kPanelColumns> sums = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    StartSums(product, row_begin + r, first, count, sums.data() + r * kPanelColumns);
+  }
+  MultiplyBlock(product, row_begin, rows, panel, 1, sums.data(), kPanelColumns);
+  for (int64_t r = 0; r < rows; ++r) {
+    std::copy_n(sums.data() + r * kPanelColumns, count,
+                product.out + (row_begin + r) * product.weight.out_features() + first);
+  }
+}
+
+void ComputeBlock(const Product& product, int64_t row_begin, int64_t rows, int64_t panel_begin,
+                  int64_t panel_end) {
+  const int64_t width = product.weight.out_features();
+  const int64_t whole_end = std::min(panel_end, width / kPanelColumns);
+  if (whole_end > panel_begin) {
+    const int64_t first = panel_begin * kPanelColumns;
+    for (int64_t row = row_begin; row < row_begin + rows; ++row) {
+      StartSums(product, row, first, (whole_end - panel_begin) * kPanelColumns,
+                product.out + row * width + first);
+    }
+    MultiplyBlock(product, row_begin, rows, panel_begin, whole_end - panel_begin,
+                  product.out + row_begin * width + first, width);
+  }
+  if (whole_end < panel_end) ComputePartialPanel(product, row_begin, rows, whole_end);
+}
+
+void MultiplyChunk(ThreadPool& pool, const Product& product) {
+  const int64_t panels = product.weight.num_panels();
+  const int64_t row_blocks = (product.rows + kBlockRows - 1) / kBlockRows;
+  const int64_t panel_blocks = (panels + kBlockPanels - 1) / kBlockPanels;
+  auto compute_blocks = [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row_begin = i / panel_blocks * kBlockRows;
+      const int64_t panel_begin = i % panel_blocks * kBlockPanels;
+      ComputeBlock(product, row_begin, std::min(kBlockRows, product.rows - row_begin), panel_begin,
+                   std::min(panels, panel_begin + kBlockPanels));
+    }
+  };
+  pool.ParallelFor(row_blocks * panel_blocks, 1, compute_blocks);
+}
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(ThreadPool&, const Tensor& weight,
-                                                         const Tensor& bias) {
-  if (weight.dtype() != DType::kBF16 || weight.rank() != 2) {
-    return absl::InvalidArgumentError("a linear weight must be a bf16 matrix");
+void LinearRows(ThreadPool& pool, const PackedWeight& weight, const Tensor& x, const Tensor& out,
+                bool accumulate, std::vector<float>& workspace) {
+  const int64_t tokens = x.dim(0);
+  const auto needed = static_cast<size_t>(std::min(tokens, kChunkRows) * weight.depth());
+  if (workspace.size() < needed) workspace.resize(needed);
+  for (int64_t begin = 0; begin < tokens; begin += kChunkRows) {
+    const int64_t rows = std::min(kChunkRows, tokens - begin);
+    UnpackRows(pool, x.As<BFloat16>() + begin * weight.in_features(), rows, weight,
+               workspace.data());
+    MultiplyChunk(pool, {.weight = weight,
+                         .x = workspace.data(),
+                         .rows = rows,
+                         .out = out.As<float>() + begin * weight.out_features(),
+                         .accumulate = accumulate});
   }
-  return std::make_unique<RowMajorWeight>(weight, bias);
-}
-
-void LinearRows(ThreadPool& pool, const LinearWeight& weight, const Tensor& x, const Tensor& out,
-                bool accumulate) {
-  const auto& rows = static_cast<const RowMajorWeight&>(weight);
-  const int64_t in = weight.in_features();
-  const int64_t out_width = weight.out_features();
-  auto body = [&](int64_t begin, int64_t end, int) {
-    for (int64_t n = begin; n < end; ++n) {
-      for (int64_t t = 0; t < x.dim(0); ++t) {
-        float sum = 0;
-        const BFloat16* x_row = x.As<BFloat16>() + t * in;
-        for (int64_t i = 0; i < in; ++i) sum += ToFloat(x_row[i]) * ToFloat(rows.row(n)[i]);
-        float& y = out.As<float>()[t * out_width + n];
-        y = (accumulate ? y : 0.0f) + sum + rows.bias(n);
-      }
-    }
-  };
-  pool.ParallelFor(out_width, 8, body);
-}
-
-void LinearF32Rows(ThreadPool& pool, const Tensor& weight, const Tensor& x, const Tensor& out) {
-  const int64_t in = weight.dim(1);
-  const int64_t out_width = weight.dim(0);
-  auto body = [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      for (int64_t n = 0; n < out_width; ++n) {
-        float sum = 0;
-        const float* x_row = x.As<float>() + t * in;
-        const float* w_row = weight.As<float>() + n * in;
-        for (int64_t i = 0; i < in; ++i) sum += x_row[i] * w_row[i];
-        out.As<float>()[t * out_width + n] = sum;
-      }
-    }
-  };
-  pool.ParallelFor(x.dim(0), 1, body);
 }
 
 }  // namespace moed::backend

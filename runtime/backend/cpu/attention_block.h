@@ -1,0 +1,57 @@
+// The inner part of attention on the CPU: some query rows of one KV head against a range of keys,
+// tile by tile, with an online softmax. Both products run on panels (panel.h): a tile's keys are
+// packed as columns, its values as rows, once for all query rows of the block.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "runtime/backend/backend.h"
+#include "runtime/backend/cpu/softmax_tile.h"
+
+namespace moed::backend {
+
+// Query rows of a block at most: their float32 rows, scores and sums fit the second-level cache.
+constexpr int64_t kMaxBlockQueries = 100;
+
+// The queries of one KV head in a segment, counted token by token, its query heads side by side:
+// query i is token i / group, head kv_head * group + i % group.
+struct AttentionBlock {
+  const AttentionSegment* segment = nullptr;
+  int kv_head = 0;
+  int64_t query_begin = 0;
+  int64_t num_queries = 0;  // <= kMaxBlockQueries
+  int64_t key_begin = 0;    // positions; the causal and window limits apply besides
+  int64_t key_end = 0;
+};
+
+// Scratch and result of one block. One per worker, reused from block to block.
+class BlockAttention {
+ public:
+  // q [T, hq * D] f32.
+  void Run(const AttentionSpec& spec, const AttentionBlock& block, const Tensor& q,
+           const KvLayer& cache);
+
+  // After Run: sums of weighted values, [num_queries][width], not yet divided by softmax().sum.
+  const float* sums(int64_t query) const { return sums_.data() + query * width_; }
+  const RunningSoftmax& softmax(int64_t query) const { return softmax_[query]; }
+
+ private:
+  void Reset(const AttentionSpec& spec, const AttentionBlock& block, const Tensor& q);
+  void PackTile(const AttentionSpec& spec, const AttentionBlock& block, const KvLayer& cache,
+                int64_t key_begin, int64_t key_end);
+  void WeighTile(const AttentionSpec& spec, const AttentionBlock& block, int64_t key_begin);
+
+  int64_t depth_ = 0;           // D rounded up to a multiple of 2
+  int64_t width_ = 0;           // D rounded up to a multiple of 16
+  std::vector<float> queries_;  // tiles [depth_][rows], scaled
+  std::vector<float> scores_;   // [num_queries][kTileKeys]
+  std::vector<float> weights_;  // tiles [kTileKeys][rows]
+  std::vector<float> sums_;     // [num_queries][width_]
+  std::vector<RunningSoftmax> softmax_;
+  std::vector<uint16_t> key_panels_;    // [kTileKeys / 16][depth_ / 2][16][2]
+  std::vector<uint16_t> value_panels_;  // [width_ / 16][kTileKeys / 2][16][2]
+};
+
+}  // namespace moed::backend
