@@ -14,24 +14,27 @@
 namespace moed::model {
 
 struct SamplingParams {
-  float temperature = 1.0f;  // 0: greedy
-  int top_k = 0;             // 0: off
-  float top_p = 1.0f;
-  float min_p = 0.0f;
+  float temperature = 1.0f;         // 0 to 100; 0: greedy
+  int top_k = 0;                    // 0 or -1: off
+  float top_p = 1.0f;               // above 0, to 1
+  float min_p = 0.0f;               // 0 to 1, of the most probable token's probability
   float repetition_penalty = 1.0f;  // prompt and output tokens: logit < 0 multiplied, else divided
-  float presence_penalty = 0.0f;    // output tokens
-  float frequency_penalty = 0.0f;   // output tokens, times their count
+  float presence_penalty = 0.0f;    // -2 to 2; output tokens
+  float frequency_penalty = 0.0f;   // -2 to 2; output tokens, times their count
   uint64_t seed = 0;
-  std::vector<std::pair<int32_t, float>> logit_bias;
-  int logprobs = -1;  // -1: none; K: the chosen token's and the K most probable
+  std::vector<std::pair<int32_t, float>> logit_bias = {};  // each -100 to 100
+  int logprobs = -1;  // -1: none; K to 20: the chosen token's and the K most probable
 };
 
-// INVALID_ARGUMENT naming the field: NaN, out of range, an unknown token id.
+inline constexpr int kMaxLogprobs = 20;
+
+// INVALID_ARGUMENT naming the field and its range: NaN, out of range, an unknown token id.
 absl::Status ValidateSamplingParams(const SamplingParams& params, int vocab_size);
 
 // Counter-based: draw i of a sequence depends on its seed and i alone, never on the batch.
 class SamplerState {
  public:
+  // `prompt` is only read here.
   SamplerState(SamplingParams params, std::span<const int32_t> prompt);
 
   const SamplingParams& params() const { return params_; }
@@ -51,6 +54,11 @@ class SamplerState {
   const absl::flat_hash_map<int32_t, Seen>& seen() const { return seen_; }
 
  private:
+  bool counts_prompt() const { return params_.repetition_penalty != 1.0f; }
+  bool counts_output() const {
+    return counts_prompt() || params_.presence_penalty != 0.0f || params_.frequency_penalty != 0.0f;
+  }
+
   SamplingParams params_;
   std::vector<int32_t> forbidden_;
   absl::flat_hash_map<int32_t, Seen> seen_;

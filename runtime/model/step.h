@@ -22,12 +22,13 @@ struct TokenLogprob {
 struct SequenceChunk {
   int num_tokens = 0;     // its tokens in StepInput::token_ids, in order of chunks
   int context_start = 0;  // position of the first of them; everything before is in the KV cache
-  std::span<const int32_t> kv_blocks;  // in order, covering context_start + num_tokens
+  std::span<const int32_t> kv_blocks = {};  // in order, covering context_start + num_tokens
   // Set if the chunk ends at the sequence's last known token: its logits are sampled. Null: only
   // the KV cache is filled (all chunks of a prompt but the last).
   SamplerState* sampler = nullptr;
-  // Log-probabilities of the chunk's own prompt tokens (each given those before it), with this many
-  // alternatives; -1: none. The caller sets next_token to the prompt token after the chunk, or -1.
+  // Log-probabilities of the prompt tokens that follow each of the chunk's tokens (each given those
+  // before it), with this many alternatives; -1: none. The caller sets next_token to the prompt
+  // token after the chunk, or -1 if the prompt ends with it. The prompt's first token has none.
   int prompt_logprobs = -1;
   int32_t next_token = -1;
 };
@@ -51,7 +52,7 @@ struct ChunkResult {
   int32_t token = -1;
   float logprob = 0;
   std::vector<TokenLogprob> top_logprobs;  // most probable first, as many as the sampler asks
-  // One entry per prompt token asked for: the token's own, then the alternatives.
+  // In order of the prompt tokens asked for: the token's own, then the alternatives.
   std::vector<std::vector<TokenLogprob>> prompt_logprobs;
   ExpertShare experts;
   // The logits held a NaN: the sequence must end with INTERNAL and its KV must not be reused.

@@ -1,0 +1,177 @@
+#include "runtime/model/expert_store.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/base/internal/raw_logging.h"
+#include "absl/time/clock.h"
+
+namespace moed::model {
+namespace {
+
+std::vector<int> ExpertsPerLayer(const ModelConfig& config) {
+  std::vector<int> experts;
+  for (const LayerConfig& layer : config.layers) {
+    experts.push_back(layer.is_moe ? config.router.num_experts : 0);
+  }
+  return experts;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConfig& config,
+                                                                 const ExpertStoreOptions& options,
+                                                                 const ExpertSource& source,
+                                                                 backend::Backend& backend) {
+  auto cache = cache::ExpertCache::Create({.experts_per_layer = ExpertsPerLayer(config),
+                                           .top_k = config.router.top_k,
+                                           .num_slots = options.num_slots,
+                                           .policy = options.policy});
+  if (!cache.ok()) return cache.status();
+  const size_t arena_bytes = (*cache)->num_slots() * source.format().blob_bytes();
+  auto arena = backend.Allocate(arena_bytes, backend::MemoryKind::kDevice, "expert slots");
+  if (!arena.ok()) return arena.status();
+  return std::unique_ptr<ExpertStore>(new ExpertStore(source, *std::move(cache), *std::move(arena),
+                                                      ExpertsPerLayer(config), options.io_threads));
+}
+
+ExpertStore::ExpertStore(const ExpertSource& source, std::unique_ptr<cache::ExpertCache> cache,
+                         backend::Buffer arena, std::vector<int> experts_per_layer, int io_threads)
+    : source_(source),
+      arena_(std::move(arena)),
+      cache_(std::move(cache)),
+      experts_per_layer_(std::move(experts_per_layer)),
+      loader_(source, io_threads) {}
+
+absl::Status ExpertStore::Warm(const LoadProgress& progress) {
+  const auto blob_bytes = static_cast<int64_t>(format().blob_bytes());
+  const int most_experts = *std::max_element(experts_per_layer_.begin(), experts_per_layer_.end());
+  for (int expert = 0; expert < most_experts; ++expert) {
+    for (int layer = 0; layer < static_cast<int>(experts_per_layer_.size()); ++layer) {
+      if (expert < experts_per_layer_[layer]) StartPrefetch({layer, expert});
+    }
+  }
+  const auto total = static_cast<int64_t>(loading_.size()) * blob_bytes;
+  while (!loading_.empty()) {
+    loader_.Wait(&completions_);
+    if (absl::Status status = Settle(); !status.ok()) {
+      Abandon();
+      return status;
+    }
+    ready_.clear();
+    if (progress) progress(total - static_cast<int64_t>(loading_.size()) * blob_bytes, total);
+  }
+  return absl::OkStatus();
+}
+
+void ExpertStore::StartPrefetch(cache::ExpertKey key) {
+  std::optional<cache::Grant> grant = cache_->Prefetch(key);
+  if (!grant.has_value()) return;
+  loader_.Start(key, grant->slot, Slot(grant->slot));
+  loading_.push_back(*std::move(grant));
+}
+
+absl::Status ExpertStore::ForEach(int layer, std::span<const int> experts,
+                                  absl::FunctionRef<void(std::span<const Ready>)> compute,
+                                  LayerTraffic* traffic) {
+  traffic->Clear();
+  pending_.assign(experts.begin(), experts.end());
+  while (!pending_.empty() || !loading_.empty()) {
+    // Every read that can begin does, before anything is computed.
+    if (!pending_.empty()) Demand(layer, traffic);
+    const bool idle = ready_.empty();
+    Compute(compute);
+    ABSL_RAW_CHECK(!idle || !loading_.empty(), "the expert cache granted nothing");
+    absl::Status status = TakeCompletions(layer, /*wait=*/idle, traffic);
+    if (!status.ok()) {
+      Abandon();
+      return status;
+    }
+    Compute(compute);
+  }
+  if (traffic->stall_seconds > 0) cache_->CountStall(layer, traffic->stall_seconds);
+  return absl::OkStatus();
+}
+
+std::span<std::byte> ExpertStore::Slot(int32_t slot) const {
+  const size_t blob_bytes = format().blob_bytes();
+  return {arena_.data() + slot * blob_bytes, blob_bytes};
+}
+
+void ExpertStore::Demand(int layer, LayerTraffic* traffic) {
+  cache::DemandResult result = cache_->Demand(layer, pending_);
+  pending_ = std::move(result.deferred);
+  for (cache::Grant& grant : result.grants) {
+    if (grant.resident) {
+      traffic->hits.push_back(grant.key.expert);
+      ready_.push_back(std::move(grant));
+      continue;
+    }
+    ABSL_RAW_CHECK(grant.to_fill, "nobody else fills slots on this driver");
+    traffic->misses.push_back(grant.key.expert);
+    loader_.Start(grant.key, grant.slot, Slot(grant.slot));
+    loading_.push_back(std::move(grant));
+  }
+}
+
+void ExpertStore::Compute(absl::FunctionRef<void(std::span<const Ready>)> compute) {
+  if (ready_.empty()) return;
+  group_.clear();
+  for (const cache::Grant& grant : ready_) {
+#ifndef NDEBUG
+    ABSL_RAW_CHECK(cache_->Verify(grant.key, grant.slot, grant.generation).ok(),
+                   "a slot does not hold the expert that it was granted for");
+#endif
+    group_.push_back({grant.key.expert, Slot(grant.slot).data()});
+  }
+  compute(group_);
+  ready_.clear();
+}
+
+absl::Status ExpertStore::TakeCompletions(int layer, bool wait, LayerTraffic* traffic) {
+  if (wait) {
+    const absl::Time start = absl::Now();
+    loader_.Wait(&completions_);
+    traffic->stall_seconds += absl::ToDoubleSeconds(absl::Now() - start);
+  } else {
+    loader_.Poll(&completions_);
+  }
+  const auto blob_bytes = static_cast<int64_t>(format().blob_bytes());
+  cache_->CountBytes(layer, cache::BytePath::kDisk,
+                     static_cast<int64_t>(completions_.size()) * blob_bytes);
+  return Settle();
+}
+
+absl::Status ExpertStore::Settle() {
+  absl::Status status;
+  for (const ExpertLoader::Completion& completion : completions_) {
+    SettleOne(completion);
+    status.Update(completion.status);
+  }
+  return status;
+}
+
+// Moves a grant from loading_ to ready_, or drops it if its read failed.
+void ExpertStore::SettleOne(const ExpertLoader::Completion& completion) {
+  const auto grant = std::find_if(loading_.begin(), loading_.end(),
+                                  [&](const cache::Grant& g) { return g.slot == completion.slot; });
+  if (completion.status.ok()) {
+    ABSL_RAW_CHECK(cache_->Filled(grant->slot, grant->generation), "a pinned slot was taken away");
+    ready_.push_back(std::move(*grant));
+  } else {
+    cache_->FillFailed(grant->slot, grant->generation);
+  }
+  loading_.erase(grant);
+}
+
+// Lets everything go after a failed read. Slots are given back only once no thread writes them.
+void ExpertStore::Abandon() {
+  while (loader_.outstanding() > 0) {
+    loader_.Wait(&completions_);
+    Settle().IgnoreError();
+  }
+  ready_.clear();
+  pending_.clear();
+}
+
+}  // namespace moed::model

@@ -1,0 +1,213 @@
+#include "runtime/model/model_runner.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/model/expert_budget.h"
+#include "runtime/model/kv_cache.h"
+#include "runtime/model/weights.h"
+
+namespace moed::model {
+namespace {
+
+// lm_head runs over tiles of rows, so that a long prompt's log-probabilities take no more memory.
+constexpr int64_t kLogitsTileBytes = int64_t{64} << 20;
+
+int64_t LogitsTileRows(const ModelConfig& config, int max_num_seqs) {
+  const int64_t row_bytes = config.vocab_size * int64_t{sizeof(float)};
+  return std::clamp<int64_t>(kLogitsTileBytes / row_bytes, 1, std::max(max_num_seqs, 16));
+}
+
+int IoThreads(int wanted) {
+  if (wanted > 0) return wanted;
+  return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 2, 8);
+}
+
+absl::Status CheckOptions(const ModelRunnerOptions& options) {
+  if (options.max_num_seqs < 1 || options.max_num_batched_tokens < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_num_seqs is ", options.max_num_seqs, " and max_num_batched_tokens is ",
+                     options.max_num_batched_tokens, "; both must be at least 1"));
+  }
+  if (options.max_model_len < 0 || options.kv_cache_bytes < 0) {
+    return absl::InvalidArgumentError("max_model_len and kv_cache_bytes must not be negative");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<MemoryPlan> Plan(const ModelRunnerOptions& options, const Checkpoint& checkpoint) {
+  const absl::StatusOr<ExpertBudget> budget = ParseExpertBudget(options.expert_budget);
+  if (!budget.ok()) return budget.status();
+  const ModelConfig& config = checkpoint.config();
+  const ModelSize size = ComputeModelSize(config);
+  return PlanMemory(
+      {.limit_bytes = options.memory_limit_bytes,
+       .dense_bytes = size.dense_bytes,
+       .activation_bytes = Activations::Bytes(config, options.max_num_batched_tokens,
+                                              LogitsTileRows(config, options.max_num_seqs)),
+       .kv_block_bytes = KvBlockBytes(config),
+       .kv_block_tokens = kKvBlockTokens,
+       .kv_cache_bytes = options.kv_cache_bytes,
+       .max_num_seqs = options.max_num_seqs,
+       .max_model_len = options.max_model_len > 0 ? options.max_model_len : config.max_positions,
+       .num_experts = size.num_experts,
+       .expert_bytes = static_cast<int64_t>(checkpoint.experts().format().blob_bytes()),
+       .top_k = config.router.top_k,
+       .expert_budget = *budget});
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
+    ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
+    std::unique_ptr<backend::Backend> backend) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  const absl::StatusOr<MemoryPlan> plan = Plan(options, *checkpoint);
+  if (!plan.ok()) return plan.status();
+  std::unique_ptr<ModelRunner> runner(
+      new ModelRunner(std::move(options), std::move(checkpoint), std::move(backend), *plan));
+  if (absl::Status status = runner->Load(); !status.ok()) return status;
+  return runner;
+}
+
+ModelRunner::ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
+                         std::unique_ptr<backend::Backend> backend, const MemoryPlan& plan)
+    : options_(std::move(options)),
+      checkpoint_(std::move(checkpoint)),
+      backend_(std::move(backend)),
+      size_(ComputeModelSize(checkpoint_->config())),
+      plan_(plan),
+      sampler_(static_cast<int>(checkpoint_->config().vocab_size)) {}
+
+absl::Status ModelRunner::Load() {
+  const int64_t total = plan_.dense_bytes + plan_.expert_slot_bytes;
+  const auto report = [&](int64_t before, int64_t bytes_done) {
+    if (options_.progress) options_.progress(std::min(before + bytes_done, total), total);
+  };
+  auto weights =
+      LoadWeights(*checkpoint_, *backend_, [&](int64_t done, int64_t) { report(0, done); });
+  if (!weights.ok()) return weights.status();
+
+  auto experts = ExpertStore::Create(config(),
+                                     {.num_slots = plan_.num_expert_slots,
+                                      .policy = options_.expert_policy,
+                                      .io_threads = IoThreads(options_.io_threads)},
+                                     checkpoint_->experts(), *backend_);
+  if (!experts.ok()) return experts.status();
+  experts_ = *std::move(experts);
+  if (options_.warm_experts) {
+    absl::Status status =
+        experts_->Warm([&](int64_t done, int64_t) { report(plan_.dense_bytes, done); });
+    if (!status.ok()) return status;
+  }
+
+  auto transformer =
+      Transformer::Create(config(),
+                          {.max_num_batched_tokens = options_.max_num_batched_tokens,
+                           .num_kv_blocks = plan_.num_kv_blocks,
+                           .logit_rows = LogitsTileRows(config(), options_.max_num_seqs)},
+                          *std::move(weights), *experts_, *backend_);
+  if (!transformer.ok()) return transformer.status();
+  transformer_ = *std::move(transformer);
+  PublishSnapshot();
+  return absl::OkStatus();
+}
+
+absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {
+  if (absl::Status status = CheckStep(input); !status.ok()) return status;
+  result->chunks.assign(input.chunks.size(), ChunkResult{});
+  absl::Status status = transformer_->Forward(input, &shares_);
+  if (status.ok()) {
+    ListLogits(input);
+    status =
+        transformer_->ForEachLogits(logits_rows_, [&](size_t index, std::span<const float> logits) {
+          const LogitsUse& use = logits_uses_[index];
+          UseLogits(input.chunks[use.chunk], use, logits, &result->chunks[use.chunk]);
+        });
+  }
+  if (!status.ok()) return status;
+  for (size_t i = 0; i < shares_.size(); ++i) result->chunks[i].experts = shares_[i];
+  PublishSnapshot();
+  return absl::OkStatus();
+}
+
+std::shared_ptr<const ExpertSnapshot> ModelRunner::Snapshot() const {
+  const std::lock_guard lock(snapshot_mutex_);
+  return snapshot_;
+}
+
+absl::Status ModelRunner::CheckStep(const StepInput& input) const {
+  int64_t tokens = 0;
+  for (const SequenceChunk& chunk : input.chunks) {
+    tokens += chunk.num_tokens;
+    const auto capacity = static_cast<int64_t>(chunk.kv_blocks.size()) * kKvBlockTokens;
+    if (chunk.num_tokens < 1 || chunk.context_start < 0 ||
+        chunk.context_start + chunk.num_tokens > capacity) {
+      return absl::InvalidArgumentError("a chunk of the step has no tokens or too few KV blocks");
+    }
+    for (int32_t block : chunk.kv_blocks) {
+      if (block < 0 || block >= plan_.num_kv_blocks) {
+        return absl::InvalidArgumentError(absl::StrCat("there is no KV block ", block));
+      }
+    }
+  }
+  if (tokens != static_cast<int64_t>(input.token_ids.size()) ||
+      tokens > options_.max_num_batched_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the step has ", input.token_ids.size(), " tokens, its chunks ", tokens,
+                     ", and the limit is ", options_.max_num_batched_tokens));
+  }
+  for (int32_t token : input.token_ids) {
+    if (token < 0 || token >= config().vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token id ", token, " is not in 0 to ", config().vocab_size - 1));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void ModelRunner::ListLogits(const StepInput& input) {
+  logits_rows_.clear();
+  logits_uses_.clear();
+  int32_t first_row = 0;
+  for (size_t i = 0; i < input.chunks.size(); ++i) {
+    const SequenceChunk& chunk = input.chunks[i];
+    const int32_t end_row = first_row + chunk.num_tokens;
+    for (int32_t row = first_row; chunk.prompt_logprobs >= 0 && row < end_row; ++row) {
+      const int32_t next = row + 1 < end_row ? input.token_ids[row + 1] : chunk.next_token;
+      if (next < 0) continue;
+      logits_rows_.push_back(row);
+      logits_uses_.push_back({.chunk = i, .prompt_token = next});
+    }
+    if (chunk.sampler != nullptr) {
+      logits_rows_.push_back(end_row - 1);
+      logits_uses_.push_back({.chunk = i});
+    }
+    first_row = end_row;
+  }
+}
+
+void ModelRunner::UseLogits(const SequenceChunk& chunk, const LogitsUse& use,
+                            std::span<const float> logits, ChunkResult* result) {
+  if (use.prompt_token >= 0) {
+    std::vector<TokenLogprob> logprobs =
+        sampler_.Logprobs(logits, use.prompt_token, chunk.prompt_logprobs);
+    if (logprobs.empty()) result->invalid = true;
+    result->prompt_logprobs.push_back(std::move(logprobs));
+    return;
+  }
+  sampler_.Sample(logits, *chunk.sampler, result);
+  if (result->token >= 0) chunk.sampler->Accept(result->token);
+}
+
+void ModelRunner::PublishSnapshot() {
+  auto snapshot = std::make_shared<ExpertSnapshot>();
+  snapshot->cache = experts_->cache().Stats();
+  snapshot->experts = experts_->cache().PerExpertStats();
+  const std::lock_guard lock(snapshot_mutex_);
+  snapshot_ = std::move(snapshot);
+}
+
+}  // namespace moed::model

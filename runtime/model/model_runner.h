@@ -1,0 +1,104 @@
+// A model that is served: a checkpoint on a backend, with memory planned and taken, ready to run
+// steps. Created once by the server and used by the engine's thread; what is said to be safe from
+// any thread is for metrics and GetModel.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cache/cache_stats.h"
+#include "runtime/backend/backend.h"
+#include "runtime/model/checkpoint.h"
+#include "runtime/model/expert_store.h"
+#include "runtime/model/load_progress.h"
+#include "runtime/model/memory_plan.h"
+#include "runtime/model/model_size.h"
+#include "runtime/model/sampler.h"
+#include "runtime/model/step.h"
+#include "runtime/model/transformer.h"
+
+namespace moed::model {
+
+struct ModelRunnerOptions {
+  // Memory of the backend's device that weights, KV cache, slots and activations may take in all.
+  int64_t memory_limit_bytes = 0;
+  std::string expert_budget = "auto";  // see ParseExpertBudget
+  std::string expert_policy = "recency-frequency";
+  int max_num_seqs = 0;
+  int64_t max_num_batched_tokens = 0;
+  int64_t max_model_len = 0;   // 0: the config's; cut to what the KV cache holds
+  int64_t kv_cache_bytes = 0;  // 0: auto, see PlanMemory
+  int io_threads = 0;          // that read experts; 0: as many as CPUs, from 2 to 8
+  bool warm_experts = true;    // fill the slots before the first request
+  LoadProgress progress;
+};
+
+// The expert cache after a step. Immutable.
+struct ExpertSnapshot {
+  cache::CacheStats cache;
+  cache::ExpertStats experts;
+};
+
+class ModelRunner : public StepRunner {
+ public:
+  // Plans memory, loads the dense weights and fills the expert slots.
+  // INVALID_ARGUMENT: an option; RESOURCE_EXHAUSTED: memory, with the numbers; DATA_LOSS: the
+  // checkpoint.
+  static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(
+      ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
+      std::unique_ptr<backend::Backend> backend);
+
+  // Accepts the sampled tokens into their samplers. INVALID_ARGUMENT: a step that breaks its own
+  // contract or these limits; the errors of Transformer::Forward.
+  absl::Status Run(const StepInput& input, StepResult* result) override;
+
+  // Immutable: safe from any thread.
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  const ModelConfig& config() const { return checkpoint_->config(); }
+  const ModelSize& size() const { return size_; }
+  const MemoryPlan& memory() const { return plan_; }
+  std::string device() const { return backend_->Description(); }
+  const backend::ExpertFormat& expert_format() const { return checkpoint_->experts().format(); }
+
+  // As of the last step that ended; never null. Safe from any thread.
+  std::shared_ptr<const ExpertSnapshot> Snapshot() const;
+
+ private:
+  // A row of logits that a step needs, and for what.
+  struct LogitsUse {
+    size_t chunk = 0;
+    // The prompt token whose log-probability the row gives; -1: the row is sampled.
+    int32_t prompt_token = -1;
+  };
+
+  ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
+              std::unique_ptr<backend::Backend> backend, const MemoryPlan& plan);
+  absl::Status Load();
+  absl::Status CheckStep(const StepInput& input) const;
+  void ListLogits(const StepInput& input);
+  void UseLogits(const SequenceChunk& chunk, const LogitsUse& use, std::span<const float> logits,
+                 ChunkResult* result);
+  void PublishSnapshot();
+
+  ModelRunnerOptions options_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<backend::Backend> backend_;
+  ModelSize size_;
+  MemoryPlan plan_;
+  Sampler sampler_;
+  std::unique_ptr<ExpertStore> experts_;
+  std::unique_ptr<Transformer> transformer_;
+  std::vector<int32_t> logits_rows_;
+  std::vector<LogitsUse> logits_uses_;  // of each of logits_rows_
+  std::vector<ExpertShare> shares_;
+  mutable std::mutex snapshot_mutex_;
+  std::shared_ptr<const ExpertSnapshot> snapshot_;  // guarded by snapshot_mutex_
+};
+
+}  // namespace moed::model
