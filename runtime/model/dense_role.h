@@ -32,4 +32,8 @@ enum class DenseRole : uint8_t {
   kSharedExpertGate,
 };
 
+inline constexpr int kNumDenseRoles = static_cast<int>(DenseRole::kSharedExpertGate) + 1;
+
+constexpr bool IsPerLayer(DenseRole role) { return role > DenseRole::kLmHead; }
+
 }  // namespace moed::model

@@ -4,11 +4,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "nlohmann/json.hpp"
 #include "runtime/model/json.h"
 
 namespace moed::model {
 namespace {
+
+using backend::DType;
 
 constexpr char kSingleFile[] = "model.safetensors";
 constexpr char kIndexFile[] = "model.safetensors.index.json";
@@ -50,6 +53,7 @@ absl::StatusOr<WeightMap> ReadIndex(const CheckpointDirectory& directory) {
     }
     files[file.get<std::string>()].push_back(tensor);
   }
+  if (files.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": weight_map is empty"));
   return files;
 }
 
@@ -114,6 +118,30 @@ absl::StatusOr<std::vector<TensorEntry>> TensorFiles::AddFile(const CheckpointDi
   if (!file.ok()) return file.status();
   files_.push_back(std::make_unique<InputFile>(*std::move(file)));
   return ReadHeader(*files_.back());
+}
+
+absl::StatusOr<const StoredTensor*> TensorFiles::Require(const std::vector<std::string>& names,
+                                                         const std::vector<int64_t>& shape) const {
+  const StoredTensor* tensor = nullptr;
+  for (size_t i = 0; tensor == nullptr && i < names.size(); ++i) tensor = Find(names[i]);
+  if (tensor == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(files_.front()->path(), ": tensor \"", names.front(),
+                     "\" is missing here and in the files beside it, but config.json implies it"));
+  }
+  const TensorEntry& entry = tensor->entry;
+  if (entry.shape != shape) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(tensor->file->path(), ": tensor \"", entry.name, "\" has shape [",
+                     absl::StrJoin(entry.shape, ", "), "], but config.json implies [",
+                     absl::StrJoin(shape, ", "), "]"));
+  }
+  if (entry.dtype != DType::kBF16 && entry.dtype != DType::kF16 && entry.dtype != DType::kF32) {
+    return absl::InvalidArgumentError(absl::StrCat(tensor->file->path(), ": tensor \"", entry.name,
+                                                   "\" is ", entry.dtype_name,
+                                                   "; only BF16, F16 and F32 are supported"));
+  }
+  return tensor;
 }
 
 const StoredTensor* TensorFiles::Find(std::string_view name) const {

@@ -39,7 +39,10 @@ class TensorFiles {
 
   // Null if there is none of that name.
   const StoredTensor* Find(std::string_view name) const;
-  size_t size() const { return tensors_.size(); }
+  // The first of `names` that is there. INVALID_ARGUMENT, naming it, if none is, or if its shape or
+  // dtype (bf16, f16 and f32 are good) is another.
+  absl::StatusOr<const StoredTensor*> Require(const std::vector<std::string>& names,
+                                              const std::vector<int64_t>& shape) const;
 
  private:
   absl::Status OpenIndexed(const CheckpointDirectory& directory);

@@ -1,0 +1,31 @@
+// Turns the three matrices of an expert into its blob piece by piece: a piece is read into a small
+// buffer of the calling thread, stays in that core's cache, and is laid out from there. So an
+// expert needs no second copy in memory, however large it is. Thread-safe.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "runtime/backend/dtype.h"
+#include "runtime/backend/expert_format.h"
+#include "runtime/backend/tensor.h"
+
+namespace moed::model {
+
+// Of gate, up and down, in this order.
+using PartTypes = std::array<backend::DType, 3>;
+
+// Fills `rows` with the rows of a part from `first_row` on.
+using ReadRows = absl::FunctionRef<absl::Status(backend::ExpertPart part, int64_t first_row,
+                                                const backend::Tensor& rows)>;
+
+// Writes format.blob_bytes() to `blob`. Stops at the first error of `read` and returns it; the blob
+// is then undefined.
+absl::Status EncodeInPieces(const backend::ExpertFormat& format, const PartTypes& dtypes,
+                            ReadRows read, std::span<std::byte> blob);
+
+}  // namespace moed::model
