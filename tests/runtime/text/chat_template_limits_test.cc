@@ -12,10 +12,15 @@ namespace {
 
 absl::Status RenderStatus(const std::string& jinja, const std::string& content) {
   static const auto* tokenizer = new std::unique_ptr<Tokenizer>(LoadGolden("qwen"));
-  const auto chat_template = TemplateOf(jinja, "qwen");
-  if (!chat_template.ok()) return chat_template.status();
-  const std::vector<ChatMessage> messages = {{"user", content}};
-  return (*chat_template)->Render(messages, false, **tokenizer).status();
+  absl::Status status;
+  RunOnSmallStack([&] {
+    const auto chat_template = TemplateOf(jinja, "qwen");
+    status = chat_template.status();
+    if (!status.ok()) return;
+    const std::vector<ChatMessage> messages = {{"user", content}};
+    status = (*chat_template)->Render(messages, false, **tokenizer).status();
+  });
+  return status;
 }
 
 TEST(ChatTemplateLimitsTest, EndlessWorkIsStopped) {

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <string>
@@ -60,6 +62,23 @@ inline absl::StatusOr<std::unique_ptr<ChatTemplate>> TemplateOf(std::string_view
   directory.Write("chat_template.jinja", jinja);
   directory.Write("tokenizer_config.json", Contents(DirectoryOf(kind) + "/tokenizer_config.json"));
   return LoadChatTemplate(directory.path());
+}
+
+// Servers run handlers on stacks that they choose; 512 KiB is small.
+constexpr size_t kSmallStackBytes = 512 << 10;
+
+inline void RunOnSmallStack(std::function<void()> body) {
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  ASSERT_EQ(pthread_attr_setstacksize(&attributes, kSmallStackBytes), 0);
+  pthread_t thread;
+  const auto run = [](void* argument) -> void* {
+    (*static_cast<std::function<void()>*>(argument))();
+    return nullptr;
+  };
+  ASSERT_EQ(pthread_create(&thread, &attributes, run, &body), 0);
+  pthread_join(thread, nullptr);
+  pthread_attr_destroy(&attributes);
 }
 
 }  // namespace moed::text

@@ -1,10 +1,8 @@
 #include "runtime/text/tokenizer.h"
 
 #include <gtest/gtest.h>
-#include <pthread.h>
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,22 +11,6 @@
 
 namespace moed::text {
 namespace {
-
-constexpr size_t kSmallStackBytes = 256 << 10;
-
-void RunOnSmallStack(std::function<void()> body) {
-  pthread_attr_t attributes;
-  pthread_attr_init(&attributes);
-  ASSERT_EQ(pthread_attr_setstacksize(&attributes, kSmallStackBytes), 0);
-  pthread_t thread;
-  const auto run = [](void* argument) -> void* {
-    (*static_cast<std::function<void()>*>(argument))();
-    return nullptr;
-  };
-  ASSERT_EQ(pthread_create(&thread, &attributes, run, &body), 0);
-  pthread_join(thread, nullptr);
-  pthread_attr_destroy(&attributes);
-}
 
 std::string Repeated(const std::string& unit, size_t size_bytes) {
   std::string text;
