@@ -14,7 +14,7 @@
 //     cache.Observe(layer, loads);               // what the router chose, before Demand
 //     for (pending = distinct experts; !pending.empty();) {
 //       DemandResult wave = cache.Demand(layer, pending);
-//       start reading every grant that is not resident; compute the resident ones meanwhile;
+//       start reading every grant to_fill; compute the resident ones meanwhile;
 //       as reads end: cache.Filled(grant.slot, grant.generation), compute;
 //       pending = wave.deferred;                 // `wave` dies: its pins are given back
 //     }
@@ -29,10 +29,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "cache/admission.h"
+#include "cache/cache_state.h"
 #include "cache/cache_stats.h"
 #include "cache/expert_key.h"
 #include "cache/expert_pin.h"
-#include "cache/policy.h"
 #include "cache/routing_stats.h"
 
 namespace moed::cache {
@@ -68,7 +69,7 @@ struct Grant {
 };
 
 struct DemandResult {
-  std::vector<Grant> grants;  // residents first
+  std::vector<Grant> grants;  // those that hold or are getting their expert first, then to_fill
   std::vector<int> deferred;  // no slot is free: ask again once pins were let go
 };
 
@@ -78,7 +79,6 @@ class ExpertCache {
   // RESOURCE_EXHAUSTED: host-driven with fewer than top_k slots, naming the smallest legal budget
   // (device-driven: 0 is legal).
   static absl::StatusOr<std::unique_ptr<ExpertCache>> Create(const ExpertCacheOptions& options);
-  ~ExpertCache();
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
 
@@ -89,8 +89,8 @@ class ExpertCache {
 
   // Pins what is resident of `experts` (distinct, of `layer`) and gives each other one a slot to
   // fill: admitted, if one is free or the policy finds something colder to evict, else scratch.
-  // What finds no slot is deferred. With no other pins held, at least min(experts, top_k) are
-  // granted: any legal budget makes progress. Each expert is counted as hit or miss when granted.
+  // What finds no slot is deferred. With no other pins held, at least one expert is granted: any
+  // legal budget makes progress. Each expert is counted as hit or miss when it is granted.
   DemandResult Demand(int layer, std::span<const int> experts);
 
   // A slot to fill for an expert that nobody demanded yet (lookahead, warm start): only if it is
@@ -98,22 +98,22 @@ class ExpertCache {
   std::optional<Grant> Prefetch(ExpertKey key);
 
   // The fill of a granted slot ended. Returns false, changing nothing, if the grant is stale: the
-  // slot's pins were let go before. After FillFailed every pin on the slot stays valid for Release,
-  // and the expert is not resident.
+  // slot's pins were let go before. After FillFailed the expert is not resident, and its slot is
+  // free for others once the last pin is gone.
   bool Filled(int32_t slot, uint32_t generation);
   bool FillFailed(int32_t slot, uint32_t generation);
 
-  // INTERNAL, naming both, unless the slot holds (or is being filled with) `key` at `generation`
-  // and is pinned. A debug build checks it wherever a slot is read.
+  // INTERNAL, naming both, unless the slot holds `key` at `generation` and is pinned. A debug build
+  // checks it wherever a slot is read.
   absl::Status Verify(ExpertKey key, int32_t slot, uint32_t generation) const;
 
   // For the caller to report what its fills and waits cost.
   void CountBytes(int layer, BytePath path, int64_t bytes);
   void CountStall(int layer, double seconds);
 
-  // Keeps experts resident once they are (until UnpinExpert), and admits them before all others.
-  // INVALID_ARGUMENT: no such expert; RESOURCE_EXHAUSTED: pinned experts would leave fewer than
-  // top_k slots for the rest.
+  // Keeps an expert resident from its next fill on (until UnpinExpert), and admits it before all
+  // others. INVALID_ARGUMENT: no such expert; RESOURCE_EXHAUSTED: kept experts would leave fewer
+  // than top_k slots for the rest.
   absl::Status PinExpert(ExpertKey key);
   absl::Status UnpinExpert(ExpertKey key);
 
@@ -123,17 +123,26 @@ class ExpertCache {
   absl::Status SetBudget(int num_slots);
 
   bool resident(ExpertKey key) const;
-  int num_slots() const;  // the budget
-  const RoutingStats& routing() const;
+  int num_slots() const { return state_.slots.budget(); }
+  const RoutingStats& routing() const { return state_.routing; }
   CacheStats Stats() const;
   ExpertStats PerExpertStats() const;
   void ResetCounters();
 
  private:
-  struct State;
-  explicit ExpertCache(std::unique_ptr<State> state);
+  ExpertCache(const ExpertCacheOptions& options, PolicyKind policy);
 
-  std::unique_ptr<State> state_;
+  absl::Status CheckBudget(int num_slots, int kept) const;
+  Grant MakeGrant(ExpertKey key, int32_t slot);
+  Grant Admit(ExpertKey key);
+  Admission Decide(int layer, std::span<const int> misses);
+  void Evict(std::span<const int32_t> slots);
+  void EvictSurplus();
+
+  CacheDriver driver_;
+  CacheState state_;
+  AdmissionPlanner planner_;
+  std::vector<int> misses_;  // of the Demand under way; kept for its memory
 };
 
 }  // namespace moed::cache

@@ -1,13 +1,13 @@
 // Which experts deserve a slot: pure functions of a snapshot, without clock, I/O or state. The
-// drivers build the view, ask Plan, and carry the answer out.
+// drivers build the view, ask MakePlan, and carry the answer out.
 #pragma once
 
 #include <cstdint>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "cache/expert_key.h"
 
 namespace moed::cache {
@@ -15,13 +15,13 @@ namespace moed::cache {
 enum class PolicyKind : uint8_t {
   kRecencyFrequency,  // evicts the coldest, and only for something hotter: the default
   kLru,               // evicts what was used longest ago, always admits
-  kLfu,               // evicts the coldest by a slowly decaying count, always admits
-  kStatic,            // fills free slots, evicts nothing
+  kLfu,               // evicts the coldest by a slowly decaying frequency, always admits
+  kStatic,            // fills free slots and evicts nothing, except for a kept expert
 };
 
 // INVALID_ARGUMENT, listing the names, for anything but: recency-frequency, lru, lfu, static.
-absl::StatusOr<PolicyKind> ParsePolicy(std::string_view name);
-std::string_view PolicyName(PolicyKind kind);
+absl::StatusOr<PolicyKind> ParsePolicy(absl::string_view name);
+absl::string_view PolicyName(PolicyKind kind);
 
 // Half-life of the decayed frequency that a policy ranks by, in steps.
 double HalfLifeSteps(PolicyKind kind);
@@ -30,13 +30,16 @@ double HalfLifeSteps(PolicyKind kind);
 struct ExpertView {
   ExpertKey key;
   int64_t last_use_step = -1;  // -1: never
-  double heat = 0;             // decayed frequency, any common scale; see RoutingStats
+  double heat = 0;             // decayed frequency, on any common scale (RoutingStats::raw_heat)
+  bool keep = false;           // an operator wants it resident: before every other
 };
 
+// The question of one layer: which of its misses shall take whose slots?
 struct CacheView {
-  // Misses that ask for a slot, of any layers; in order of rising preference nothing is implied.
+  int layer = 0;
+  // Misses of this layer that ask for a slot, in any order.
   std::span<const ExpertView> candidates;
-  // Residents that may be evicted: unpinned, of any layers.
+  // Unpinned residents of this layer, and of any others that may be above their floors.
   std::span<const ExpertView> evictable;
   // Slots that may be taken without evicting anything.
   int free_slots = 0;
@@ -45,13 +48,17 @@ struct CacheView {
   std::span<const int32_t> layer_floor;
 };
 
-// Indices into the view. The plan is legal: evictions.size() + free_slots >= admissions.size(), and
-// no layer falls below min(its floor, its residents before) except in favour of itself.
+// Indices into the view. The first free_slots admissions take free slots; each further one takes
+// the slot of one eviction, in order. No layer loses a slot to another at or below its floor, and a
+// layer below its floor is given one whatever the heat.
 struct Plan {
-  std::vector<int32_t> admissions;  // into candidates
+  std::vector<int32_t> admissions;  // into candidates, most wanted first
   std::vector<int32_t> evictions;   // into evictable
 };
 
 Plan MakePlan(PolicyKind kind, const CacheView& view);
+
+// What MakePlan compares: the resident of least worth leaves first.
+double Worth(PolicyKind kind, const ExpertView& expert);
 
 }  // namespace moed::cache

@@ -1,16 +1,17 @@
 // How hot every expert is, from what the routers chose: last use, decayed frequency, totals.
 // Owned by the cache, engine thread only. Observing costs O(experts touched); decay is lazy.
 //
-// Heat after step n is sum over past uses of weight * 2^-((n - use) / half_life): an exponentially
-// decayed frequency, whose half-life blends recency (short) with frequency (long). Stored as
-// forward decay (Cormode et al., "Forward Decay", ICDE 2009): each use adds weight * 2^(use /
-// half_life), so that old entries need no touch and heats of one moment compare as stored.
+// Heat after step n is the sum over past uses of weight * 2^-((n - use) / half_life): an
+// exponentially decayed frequency, whose half-life blends recency (short) with frequency (long).
+// Stored as forward decay (Cormode et al., "Forward Decay", ICDE 2009): each use adds weight *
+// 2^(use / half_life), so that old entries need no touch and heats of one moment compare as stored.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "cache/expert_index.h"
 #include "cache/expert_key.h"
 #include "cache/routing_trace.h"
 
@@ -18,8 +19,8 @@ namespace moed::cache {
 
 class RoutingStats {
  public:
-  // `experts_per_layer`: 0 for a layer without a router. half_life_steps > 0.
-  RoutingStats(std::span<const int> experts_per_layer, double half_life_steps);
+  // half_life_steps > 0.
+  RoutingStats(const ExpertIndex& index, double half_life_steps);
 
   // A step begins: the clock of last use and decay moves by one.
   void BeginStep();
@@ -35,7 +36,7 @@ class RoutingStats {
   int64_t tokens_total(ExpertKey key) const { return At(key).tokens_total; }
   // Comparable with each other until the next BeginStep.
   double raw_heat(ExpertKey key) const { return At(key).raw_heat; }
-  // In uses: a use of this step counts its weight in full.
+  // In uses: a use in this step counts its weight in full.
   double heat(ExpertKey key) const { return At(key).raw_heat / scale_; }
 
  private:
@@ -44,13 +45,12 @@ class RoutingStats {
     int64_t last_use_step = -1;
     int64_t tokens_total = 0;
   };
-  const Entry& At(ExpertKey key) const { return entries_[offsets_[key.layer] + key.expert]; }
-  void Rescale();
+  const Entry& At(ExpertKey key) const { return entries_[index_.Of(key)]; }
 
-  std::vector<int64_t> offsets_;  // [layers + 1] into entries_
-  std::vector<Entry> entries_;
-  double growth_;     // 2^(1 / half_life)
-  double scale_ = 1;  // growth_^step, divided at each Rescale
+  ExpertIndex index_;
+  std::vector<Entry> entries_;  // [all experts]
+  double growth_;               // 2^(1 / half_life)
+  double scale_ = 1;            // weight of a use in this step
   int64_t step_ = 0;
 };
 

@@ -1,0 +1,107 @@
+#include "cache/admission.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace moed::cache {
+namespace {
+
+// Donors kept from one search to the next, and how many steps a search serves. Their order is then
+// a few steps old, which moves the heat of any expert by less than a fifth.
+constexpr size_t kMaxDonors = 64;
+constexpr int64_t kDonorSteps = 8;
+
+}  // namespace
+
+Admission AdmissionPlanner::Decide(int layer, std::span<const int> misses, int free_slots) {
+  candidates_.clear();
+  evictable_.clear();
+  evictable_slots_.clear();
+  for (int expert : misses) candidates_.push_back(state_.View({layer, expert}));
+  if (static_cast<size_t>(free_slots) < misses.size()) {
+    AddOwnResidents(layer);
+    AddDonors(layer, misses.size());
+  }
+  Plan plan = MakePlan(state_.policy, {.layer = layer,
+                                       .candidates = candidates_,
+                                       .evictable = evictable_,
+                                       .free_slots = free_slots,
+                                       .layer_resident = state_.slots.layer_resident(),
+                                       .layer_floor = state_.floors});
+  for (int32_t& eviction : plan.evictions) eviction = evictable_slots_[eviction];
+  return {std::move(plan.admissions), std::move(plan.evictions)};
+}
+
+void AdmissionPlanner::AddOwnResidents(int layer) {
+  for (int32_t slot : state_.slots.SlotsOfLayer(layer)) {
+    if (slot < 0 || !state_.Evictable(slot)) continue;
+    evictable_.push_back(state_.View(state_.slots.slot(slot).key));
+    evictable_slots_.push_back(slot);
+  }
+}
+
+void AdmissionPlanner::AddDonors(int layer, size_t wanted) {
+  const int64_t age = state_.routing.step() - donors_step_;
+  const bool below_floor = state_.slots.layer_resident()[layer] < state_.floors[layer];
+  std::erase_if(donors_, [&](int32_t slot) { return !Donates(slot); });
+  if (age >= kDonorSteps || (donors_.size() < wanted && (age > 0 || below_floor))) FindDonors();
+  for (int32_t slot : donors_) {
+    if (state_.slots.slot(slot).key.layer == layer) continue;
+    evictable_.push_back(state_.View(state_.slots.slot(slot).key));
+    evictable_slots_.push_back(slot);
+    if (--wanted == 0) return;
+  }
+}
+
+bool AdmissionPlanner::Donates(int32_t slot) const {
+  if (!state_.Evictable(slot)) return false;
+  const int layer = state_.slots.slot(slot).key.layer;
+  return state_.slots.layer_resident()[layer] > state_.floors[layer];
+}
+
+void AdmissionPlanner::FindDonors() {
+  donors_step_ = state_.routing.step();
+  std::vector<int32_t> slots;
+  for (int32_t slot = 0; slot < state_.slots.max_slots(); ++slot) {
+    if (Donates(slot)) slots.push_back(slot);
+  }
+  donors_ = ByRisingWorth(std::move(slots), kMaxDonors);
+}
+
+std::vector<int32_t> AdmissionPlanner::ByRisingWorth(std::vector<int32_t> slots,
+                                                     size_t count) const {
+  std::vector<std::pair<double, int32_t>> ranked;
+  ranked.reserve(slots.size());
+  for (int32_t slot : slots) {
+    ranked.emplace_back(Worth(state_.policy, state_.View(state_.slots.slot(slot).key)), slot);
+  }
+  count = std::min(count, ranked.size());
+  std::partial_sort(ranked.begin(), ranked.begin() + count, ranked.end());
+  slots.resize(count);
+  for (size_t i = 0; i < count; ++i) slots[i] = ranked[i].second;
+  return slots;
+}
+
+std::vector<int32_t> AdmissionPlanner::Surplus(int32_t limit) const {
+  std::vector<int32_t> surplus;
+  int32_t excess = state_.slots.total_resident() - limit;
+  if (excess <= 0) return surplus;
+  std::vector<int32_t> slots;
+  for (int32_t slot = 0; slot < state_.slots.max_slots(); ++slot) {
+    if (Donates(slot)) slots.push_back(slot);
+  }
+  const size_t all = slots.size();
+  std::vector<int32_t> resident(state_.slots.layer_resident().begin(),
+                                state_.slots.layer_resident().end());
+  for (int32_t slot : ByRisingWorth(std::move(slots), all)) {
+    const int layer = state_.slots.slot(slot).key.layer;
+    if (excess == 0) break;
+    if (resident[layer] <= state_.floors[layer]) continue;
+    --resident[layer];
+    --excess;
+    surplus.push_back(slot);
+  }
+  return surplus;
+}
+
+}  // namespace moed::cache

@@ -1,0 +1,57 @@
+// What the two drivers of the cache share: the slots, the statistics, the division of the budget,
+// the counters. Owned by ExpertCache; not part of its interface.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cache/cache_stats.h"
+#include "cache/expert_index.h"
+#include "cache/policy.h"
+#include "cache/routing_stats.h"
+#include "cache/slot_floors.h"
+#include "cache/slot_table.h"
+
+namespace moed::cache {
+
+struct CacheState {
+  CacheState(const ExpertIndex& experts, int top_k_experts, PolicyKind policy_kind,
+             int32_t num_slots, int32_t max_slots)
+      : index(experts),
+        top_k(top_k_experts),
+        policy(policy_kind),
+        routing(experts, HalfLifeSteps(policy_kind)),
+        slots(experts, num_slots, max_slots),
+        keep(experts.total_experts(), 0),
+        counters(experts.num_layers()) {
+    DivideBudget(num_slots);
+  }
+
+  // Kept experts come off the top, so that floors and they together always fit.
+  void DivideBudget(int32_t num_slots) {
+    scratch_slots = ScratchSlots(index, top_k, num_slots);
+    floors = LayerFloors(index, top_k, num_slots - scratch_slots - num_kept);
+  }
+  // Experts that may be resident, once everything that a smaller budget cut is gone.
+  int32_t resident_limit() const { return slots.budget() - scratch_slots; }
+
+  ExpertView View(ExpertKey key) const {
+    return {key, routing.last_use_step(key), routing.raw_heat(key), keep[index.Of(key)] != 0};
+  }
+  bool Evictable(int32_t slot) const {
+    return slots.Evictable(slot) && keep[index.Of(slots.slot(slot).key)] == 0;
+  }
+
+  ExpertIndex index;
+  int top_k;
+  PolicyKind policy;
+  RoutingStats routing;
+  SlotTable slots;
+  std::vector<uint8_t> keep;  // [all experts]: 1 if an operator pinned it
+  int32_t num_kept = 0;
+  std::vector<LayerStats> counters;  // [layers]; resident, floor and tokens are set when read
+  int32_t scratch_slots = 0;
+  std::vector<int32_t> floors;  // [layers]
+};
+
+}  // namespace moed::cache

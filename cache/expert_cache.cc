@@ -1,0 +1,269 @@
+#include "cache/expert_cache.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace moed::cache {
+namespace {
+
+absl::Status CheckOptions(const ExpertCacheOptions& options) {
+  int most_experts = 0;
+  for (int experts : options.experts_per_layer) {
+    if (experts < 0) {
+      return absl::InvalidArgumentError(absl::StrCat("a layer has ", experts, " experts"));
+    }
+    most_experts = std::max(most_experts, experts);
+  }
+  if (most_experts == 0) return absl::InvalidArgumentError("the model has no experts to cache");
+  if (options.top_k < 1 || options.top_k > most_experts) {
+    return absl::InvalidArgumentError(absl::StrCat("top_k is ", options.top_k, "; it must be 1 to ",
+                                                   most_experts, ", the experts of a layer"));
+  }
+  if (options.num_slots < 0 || options.max_slots < 0 ||
+      (options.max_slots > 0 && options.max_slots < options.num_slots)) {
+    return absl::InvalidArgumentError(absl::StrCat("num_slots is ", options.num_slots,
+                                                   " and max_slots ", options.max_slots,
+                                                   "; need 0 <= num_slots <= max_slots"));
+  }
+  return absl::OkStatus();
+}
+
+int32_t Slots(const ExpertCacheOptions& options, int slots) {
+  return std::min(slots, ExpertIndex(options.experts_per_layer).total_experts());
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ExpertCache>> ExpertCache::Create(
+    const ExpertCacheOptions& options) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  absl::StatusOr<PolicyKind> policy = ParsePolicy(options.policy);
+  if (!policy.ok()) return policy.status();
+  auto cache = std::unique_ptr<ExpertCache>(new ExpertCache(options, *policy));
+  if (absl::Status status = cache->CheckBudget(options.num_slots, 0); !status.ok()) return status;
+  return cache;
+}
+
+ExpertCache::ExpertCache(const ExpertCacheOptions& options, PolicyKind policy)
+    : driver_(options.driver),
+      state_(ExpertIndex(options.experts_per_layer), options.top_k, policy,
+             Slots(options, options.num_slots),
+             Slots(options, std::max(options.num_slots, options.max_slots))),
+      planner_(&state_) {}
+
+absl::Status ExpertCache::CheckBudget(int num_slots, int kept) const {
+  const int total = state_.index.total_experts();
+  const int needed = driver_ == CacheDriver::kHost ? state_.top_k : 0;
+  const int smallest = std::min(kept + needed, total);
+  if (num_slots >= smallest) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the expert budget holds ", num_slots, " slots; the smallest legal budget is ",
+                   smallest, " slots (", needed, " to compute in, ", kept, " pinned)"));
+}
+
+void ExpertCache::BeginStep() {
+  state_.routing.BeginStep();
+  EvictSurplus();
+}
+
+void ExpertCache::Observe(int layer, std::span<const ExpertLoad> experts) {
+  state_.routing.ObserveLayer(layer, experts);
+}
+
+DemandResult ExpertCache::Demand(int layer, std::span<const int> experts) {
+  EvictSurplus();
+  LayerStats& counters = state_.counters[layer];
+  DemandResult result;
+  result.grants.reserve(experts.size());
+  misses_.clear();
+  for (int expert : experts) {
+    const int32_t slot = state_.slots.SlotOf({layer, expert});
+    if (slot < 0) {
+      misses_.push_back(expert);
+      continue;
+    }
+    result.grants.push_back(MakeGrant({layer, expert}, slot));
+    ++(result.grants.back().resident ? counters.hits_total : counters.misses_total);
+  }
+  if (misses_.empty()) return result;
+
+  const Admission admission = Decide(layer, misses_);
+  Evict(admission.victims);
+  for (int32_t index : admission.admitted) {
+    result.grants.push_back(Admit({layer, misses_[index]}));
+    misses_[index] = -1;
+    ++counters.misses_total;
+  }
+  for (int expert : misses_) {
+    if (expert < 0) continue;
+    if (state_.slots.free_slots() == 0) {
+      result.deferred.push_back(expert);
+      continue;
+    }
+    const ExpertKey key{layer, expert};
+    result.grants.push_back(MakeGrant(key, state_.slots.Take(key, /*admitted=*/false)));
+    result.grants.back().to_fill = true;
+    ++counters.misses_total;
+    ++counters.refused_admissions_total;
+  }
+  return result;
+}
+
+std::optional<Grant> ExpertCache::Prefetch(ExpertKey key) {
+  if (state_.slots.SlotOf(key) >= 0) return std::nullopt;
+  EvictSurplus();
+  const Admission admission = Decide(key.layer, {&key.expert, 1});
+  if (admission.admitted.empty()) return std::nullopt;
+  Evict(admission.victims);
+  return Admit(key);
+}
+
+Grant ExpertCache::MakeGrant(ExpertKey key, int32_t slot) {
+  const Slot& s = state_.slots.slot(slot);
+  return {.key = key,
+          .slot = slot,
+          .generation = s.generation,
+          .resident = s.state == SlotState::kResident,
+          .admitted = !s.scratch,
+          .pin = state_.slots.Pin(slot)};
+}
+
+Grant ExpertCache::Admit(ExpertKey key) {
+  Grant grant = MakeGrant(key, state_.slots.Take(key, /*admitted=*/true));
+  grant.to_fill = true;
+  ++state_.counters[key.layer].admissions_total;
+  return grant;
+}
+
+Admission ExpertCache::Decide(int layer, std::span<const int> misses) {
+  // While pins hold what a smaller budget cut, a victim's slot is parked and not to be had.
+  if (state_.slots.in_service() > state_.slots.budget()) return {};
+  const int32_t spare = state_.resident_limit() - state_.slots.total_resident();
+  return planner_.Decide(layer, misses, std::clamp(spare, 0, state_.slots.free_slots()));
+}
+
+void ExpertCache::Evict(std::span<const int32_t> slots) {
+  for (int32_t slot : slots) {
+    ++state_.counters[state_.slots.slot(slot).key.layer].evictions_total;
+    state_.slots.Evict(slot);
+  }
+}
+
+// What a smaller budget cut while it was pinned.
+void ExpertCache::EvictSurplus() {
+  if (state_.slots.total_resident() > state_.resident_limit()) {
+    Evict(planner_.Surplus(state_.resident_limit()));
+  }
+}
+
+bool ExpertCache::Filled(int32_t slot, uint32_t generation) {
+  return state_.slots.Filled(slot, generation);
+}
+
+bool ExpertCache::FillFailed(int32_t slot, uint32_t generation) {
+  return state_.slots.FillFailed(slot, generation);
+}
+
+absl::Status ExpertCache::Verify(ExpertKey key, int32_t slot, uint32_t generation) const {
+  if (slot < 0 || slot >= state_.slots.max_slots()) {
+    return absl::InternalError(absl::StrCat("slot ", slot, " does not exist"));
+  }
+  const Slot& s = state_.slots.slot(slot);
+  if (s.key == key && s.generation == generation && s.state == SlotState::kResident && s.pins > 0) {
+    return absl::OkStatus();
+  }
+  return absl::InternalError(absl::StrCat(
+      "slot ", slot, " was read for layer ", key.layer, " expert ", key.expert, " generation ",
+      generation, " but is of layer ", s.key.layer, " expert ", s.key.expert, " generation ",
+      s.generation, s.state == SlotState::kResident ? ", resident" : ", not resident", ", ", s.pins,
+      " pins"));
+}
+
+void ExpertCache::CountBytes(int layer, BytePath path, int64_t bytes) {
+  state_.counters[layer].bytes_total[static_cast<int>(path)] += bytes;
+}
+
+void ExpertCache::CountStall(int layer, double seconds) {
+  state_.counters[layer].stall_seconds_total += seconds;
+}
+
+absl::Status ExpertCache::PinExpert(ExpertKey key) {
+  if (!state_.index.Contains(key)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the model has no expert ", key.expert, " in layer ", key.layer));
+  }
+  uint8_t& keep = state_.keep[state_.index.Of(key)];
+  if (keep != 0) return absl::OkStatus();
+  if (absl::Status status = CheckBudget(num_slots(), state_.num_kept + 1); !status.ok())
+    return status;
+  keep = 1;
+  ++state_.num_kept;
+  state_.DivideBudget(num_slots());
+  return absl::OkStatus();
+}
+
+absl::Status ExpertCache::UnpinExpert(ExpertKey key) {
+  if (!state_.index.Contains(key)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the model has no expert ", key.expert, " in layer ", key.layer));
+  }
+  state_.num_kept -= std::exchange(state_.keep[state_.index.Of(key)], 0);
+  state_.DivideBudget(num_slots());
+  return absl::OkStatus();
+}
+
+absl::Status ExpertCache::SetBudget(int num_slots) {
+  num_slots = std::min(num_slots, state_.index.total_experts());
+  if (num_slots > state_.slots.max_slots()) {
+    return absl::InvalidArgumentError(absl::StrCat("the expert budget of ", num_slots,
+                                                   " slots exceeds the ", state_.slots.max_slots(),
+                                                   " that were reserved at start"));
+  }
+  if (absl::Status status = CheckBudget(num_slots, state_.num_kept); !status.ok()) return status;
+  state_.DivideBudget(num_slots);
+  state_.slots.SetBudget(num_slots);
+  EvictSurplus();
+  return absl::OkStatus();
+}
+
+bool ExpertCache::resident(ExpertKey key) const {
+  const int32_t slot = state_.slots.SlotOf(key);
+  return slot >= 0 && state_.slots.slot(slot).state == SlotState::kResident;
+}
+
+CacheStats ExpertCache::Stats() const {
+  CacheStats stats{.policy = std::string(PolicyName(state_.policy)),
+                   .num_slots = num_slots(),
+                   .steps_total = state_.routing.step(),
+                   .layers = state_.counters};
+  for (int layer = 0; layer < state_.index.num_layers(); ++layer) {
+    stats.layers[layer].resident = state_.slots.layer_resident()[layer];
+    stats.layers[layer].floor = state_.floors[layer];
+    for (int expert = 0; expert < state_.index.num_experts(layer); ++expert) {
+      stats.layers[layer].tokens_total += state_.routing.tokens_total({layer, expert});
+    }
+  }
+  return stats;
+}
+
+ExpertStats ExpertCache::PerExpertStats() const {
+  ExpertStats stats;
+  for (int layer = 0; layer < state_.index.num_layers(); ++layer) {
+    auto& tokens = stats.tokens_total.emplace_back();
+    auto& is_resident = stats.resident.emplace_back();
+    for (int expert = 0; expert < state_.index.num_experts(layer); ++expert) {
+      tokens.push_back(state_.routing.tokens_total({layer, expert}));
+      is_resident.push_back(resident({layer, expert}) ? 1 : 0);
+    }
+  }
+  return stats;
+}
+
+void ExpertCache::ResetCounters() {
+  state_.counters.assign(state_.index.num_layers(), LayerStats{});
+  state_.routing.ResetTotals();
+}
+
+}  // namespace moed::cache

@@ -1,0 +1,21 @@
+// How a budget of slots is divided before any policy speaks: a few slots for scratch, a guaranteed
+// floor for every layer, and the rest for whoever is hottest. Pure functions.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cache/expert_index.h"
+
+namespace moed::cache {
+
+// Slots that no admission may take, so that an expert that is not worth keeping always finds a
+// place to be computed from: a sixteenth of the budget, at least one, at most top_k. None if every
+// expert fits.
+int32_t ScratchSlots(const ExpertIndex& index, int top_k, int32_t num_slots);
+
+// [layers]: min(E, 3 * top_k, resident slots / layers with experts), the slots that no other layer
+// may take. Below 3 * top_k plain recency thrashes: the experts of two tokens do not fit.
+std::vector<int32_t> LayerFloors(const ExpertIndex& index, int top_k, int32_t resident_slots);
+
+}  // namespace moed::cache
