@@ -46,7 +46,8 @@ void TransposeColumns(const Tensor& down, int64_t first, int64_t count, BFloat16
   const int64_t hidden = down.dim(0);
   const int64_t intermediate = down.dim(1);
   if (down.dtype() == DType::kBF16) {
-    TransposeValues(down.As<BFloat16>() + first, intermediate, hidden, count, target, stride);
+    TransposeValues(down.As<BFloat16>() + first, intermediate, hidden, count, target, stride,
+                    StoreKind::kStreamed);
     return;
   }
   std::array<BFloat16, kConvertRows * kNeuronBlock> converted;
@@ -56,7 +57,8 @@ void TransposeColumns(const Tensor& down, int64_t first, int64_t count, BFloat16
       ConvertValues(down, (begin + r) * intermediate + first, count,
                     converted.data() + r * kNeuronBlock);
     }
-    TransposeValues(converted.data(), kNeuronBlock, rows, count, target + begin, stride);
+    TransposeValues(converted.data(), kNeuronBlock, rows, count, target + begin, stride,
+                    StoreKind::kStreamed);
   }
 }
 

@@ -23,7 +23,8 @@ namespace {
 
 class CpuBackend : public Backend {
  public:
-  explicit CpuBackend(int num_threads) : pool_(num_threads), attention_(pool_) {}
+  explicit CpuBackend(int num_threads)
+      : pool_(num_threads), experts_(pool_), attention_(pool_) {}
 
   std::string Description() const override {
     return absl::StrCat("cpu (", pool_.num_threads(), " threads)");
@@ -83,7 +84,7 @@ class CpuBackend : public Backend {
   }
   void Experts(const ExpertFormat& format, std::span<const ExpertWork> work, int top_k,
                const Tensor& x, const Tensor& out) override {
-    ComputeExperts(pool_, format, work, top_k, x, out);
+    experts_.Run(format, work, top_k, x, out);
   }
   void CombineExperts(const Tensor& expert_out, const Tensor& weights,
                       const Tensor& residual) override {
@@ -98,6 +99,7 @@ class CpuBackend : public Backend {
 
  private:
   ThreadPool pool_;
+  ExpertsOp experts_;
   RopeTable rope_table_;
   PagedAttention attention_;
   std::vector<float> linear_workspace_;
