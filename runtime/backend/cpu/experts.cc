@@ -1,46 +1,40 @@
 #include "runtime/backend/cpu/experts.h"
 
 #include <algorithm>
-#include <cmath>
-
-#include "runtime/backend/dtype.h"
 
 namespace moed::backend {
-namespace {
 
-float Dot(const BFloat16* a, const BFloat16* b, int64_t width) {
-  float sum = 0;
-  for (int64_t i = 0; i < width; ++i) sum += ToFloat(a[i]) * ToFloat(b[i]);
-  return sum;
-}
+ExpertsOp::ExpertsOp(ThreadPool& pool, const ExpertKernels& kernels)
+    : pool_(pool), kernels_(kernels), few_rows_(pool, kernels), many_rows_(pool, kernels) {}
 
-void ComputeRow(const ExpertFormat& format, const std::byte* blob, const BFloat16* x, float* out) {
-  const int64_t hidden = format.hidden();
-  std::fill_n(out, hidden, 0.0f);
-  for (int64_t i = 0; i < format.intermediate(); ++i) {
-    const auto* neuron = reinterpret_cast<const BFloat16*>(blob + i * format.neuron_bytes());
-    const float gate = Dot(neuron, x, hidden);
-    const float up = Dot(neuron + format.row_values(), x, hidden);
-    const float activation = ToFloat(ToBFloat16(gate / (1.0f + std::exp(-gate)) * up));
-    for (int64_t h = 0; h < hidden; ++h) out[h] += activation * ToFloat(neuron[2 * format.row_values() + h]);
+// Kernels read whole rows of `width` values: the last token's must not end before.
+const BFloat16* ExpertsOp::PadRows(const Tensor& x, int64_t width) {
+  const int64_t tokens = x.dim(0);
+  const int64_t hidden = x.dim(1);
+  if (hidden == width) return x.As<BFloat16>();
+  BFloat16* padded = padded_x_.Reserve(tokens * width);
+  for (int64_t t = 0; t < tokens; ++t) {
+    std::copy_n(x.As<BFloat16>() + t * hidden, hidden, padded + t * width);
+    std::fill_n(padded + t * width + hidden, width - hidden, BFloat16{0});
   }
+  return padded;
 }
 
-}  // namespace
-
-void ComputeExperts(ThreadPool& pool, const ExpertFormat& format, std::span<const ExpertWork> work,
-                    int top_k, const Tensor& x, const Tensor& out) {
-  const int64_t hidden = format.hidden();
+void ExpertsOp::Run(const ExpertFormat& format, std::span<const ExpertWork> work, int top_k,
+                    const Tensor& x, const Tensor& out) {
+  few_.clear();
+  many_.clear();
   for (const ExpertWork& item : work) {
-    auto body = [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = item.rows[i];
-        ComputeRow(format, item.blob, x.As<BFloat16>() + row / top_k * hidden,
-                   out.As<float>() + row * hidden);
-      }
-    };
-    pool.ParallelFor(static_cast<int64_t>(item.rows.size()), 1, body);
+    if (item.rows.empty()) continue;
+    const bool few = static_cast<int64_t>(item.rows.size()) <= kernels_.few_rows_limit;
+    (few ? few_ : many_).push_back(item);
   }
+  const ExpertsCall call{.format = format,
+                         .top_k = top_k,
+                         .x = PadRows(x, format.row_values()),
+                         .out = out.As<float>()};
+  few_rows_.Run(call, few_);
+  many_rows_.Run(call, many_);
 }
 
 }  // namespace moed::backend

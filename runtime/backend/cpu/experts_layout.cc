@@ -18,14 +18,15 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Values in a cache line; a tile is 32 lines of the source and 32 of the target.
 constexpr int64_t kLine = 32;
 
-// Whole lines that nobody reads soon go past the cache: without the read for ownership a copy moves
-// a third less. Targets that are no aligned blob take the plain store.
+// Streaming spares the read for ownership, a third of what a copy moves; it needs aligned targets.
+template <StoreKind kStore>
 HWY_INLINE void StoreLine(const uint16_t* HWY_RESTRICT line, uint16_t* HWY_RESTRICT target) {
   const hn::CappedTag<uint16_t, kLine> d;
-  const bool aligned = reinterpret_cast<uintptr_t>(target) % (kLine * sizeof(uint16_t)) == 0;
+  const bool stream = kStore == StoreKind::kStreamed &&
+                      reinterpret_cast<uintptr_t>(target) % (kLine * sizeof(uint16_t)) == 0;
   for (int64_t i = 0; i < kLine; i += hn::Lanes(d)) {
     const auto values = hn::LoadU(d, line + i);
-    if (aligned) {
+    if (stream) {
       hn::Stream(values, d, target + i);
     } else {
       hn::StoreU(values, d, target + i);
@@ -35,7 +36,8 @@ HWY_INLINE void StoreLine(const uint16_t* HWY_RESTRICT line, uint16_t* HWY_RESTR
 
 void Copy(const uint16_t* source, int64_t count, uint16_t* target) {
   const int64_t whole = count / kLine * kLine;
-  for (int64_t i = 0; i < whole; i += kLine) StoreLine(source + i, target + i);
+  for (int64_t i = 0; i < whole; i += kLine)
+    StoreLine<StoreKind::kStreamed>(source + i, target + i);
   std::copy(source + whole, source + count, target + whole);
 }
 
@@ -97,6 +99,7 @@ HWY_INLINE void Transpose8x8(const uint16_t* source, int64_t source_stride, uint
 
 // Both strides are often multiples of 4 KiB, so that the lines of a column share one set of the L1
 // cache: each source line is read once, each target line written once.
+template <StoreKind kStore>
 HWY_INLINE void TransposeTile(const uint16_t* source, int64_t source_stride, uint16_t* target,
                               int64_t target_stride) {
   HWY_ALIGN uint16_t tile[kLine * kLine];
@@ -105,7 +108,8 @@ HWY_INLINE void TransposeTile(const uint16_t* source, int64_t source_stride, uin
       Transpose8x8(source + r * source_stride + c, source_stride, tile + c * kLine + r, kLine);
     }
   }
-  for (int64_t c = 0; c < kLine; ++c) StoreLine(tile + c * kLine, target + c * target_stride);
+  for (int64_t c = 0; c < kLine; ++c)
+    StoreLine<kStore>(tile + c * kLine, target + c * target_stride);
 }
 
 void TransposeEdge(const uint16_t* source, int64_t source_stride, int64_t rows, int64_t columns,
@@ -116,20 +120,30 @@ void TransposeEdge(const uint16_t* source, int64_t source_stride, int64_t rows, 
   }
 }
 
+template <StoreKind kStore>
 void Transpose(const uint16_t* source, int64_t source_stride, int64_t rows, int64_t columns,
                uint16_t* target, int64_t target_stride) {
   const int64_t whole_rows = rows / kLine * kLine;
   const int64_t whole_columns = columns / kLine * kLine;
   for (int64_t c = 0; c < whole_columns; c += kLine) {
     for (int64_t r = 0; r < whole_rows; r += kLine) {
-      TransposeTile(source + r * source_stride + c, source_stride, target + c * target_stride + r,
-                    target_stride);
+      TransposeTile<kStore>(source + r * source_stride + c, source_stride,
+                            target + c * target_stride + r, target_stride);
     }
   }
   TransposeEdge(source + whole_columns, source_stride, rows, columns - whole_columns,
                 target + whole_columns * target_stride, target_stride);
   TransposeEdge(source + whole_rows * source_stride, source_stride, rows - whole_rows,
                 whole_columns, target + whole_rows, target_stride);
+}
+
+void TransposeCached(const uint16_t* source, int64_t source_stride, int64_t rows, int64_t columns,
+                     uint16_t* target, int64_t target_stride) {
+  Transpose<StoreKind::kCached>(source, source_stride, rows, columns, target, target_stride);
+}
+void TransposeStreamed(const uint16_t* source, int64_t source_stride, int64_t rows, int64_t columns,
+                       uint16_t* target, int64_t target_stride) {
+  Transpose<StoreKind::kStreamed>(source, source_stride, rows, columns, target, target_stride);
 }
 
 }  // namespace
@@ -143,7 +157,8 @@ namespace moed::backend {
 HWY_EXPORT(Copy);
 HWY_EXPORT(ConvertHalves);
 HWY_EXPORT(ConvertFloats);
-HWY_EXPORT(Transpose);
+HWY_EXPORT(TransposeCached);
+HWY_EXPORT(TransposeStreamed);
 
 void CopyValues(const uint16_t* source, int64_t count, uint16_t* target) {
   HWY_DYNAMIC_DISPATCH(Copy)(source, count, target);
@@ -158,8 +173,10 @@ void FloatsToBFloat16(const float* source, int64_t count, BFloat16* target) {
 }
 
 void TransposeValues(const uint16_t* source, int64_t source_stride, int64_t rows, int64_t columns,
-                     uint16_t* target, int64_t target_stride) {
-  HWY_DYNAMIC_DISPATCH(Transpose)(source, source_stride, rows, columns, target, target_stride);
+                     uint16_t* target, int64_t target_stride, StoreKind store) {
+  const auto transpose = store == StoreKind::kStreamed ? HWY_DYNAMIC_DISPATCH(TransposeStreamed)
+                                                       : HWY_DYNAMIC_DISPATCH(TransposeCached);
+  transpose(source, source_stride, rows, columns, target, target_stride);
 }
 
 }  // namespace moed::backend

@@ -9,6 +9,11 @@
 
 namespace moed::backend {
 
+// Streamed lines go past the cache: for targets that nobody reads soon. They become visible to
+// other threads with hwy::FlushStream().
+enum class StoreKind : uint8_t { kCached, kStreamed };
+
+// Streamed.
 void CopyValues(const uint16_t* source, int64_t count, uint16_t* target);
 
 // IEEE halves or floats, rounded to nearest even; NaN stays a quiet NaN.
@@ -18,6 +23,6 @@ void FloatsToBFloat16(const float* source, int64_t count, BFloat16* target);
 // target[c * target_stride + r] = source[r * source_stride + c] for r < rows, c < columns. Strides
 // are in values.
 void TransposeValues(const uint16_t* source, int64_t source_stride, int64_t rows, int64_t columns,
-                     uint16_t* target, int64_t target_stride);
+                     uint16_t* target, int64_t target_stride, StoreKind store);
 
 }  // namespace moed::backend

@@ -1,0 +1,13 @@
+// The kernels of experts_kernels.h for CPUs with AVX512-BF16, called only there. A product of two
+// bf16 pairs is one instruction per 16 sums; it reads subnormals as zero.
+#pragma once
+
+#include "runtime/backend/cpu/experts_kernels.h"
+
+namespace moed::backend {
+
+void FewRowsAvx512(const NeuronRows& neurons, const BFloat16* const* x, int rows, float* scratch,
+                   float* y);
+void MultiplyAvx512(const PanelMultiply& product);
+
+}  // namespace moed::backend

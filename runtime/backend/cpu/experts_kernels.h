@@ -1,0 +1,62 @@
+// The inner products of the Experts op, once for each instruction set. They know neither experts'
+// blobs nor threads: experts_few_rows and experts_many_rows cut the work and call them. Immutable;
+// any thread.
+#pragma once
+
+#include <cstdint>
+
+#include "runtime/backend/dtype.h"
+
+namespace moed::backend {
+
+// Neurons of an expert in bf16, one after another. A row holds `width` values, a multiple of 32.
+struct NeuronRows {
+  const BFloat16* gate = nullptr;  // of the first neuron
+  const BFloat16* up = nullptr;
+  const BFloat16* down = nullptr;
+  int64_t stride = 0;  // values from neuron to neuron
+  int64_t count = 0;
+  int64_t width = 0;
+};
+
+// C = A B or C += A B with bf16 factors and float32 sums. An element of C is one chain of sums over
+// the depth in rising order: its bits depend neither on how many rows and panels a call has nor on
+// where they stand.
+struct PanelMultiply {
+  const BFloat16* a = nullptr;  // [rows, depth], a_stride values from row to row
+  int64_t a_stride = 0;
+  int64_t rows = 0;
+  int64_t depth = 0;                 // a multiple of 32
+  const BFloat16* panels = nullptr;  // B [depth, num_panels * 16], laid out as in panel.h
+  int64_t panel_stride = 0;          // values from panel to panel
+  int64_t num_panels = 0;
+  float* c = nullptr;  // [rows, num_panels * 16], c_stride floats from row to row
+  int64_t c_stride = 0;
+  bool accumulate = false;
+};
+
+// The most rows that any table's `few_rows` takes.
+constexpr int kMaxFewRows = 8;
+
+struct ExpertKernels {
+  const char* name;
+  // Experts with at most so many rows go through `few_rows`, others through `multiply`.
+  int few_rows_limit;
+  // y[r * width + h] = sum over neurons i of act[r][i] * down[i][h], act from the gate and up rows
+  // as in experts_activation.h. x[r] points at `width` values; `scratch` holds rows * width floats;
+  // it and y are aligned to vectors. Reads the weights once.
+  void (*few_rows)(const NeuronRows& neurons, const BFloat16* const* x, int rows, float* scratch,
+                   float* y);
+  void (*multiply)(const PanelMultiply& product);
+};
+
+// Runs everywhere, in Highway's best target of this CPU.
+const ExpertKernels& PortableExpertKernels();
+// Null where CPU or kernel lack the instructions (cpu_features.h).
+const ExpertKernels* Avx512Bf16ExpertKernels();
+const ExpertKernels* AmxExpertKernels();
+
+// The fastest of the above.
+const ExpertKernels& BestExpertKernels();
+
+}  // namespace moed::backend
