@@ -6,10 +6,11 @@
 namespace moed::cache {
 namespace {
 
-// Donors kept from one search to the next, and how many steps a search serves. Their order is then
-// a few steps old, which moves the heat of any expert by less than a fifth.
-constexpr size_t kMaxDonors = 64;
+// How many donors a search keeps and how many steps it serves, and the most that one layer is shown
+// at a time. The order of donors is then a few steps old, in which no heat changes by a fifth.
+constexpr size_t kMaxDonors = 256;
 constexpr int64_t kDonorSteps = 8;
+constexpr size_t kMaxDonorsShown = 16;
 
 }  // namespace
 
@@ -41,15 +42,25 @@ void AdmissionPlanner::AddOwnResidents(int layer) {
 }
 
 void AdmissionPlanner::AddDonors(int layer, size_t wanted) {
+  const size_t own = evictable_.size();
   const int64_t age = state_.routing.step() - donors_step_;
-  const bool below_floor = state_.slots.layer_resident()[layer] < state_.floors[layer];
-  std::erase_if(donors_, [&](int32_t slot) { return !Donates(slot); });
-  if (age >= kDonorSteps || (donors_.size() < wanted && (age > 0 || below_floor))) FindDonors();
+  if (age >= kDonorSteps) FindDonors();
+  ShowDonors(layer, wanted);
+  const bool owed = state_.slots.layer_resident()[layer] < state_.floors[layer];
+  if (owed && evictable_.size() == own && age > 0) {
+    FindDonors();
+    ShowDonors(layer, wanted);
+  }
+}
+
+void AdmissionPlanner::ShowDonors(int layer, size_t wanted) {
+  size_t shown = 0;
   for (int32_t slot : donors_) {
-    if (state_.slots.slot(slot).key.layer == layer) continue;
+    if (shown == std::min(wanted, kMaxDonorsShown)) return;
+    if (!Donates(slot) || state_.slots.slot(slot).key.layer == layer) continue;
     evictable_.push_back(state_.View(state_.slots.slot(slot).key));
     evictable_slots_.push_back(slot);
-    if (--wanted == 0) return;
+    ++shown;
   }
 }
 

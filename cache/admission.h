@@ -34,6 +34,7 @@ class AdmissionPlanner {
  private:
   void AddOwnResidents(int layer);
   void AddDonors(int layer, size_t wanted);
+  void ShowDonors(int layer, size_t wanted);
   bool Donates(int32_t slot) const;
   void FindDonors();
   std::vector<int32_t> ByRisingWorth(std::vector<int32_t> slots, size_t count) const;

@@ -51,7 +51,8 @@ ExpertCache::ExpertCache(const ExpertCacheOptions& options, PolicyKind policy)
       state_(ExpertIndex(options.experts_per_layer), options.top_k, policy,
              Slots(options, options.num_slots),
              Slots(options, std::max(options.num_slots, options.max_slots))),
-      planner_(&state_) {}
+      planner_(&state_),
+      refused_step_(state_.index.total_experts(), -1) {}
 
 absl::Status ExpertCache::CheckBudget(int num_slots, int kept) const {
   const int total = state_.index.total_experts();
@@ -78,26 +79,21 @@ DemandResult ExpertCache::Demand(int layer, std::span<const int> experts) {
   DemandResult result;
   result.grants.reserve(experts.size());
   misses_.clear();
+  refused_.clear();
   for (int expert : experts) {
-    const int32_t slot = state_.slots.SlotOf({layer, expert});
+    const ExpertKey key{layer, expert};
+    const int32_t slot = state_.slots.SlotOf(key);
     if (slot < 0) {
-      misses_.push_back(expert);
+      // The policy speaks once a step: later waves do not ask again.
+      const bool refused = refused_step_[state_.index.Of(key)] == state_.routing.step();
+      (refused ? refused_ : misses_).push_back(expert);
       continue;
     }
-    result.grants.push_back(MakeGrant({layer, expert}, slot));
+    result.grants.push_back(MakeGrant(key, slot));
     ++(result.grants.back().resident ? counters.hits_total : counters.misses_total);
   }
-  if (misses_.empty()) return result;
-
-  const Admission admission = Decide(layer, misses_);
-  Evict(admission.victims);
-  for (int32_t index : admission.admitted) {
-    result.grants.push_back(Admit({layer, misses_[index]}));
-    misses_[index] = -1;
-    ++counters.misses_total;
-  }
-  for (int expert : misses_) {
-    if (expert < 0) continue;
+  if (!misses_.empty()) AdmitMisses(layer, result.grants);
+  for (int expert : refused_) {
     if (state_.slots.free_slots() == 0) {
       result.deferred.push_back(expert);
       continue;
@@ -109,6 +105,22 @@ DemandResult ExpertCache::Demand(int layer, std::span<const int> experts) {
     ++counters.refused_admissions_total;
   }
   return result;
+}
+
+// Grants those of misses_ that the policy admits, and adds the others to refused_.
+void ExpertCache::AdmitMisses(int layer, std::vector<Grant>& grants) {
+  const Admission admission = Decide(layer, misses_);
+  Evict(admission.victims);
+  for (int32_t index : admission.admitted) {
+    grants.push_back(Admit({layer, misses_[index]}));
+    ++state_.counters[layer].misses_total;
+    misses_[index] = -1;
+  }
+  for (int expert : misses_) {
+    if (expert < 0) continue;
+    refused_step_[state_.index.Of({layer, expert})] = state_.routing.step();
+    refused_.push_back(expert);
+  }
 }
 
 std::optional<Grant> ExpertCache::Prefetch(ExpertKey key) {

@@ -136,13 +136,18 @@ class ExpertCache {
   Grant MakeGrant(ExpertKey key, int32_t slot);
   Grant Admit(ExpertKey key);
   Admission Decide(int layer, std::span<const int> misses);
+  void AdmitMisses(int layer, std::vector<Grant>& grants);
   void Evict(std::span<const int32_t> slots);
   void EvictSurplus();
 
   CacheDriver driver_;
   CacheState state_;
   AdmissionPlanner planner_;
-  std::vector<int> misses_;  // of the Demand under way; kept for its memory
+  std::vector<int64_t>
+      refused_step_;  // [all experts]: the last step in which admission was refused
+  // Of the Demand under way; kept for their memory.
+  std::vector<int> misses_;
+  std::vector<int> refused_;
 };
 
 }  // namespace moed::cache
