@@ -67,7 +67,8 @@ struct QkPrepare {
 };
 
 // The paged KV cache of one layer: `blocks` blocks of `block_tokens` tokens.
-// keys, values: [blocks, block_tokens, kv_heads * D] bf16.
+// keys, values: [blocks, block_tokens, kv_heads * D] bf16 in size; in which order a block holds its
+// tokens and heads is the backend's own.
 struct KvLayer {
   Tensor keys;
   Tensor values;

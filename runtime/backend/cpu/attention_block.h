@@ -1,10 +1,11 @@
 // The inner part of attention on the CPU: some query rows of one KV head against a range of keys,
-// tile by tile, with an online softmax. Both products run on panels (panel.h): a tile's keys are
-// packed as columns, its values as rows, once for all query rows of the block.
+// tile by tile, with an online softmax. A few queries read keys and values where they lie
+// (few_queries.h). For more, both products run on panels (panel.h): a tile's keys are packed as
+// columns, its values as rows, once for all query rows of the block.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "runtime/backend/backend.h"
@@ -38,20 +39,33 @@ class BlockAttention {
   const RunningSoftmax& softmax(int64_t query) const { return softmax_[query]; }
 
  private:
-  void Reset(const AttentionSpec& spec, const AttentionBlock& block, const Tensor& q);
-  void PackTile(const AttentionSpec& spec, const AttentionBlock& block, const KvLayer& cache,
-                int64_t key_begin, int64_t key_end);
-  void WeighTile(const AttentionSpec& spec, const AttentionBlock& block, int64_t key_begin);
+  // Where the keys and values of one tile lie.
+  struct TileRows {
+    int64_t count = 0;
+    std::array<const BFloat16*, kTileKeys> keys;
+    std::array<const BFloat16*, kTileKeys> values;
+  };
 
+  void Reset(const AttentionSpec& spec, const AttentionBlock& block, const Tensor& q);
+  void LoadQueries(const AttentionSpec& spec, const AttentionBlock& block, const Tensor& q);
+  // Finds the rows of the tile at `key_begin` and asks memory for them.
+  static void FindTile(const AttentionSpec& spec, const AttentionBlock& block, const KvLayer& cache,
+                       int64_t key_begin, TileRows* tile);
+  void Score(const AttentionSpec& spec, const AttentionBlock& block, const TileRows& tile);
+  void Weigh(const AttentionSpec& spec, const AttentionBlock& block, int64_t key_begin);
+  void AddValues(const AttentionSpec& spec, const AttentionBlock& block, const TileRows& tile);
+  void JoinSplitSums(const AttentionSpec& spec, const AttentionBlock& block);
+
+  bool few_ = false;            // this block runs the kernels for few queries
   int64_t depth_ = 0;           // D rounded up to a multiple of 2
   int64_t width_ = 0;           // D rounded up to a multiple of 16
-  std::vector<float> queries_;  // tiles [depth_][rows], scaled
+  std::vector<float> queries_;  // scaled: tiles [depth_][rows]; few: [num_queries][D], split
   std::vector<float> scores_;   // [num_queries][kTileKeys]
-  std::vector<float> weights_;  // tiles [kTileKeys][rows]
-  std::vector<float> sums_;     // [num_queries][width_]
+  std::vector<float> weights_;  // tiles [kTileKeys][rows]; few: [num_queries][kTileKeys]
+  std::vector<float> sums_;     // [num_queries][width_]; few: split until the end
   std::vector<RunningSoftmax> softmax_;
-  std::vector<uint16_t> key_panels_;    // [kTileKeys / 16][depth_ / 2][16][2]
-  std::vector<uint16_t> value_panels_;  // [width_ / 16][kTileKeys / 2][16][2]
+  std::vector<BFloat16> key_panels_;    // [kTileKeys / 16][depth_ / 2][16][2]
+  std::vector<BFloat16> value_panels_;  // [width_ / 16][kTileKeys / 2][16][2]
 };
 
 }  // namespace moed::backend

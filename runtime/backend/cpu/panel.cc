@@ -64,9 +64,15 @@ void PackColumns(std::span<const BFloat16* const> columns, int64_t depth, int64_
   if (count < kPanelColumns || blocked_depth < padded_depth) {
     std::fill_n(panel, padded_depth * kPanelColumns, BFloat16{0});
   }
-  for (int64_t k = 0; k < blocked_depth; k += 8) {
+  // Cache line by cache line: columns may lie a power of two apart, and then few lines of them fit
+  // a cache at once.
+  constexpr int64_t kLineElements = 64 / sizeof(BFloat16);
+  for (int64_t line = 0; line < blocked_depth; line += kLineElements) {
+    const int64_t line_end = std::min(blocked_depth, line + kLineElements);
     for (int64_t n = 0; n < blocked_columns; n += 4) {
-      TransposeWords(columns.data() + n, k, panel + k * kPanelColumns + n * 2);
+      for (int64_t k = line; k < line_end; k += 8) {
+        TransposeWords(columns.data() + n, k, panel + k * kPanelColumns + n * 2);
+      }
     }
   }
   for (int64_t n = 0; n < count; ++n) {

@@ -22,6 +22,9 @@ constexpr int kVectorsPerPanel = static_cast<int>(kPanelColumns) / kLanes;
 // GCC spill some.
 constexpr int kAccumulators = kLanes == 16 ? 20 : 10;
 
+// 4 KiB ahead: with a few rows a panel takes about as long as memory's latency to get there.
+constexpr int64_t kPrefetchElements = 2048;
+
 // Panels that a tile of `rows` rows takes at once: enough independent sums to hide the latency of
 // a multiply-add when rows are few.
 constexpr int PanelsAtOnce(int rows) {
@@ -52,6 +55,12 @@ HWY_INLINE void MultiplyTile(const float* HWY_RESTRICT a, const BFloat16* HWY_RE
   }
   for (int64_t i = 0; i < pairs; ++i) {
     const BFloat16* pair = panels + i * kPanelColumns * 2;
+    // With many panels at once the CPU's own prefetching is at its best.
+    if constexpr (kPanels <= 2) {
+      for (int p = 0; p < kPanels; ++p) {
+        __builtin_prefetch(pair + p * panel_stride + kPrefetchElements);
+      }
+    }
     FloatVector weights[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/backend/cpu/kv_layout.h"
 #include "runtime/backend/cpu/rms_norm.h"
 #include "runtime/backend/dtype.h"
 
@@ -59,24 +60,33 @@ void RotateHeads(const RopeTable& table, int64_t token, bool interleaved, int he
   }
 }
 
-void RoundToCache(const float* from, int64_t width, BFloat16* to) {
-  for (int64_t i = 0; i < width; ++i) to[i] = ToBFloat16(from[i]);
-}
+// A place in the cache.
+struct CacheSlot {
+  int64_t block = -1;  // -1: the token is in no segment
+  int64_t slot = 0;
+};
 
-// Where each token of the batch lies in the cache: block * block_tokens + offset, -1 if in no
-// segment.
-std::vector<int64_t> CacheRows(std::span<const AttentionSegment> segments, int block_tokens,
-                               int64_t num_tokens) {
-  std::vector<int64_t> rows(num_tokens, -1);
+// Where each token of the batch goes.
+std::vector<CacheSlot> CacheSlots(std::span<const AttentionSegment> segments, int block_tokens,
+                                  int64_t num_tokens) {
+  std::vector<CacheSlot> slots(num_tokens);
   for (const AttentionSegment& segment : segments) {
     for (int i = 0; i < segment.num_tokens; ++i) {
       const int position = segment.context_start + i;
-      rows[segment.first_row + i] =
-          int64_t{segment.kv_blocks[position / block_tokens]} * block_tokens +
-          position % block_tokens;
+      slots[segment.first_row + i] = {segment.kv_blocks[position / block_tokens],
+                                      position % block_tokens};
     }
   }
-  return rows;
+  return slots;
+}
+
+// row [kv_heads * D] f32, rounded into its place in `cached`.
+void StoreInCache(const AttentionSpec& spec, const KvLayer& cache, CacheSlot place,
+                  const float* row, const Tensor& cached) {
+  for (int head = 0; head < spec.kv_heads; ++head, row += spec.head_dim) {
+    BFloat16* to = cached.As<BFloat16>() + KvOffset(spec, cache, place.block, place.slot, head);
+    for (int i = 0; i < spec.head_dim; ++i) to[i] = ToBFloat16(row[i]);
+  }
 }
 
 }  // namespace
@@ -117,7 +127,7 @@ void PrepareQkvRows(ThreadPool& pool, RopeTable& rope_table, const QkPrepare& pr
   const int64_t q_width = int64_t{spec.query_heads} * spec.head_dim;
   const int64_t kv_width = int64_t{spec.kv_heads} * spec.head_dim;
   rope_table.Update(pool, prepare.rope, segments, num_tokens);
-  const std::vector<int64_t> cache_rows = CacheRows(segments, cache.block_tokens, num_tokens);
+  const std::vector<CacheSlot> slots = CacheSlots(segments, cache.block_tokens, num_tokens);
   auto prepare_row = [&](const Tensor& norm, int heads, int64_t token, float* row) {
     NormalizeProjection(norm, prepare.norm_per_head, prepare.norm_epsilon, heads, spec.head_dim,
                         row);
@@ -131,9 +141,9 @@ void PrepareQkvRows(ThreadPool& pool, RopeTable& rope_table, const QkPrepare& pr
       prepare_row(prepare.q_norm, spec.query_heads, t, q.As<float>() + t * q_width);
       prepare_row(prepare.k_norm, spec.kv_heads, t, k_row);
       Clip(prepare.clip_qkv, kv_width, v_row);
-      if (cache_rows[t] < 0) continue;
-      RoundToCache(k_row, kv_width, cache.keys.As<BFloat16>() + cache_rows[t] * kv_width);
-      RoundToCache(v_row, kv_width, cache.values.As<BFloat16>() + cache_rows[t] * kv_width);
+      if (slots[t].block < 0) continue;
+      StoreInCache(spec, cache, slots[t], k_row, cache.keys);
+      StoreInCache(spec, cache, slots[t], v_row, cache.values);
     }
   };
   pool.ParallelFor(num_tokens, kTokensPerChunk, body);

@@ -41,20 +41,22 @@ HWY_INLINE void ScaleRow(float factor, int64_t width, float* row) {
 void SoftmaxTileRow(const float* scores, VisibleKeys visible, RunningSoftmax* running,
                     float* weights, int64_t weights_stride, float* accumulated, int64_t width) {
   const Floats d;
+  HWY_ALIGN float row[kTileKeys];
   FloatVector maxima = hn::Set(d, running->maximum);
   for (int64_t i = 0; i < kTileKeys; i += kLanes) {
-    maxima = hn::Max(maxima, MaskedScores(scores, visible, i));
+    const FloatVector masked = MaskedScores(scores, visible, i);
+    hn::Store(masked, d, row + i);
+    maxima = hn::Max(maxima, masked);
   }
   const float maximum = hn::GetLane(hn::MaxOfLanes(d, maxima));
   const FloatVector shift = hn::Set(d, maximum);
   FloatVector sums = hn::Zero(d);
   for (int64_t i = 0; i < kTileKeys; i += kLanes) {
-    const FloatVector exponentials = hn::Exp(d, hn::Sub(MaskedScores(scores, visible, i), shift));
+    const FloatVector exponentials = hn::Exp(d, hn::Sub(hn::Load(d, row + i), shift));
     sums = hn::Add(sums, exponentials);
-    HWY_ALIGN float lanes[kLanes];
-    hn::Store(exponentials, d, lanes);
-    for (int64_t j = 0; j < kLanes; ++j) weights[(i + j) * weights_stride] = lanes[j];
+    hn::Store(exponentials, d, row + i);
   }
+  for (int64_t j = 0; j < kTileKeys; ++j) weights[j * weights_stride] = row[j];
   const float tile_sum = hn::GetLane(hn::SumOfLanes(d, sums));
   if (maximum == running->maximum) {
     running->sum += tile_sum;

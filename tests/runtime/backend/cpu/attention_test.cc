@@ -9,6 +9,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "runtime/backend/cpu/kv_layout.h"
 #include "tests/runtime/backend/cpu/cpu_target_test.h"
 #include "tests/runtime/backend/cpu/random_tensor.h"
 
@@ -43,8 +44,8 @@ class PagedBatch {
     }
     const int64_t cache_tokens = static_cast<int64_t>(shuffled.size()) * block_tokens;
     const int64_t width = int64_t{spec.kv_heads} * spec.head_dim;
-    keys_ = BFloat16Matrix::Random(cache_tokens, width, 1);
-    values_ = BFloat16Matrix::Random(cache_tokens, width, 2);
+    keys_ = BFloat16Matrix::Random(1, cache_tokens * width, 1);
+    values_ = BFloat16Matrix::Random(1, cache_tokens * width, 2);
     q_ = FloatMatrix::Random(num_tokens_, int64_t{spec.query_heads} * spec.head_dim, 3);
   }
 
@@ -52,8 +53,7 @@ class PagedBatch {
     ThreadPool pool(threads);
     PagedAttention attention(pool);
     BFloat16Matrix out(num_tokens_, int64_t{spec_.query_heads} * spec_.head_dim);
-    const KvLayer cache = {keys_.tensor(), values_.tensor(), block_tokens_};
-    attention.Run(spec_, segments_, q_.tensor(), cache, out.tensor());
+    attention.Run(spec_, segments_, q_.tensor(), Cache(), out.tensor());
     return out;
   }
 
@@ -62,22 +62,21 @@ class PagedBatch {
     const int position = segment.context_start + token;
     const int first =
         spec_.sliding_window > 0 ? std::max(0, position + 1 - spec_.sliding_window) : 0;
-    const int64_t kv_column = int64_t{head} * spec_.kv_heads / spec_.query_heads * spec_.head_dim;
+    const int64_t kv_head = int64_t{head} * spec_.kv_heads / spec_.query_heads;
     const int64_t q_column = int64_t{head} * spec_.head_dim;
     std::vector<double> sums(spec_.head_dim, 0.0);
     double denominator = 0;
     for (int key = first; key <= position; ++key) {
-      const int64_t row =
-          int64_t{segment.kv_blocks[key / block_tokens_]} * block_tokens_ + key % block_tokens_;
+      const int64_t at = KvOffset(spec_, Cache(), segment.kv_blocks[key / block_tokens_],
+                                  key % block_tokens_, kv_head);
       double score = 0;
       for (int i = 0; i < spec_.head_dim; ++i) {
-        score +=
-            double{q_.at(segment.first_row + token, q_column + i)} * keys_.at(row, kv_column + i);
+        score += double{q_.at(segment.first_row + token, q_column + i)} * keys_.at(0, at + i);
       }
       const double weight = std::exp(score * spec_.scale);
       denominator += weight;
       for (int i = 0; i < spec_.head_dim; ++i) {
-        sums[i] += weight * values_.at(row, kv_column + i);
+        sums[i] += weight * values_.at(0, at + i);
       }
     }
     for (double& sum : sums) sum /= denominator;
@@ -105,13 +104,15 @@ class PagedBatch {
     return (part.context_start + part.num_tokens + block_tokens_ - 1) / block_tokens_;
   }
 
+  KvLayer Cache() const { return {keys_.tensor(), values_.tensor(), block_tokens_}; }
+
   AttentionSpec spec_;
   int block_tokens_;
   int num_tokens_ = 0;
   std::vector<std::vector<int32_t>> tables_;
   std::vector<AttentionSegment> segments_;
-  BFloat16Matrix keys_{0, 0};
-  BFloat16Matrix values_{0, 0};
+  mutable BFloat16Matrix keys_{0, 0};
+  mutable BFloat16Matrix values_{0, 0};
   FloatMatrix q_{0, 0};
 };
 
