@@ -195,9 +195,9 @@ MOED_AVX512_BF16_ENTRY void MultiplyPanels(const PanelMultiply& p, int64_t panel
 void FewRowsAvx512(const NeuronRows& neurons, const BFloat16* const* x, int rows, float*,
                    float* y) {
   using Function = void (*)(const NeuronRows&, const BFloat16* const*, float*);
-  static constexpr Function kFunctions[kMaxFewRows] = {FewRows<1>, FewRows<2>, FewRows<3>,
-                                                       FewRows<4>, FewRows<5>, FewRows<6>,
-                                                       FewRows<7>, FewRows<8>};
+  static constexpr Function kFunctions[kAvx512FewRows] = {FewRows<1>, FewRows<2>, FewRows<3>,
+                                                          FewRows<4>, FewRows<5>, FewRows<6>,
+                                                          FewRows<7>, FewRows<8>};
   kFunctions[rows - 1](neurons, x, y);
 }
 

@@ -6,6 +6,9 @@
 
 namespace moed::backend {
 
+// Rows that FewRowsAvx512 takes: their sums fit the registers.
+constexpr int kAvx512FewRows = 8;
+
 void FewRowsAvx512(const NeuronRows& neurons, const BFloat16* const* x, int rows, float* scratch,
                    float* y);
 void MultiplyAvx512(const PanelMultiply& product);

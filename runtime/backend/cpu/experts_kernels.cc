@@ -17,7 +17,7 @@ const ExpertKernels& PortableExpertKernels() {
 
 const ExpertKernels* Avx512Bf16ExpertKernels() {
   static constexpr ExpertKernels kKernels = {.name = "AVX512-BF16",
-                                             .few_rows_limit = kMaxFewRows,
+                                             .few_rows_limit = kAvx512FewRows,
                                              .few_rows = FewRowsAvx512,
                                              .multiply = MultiplyAvx512};
   return DetectCpuFeatures().avx512_bf16 ? &kKernels : nullptr;

@@ -36,7 +36,7 @@ struct PanelMultiply {
 };
 
 // The most rows that any table's `few_rows` takes.
-constexpr int kMaxFewRows = 8;
+constexpr int kMaxFewRows = 12;
 
 struct ExpertKernels {
   const char* name;
