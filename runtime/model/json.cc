@@ -56,6 +56,10 @@ class StrictnessCheck : public nlohmann::json_sax<nlohmann::json> {
 }  // namespace
 
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, const std::string& source) {
+  // The parser takes a zero byte for the end of the text.
+  if (text.find('\0') != std::string_view::npos) {
+    return absl::InvalidArgumentError(absl::StrCat(source, ": has a zero byte; no JSON has"));
+  }
   StrictnessCheck check;
   if (!nlohmann::json::sax_parse(text, &check)) {
     return absl::InvalidArgumentError(absl::StrCat(source, ": ", check.error()));

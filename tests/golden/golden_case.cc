@@ -14,8 +14,6 @@ namespace {
 
 constexpr char kGoldenFile[] = "golden.safetensors";
 
-std::string GoldenDirectory() { return absl::StrCat(MOED_SOURCE_DIR, "/tests/golden"); }
-
 // The values of a tensor, whose dtype must have T's size.
 template <typename T>
 absl::StatusOr<std::vector<T>> ReadValues(const model::TensorFiles& files,
@@ -53,6 +51,10 @@ absl::StatusOr<GoldenPrompt> ReadPrompt(const model::TensorFiles& files, int ind
 
 }  // namespace
 
+std::string GoldenPath(const std::string& file) {
+  return absl::StrCat(MOED_SOURCE_DIR, "/tests/golden/", file);
+}
+
 std::span<const float> GoldenPrompt::LogitsAt(int position) const {
   return std::span(logits).subspan(static_cast<size_t>(position - first_logits) * vocabulary,
                                    vocabulary);
@@ -75,7 +77,7 @@ float GoldenPrompt::RouterGap(int position) const {
 
 std::vector<std::string> GoldenCaseNames() {
   std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(GoldenDirectory())) {
+  for (const auto& entry : std::filesystem::directory_iterator(GoldenPath(""))) {
     if (std::filesystem::exists(entry.path() / kGoldenFile)) {
       names.push_back(entry.path().filename());
     }
@@ -87,7 +89,7 @@ std::vector<std::string> GoldenCaseNames() {
 absl::StatusOr<GoldenCase> LoadGoldenCase(const std::string& name) {
   GoldenCase golden;
   golden.name = name;
-  const std::string folder = absl::StrCat(GoldenDirectory(), "/", name);
+  const std::string folder = GoldenPath(name);
   golden.checkpoint_directory =
       name == "demo" ? absl::StrCat(MOED_SOURCE_DIR, "/models/demo") : folder;
   const auto directory = model::CheckpointDirectory::Open(folder);

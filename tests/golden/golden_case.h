@@ -38,6 +38,9 @@ struct GoldenCase {
   std::vector<GoldenPrompt> prompts;
 };
 
+// The path of a file in tests/golden.
+std::string GoldenPath(const std::string& file);
+
 // The names of all cases, "demo" (the checkpoint of models/demo) among them.
 std::vector<std::string> GoldenCaseNames();
 

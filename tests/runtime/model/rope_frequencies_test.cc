@@ -59,7 +59,7 @@ std::vector<RopeCase> RopeCases() {
   };
 }
 
-class RopeFrequenciesTest : public testing::TestWithParam<RopeCase> {};
+class RopeFrequenciesTest : public ::testing::TestWithParam<RopeCase> {};
 
 TEST_P(RopeFrequenciesTest, EqualTheReference) {
   const std::vector<float> actual = ComputeInverseFrequencies(GetParam().rope);
@@ -69,7 +69,7 @@ TEST_P(RopeFrequenciesTest, EqualTheReference) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, RopeFrequenciesTest, testing::ValuesIn(RopeCases()),
+INSTANTIATE_TEST_SUITE_P(Types, RopeFrequenciesTest, ::testing::ValuesIn(RopeCases()),
                          [](const auto& test) { return test.param.name; });
 
 TEST(RopeFrequenciesTest, Llama3WithoutMiddleBandHasNoNan) {
