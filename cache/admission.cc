@@ -15,14 +15,28 @@ constexpr size_t kMaxDonorsShown = 16;
 }  // namespace
 
 Admission AdmissionPlanner::Decide(int layer, std::span<const int> misses, int free_slots) {
-  candidates_.clear();
-  evictable_.clear();
-  evictable_slots_.clear();
-  for (int expert : misses) candidates_.push_back(state_.View({layer, expert}));
+  StartView(layer, misses);
   if (static_cast<size_t>(free_slots) < misses.size()) {
     AddOwnResidents(layer);
     AddDonors(layer, misses.size());
   }
+  return AskPolicy(layer, free_slots);
+}
+
+Admission AdmissionPlanner::DecideWithoutVictims(int layer, std::span<const int> misses,
+                                                 int free_slots) {
+  StartView(layer, misses);
+  return AskPolicy(layer, free_slots);
+}
+
+void AdmissionPlanner::StartView(int layer, std::span<const int> misses) {
+  candidates_.clear();
+  evictable_.clear();
+  evictable_slots_.clear();
+  for (int expert : misses) candidates_.push_back(state_.View({layer, expert}));
+}
+
+Admission AdmissionPlanner::AskPolicy(int layer, int free_slots) const {
   Plan plan = MakePlan(state_.policy, {.layer = layer,
                                        .candidates = candidates_,
                                        .evictable = evictable_,

@@ -27,11 +27,16 @@ class AdmissionPlanner {
   // `free_slots` may be taken and the victims' slots follow. Nothing is changed.
   Admission Decide(int layer, std::span<const int> misses, int free_slots);
 
+  // The same without evictions.
+  Admission DecideWithoutVictims(int layer, std::span<const int> misses, int free_slots);
+
   // The slots whose eviction brings the residents down to `limit`, the least worthy first and no
   // layer below its floor; fewer if pins are in the way.
   std::vector<int32_t> Surplus(int32_t limit) const;
 
  private:
+  void StartView(int layer, std::span<const int> misses);
+  Admission AskPolicy(int layer, int free_slots) const;
   void AddOwnResidents(int layer);
   void AddDonors(int layer, size_t wanted);
   void ShowDonors(int layer, size_t wanted);

@@ -14,12 +14,16 @@
 
 namespace moed::cache {
 
+// Who decides when a slot is filled.
+enum class CacheDriver : uint8_t { kHost, kDevice };
+
 struct CacheState {
   CacheState(const ExpertIndex& experts, int top_k_experts, PolicyKind policy_kind,
-             int32_t num_slots, int32_t max_slots)
+             CacheDriver cache_driver, int32_t num_slots, int32_t max_slots)
       : index(experts),
         top_k(top_k_experts),
         policy(policy_kind),
+        driver(cache_driver),
         routing(experts, HalfLifeSteps(policy_kind)),
         slots(experts, num_slots, max_slots),
         keep(experts.total_experts(), 0),
@@ -27,9 +31,10 @@ struct CacheState {
     DivideBudget(num_slots);
   }
 
-  // Kept experts come off the top, so that floors and they together always fit.
+  // Kept experts come off the top, so that floors and they together always fit. A device needs no
+  // scratch: it computes cold experts from host memory.
   void DivideBudget(int32_t num_slots) {
-    scratch_slots = ScratchSlots(index, top_k, num_slots);
+    scratch_slots = driver == CacheDriver::kHost ? ScratchSlots(index, top_k, num_slots) : 0;
     floors = LayerFloors(index, top_k, num_slots - scratch_slots - num_kept);
   }
   // Experts that may be resident, once everything that a smaller budget cut is gone.
@@ -45,6 +50,7 @@ struct CacheState {
   ExpertIndex index;
   int top_k;
   PolicyKind policy;
+  CacheDriver driver;
   RoutingStats routing;
   SlotTable slots;
   std::vector<uint8_t> keep;  // [all experts]: 1 if an operator pinned it

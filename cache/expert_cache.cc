@@ -47,16 +47,19 @@ absl::StatusOr<std::unique_ptr<ExpertCache>> ExpertCache::Create(
 }
 
 ExpertCache::ExpertCache(const ExpertCacheOptions& options, PolicyKind policy)
-    : driver_(options.driver),
-      state_(ExpertIndex(options.experts_per_layer), options.top_k, policy,
+    : state_(ExpertIndex(options.experts_per_layer), options.top_k, policy, options.driver,
              Slots(options, options.num_slots),
              Slots(options, std::max(options.num_slots, options.max_slots))),
       planner_(&state_),
-      refused_step_(state_.index.total_experts(), -1) {}
+      refused_step_(state_.index.total_experts(), -1) {
+  if (options.driver == CacheDriver::kDevice) {
+    device_ = std::make_unique<DeviceResidency>(&state_, &planner_);
+  }
+}
 
 absl::Status ExpertCache::CheckBudget(int num_slots, int kept) const {
   const int total = state_.index.total_experts();
-  const int needed = driver_ == CacheDriver::kHost ? state_.top_k : 0;
+  const int needed = state_.driver == CacheDriver::kHost ? state_.top_k : 0;
   const int smallest = std::min(kept + needed, total);
   if (num_slots >= smallest) return absl::OkStatus();
   return absl::ResourceExhaustedError(
@@ -153,7 +156,9 @@ Admission ExpertCache::Decide(int layer, std::span<const int> misses) {
   // While pins hold what a smaller budget cut, a victim's slot is parked and not to be had.
   if (state_.slots.in_service() > state_.slots.budget()) return {};
   const int32_t spare = state_.resident_limit() - state_.slots.total_resident();
-  return planner_.Decide(layer, misses, std::clamp(spare, 0, state_.slots.free_slots()));
+  const int32_t free_slots = std::clamp(spare, 0, state_.slots.free_slots());
+  if (state_.driver == CacheDriver::kHost) return planner_.Decide(layer, misses, free_slots);
+  return planner_.DecideWithoutVictims(layer, misses, free_slots);
 }
 
 void ExpertCache::Evict(std::span<const int32_t> slots) {
@@ -165,13 +170,15 @@ void ExpertCache::Evict(std::span<const int32_t> slots) {
 
 // What a smaller budget cut while it was pinned.
 void ExpertCache::EvictSurplus() {
-  if (state_.slots.total_resident() > state_.resident_limit()) {
+  if (device_ == nullptr && state_.slots.total_resident() > state_.resident_limit()) {
     Evict(planner_.Surplus(state_.resident_limit()));
   }
 }
 
 bool ExpertCache::Filled(int32_t slot, uint32_t generation) {
-  return state_.slots.Filled(slot, generation);
+  if (!state_.slots.Filled(slot, generation)) return false;
+  if (device_ != nullptr) device_->HostFilled(slot);
+  return true;
 }
 
 bool ExpertCache::FillFailed(int32_t slot, uint32_t generation) {

@@ -32,14 +32,12 @@
 #include "cache/admission.h"
 #include "cache/cache_state.h"
 #include "cache/cache_stats.h"
+#include "cache/device_residency.h"
 #include "cache/expert_key.h"
 #include "cache/expert_pin.h"
 #include "cache/routing_stats.h"
 
 namespace moed::cache {
-
-// Who decides when a slot is filled.
-enum class CacheDriver : uint8_t { kHost, kDevice };
 
 struct ExpertCacheOptions {
   // Experts of each layer; 0 for a layer without a router.
@@ -89,13 +87,18 @@ class ExpertCache {
 
   // Pins what is resident of `experts` (distinct, of `layer`) and gives each other one a slot to
   // fill: admitted, if one is free or the policy finds something colder to evict, else scratch.
-  // What finds no slot is deferred. With no other pins held, at least one expert is granted: any
-  // legal budget makes progress. Each expert is counted as hit or miss when it is granted.
+  // What finds no slot is deferred. Host-driven with no other pins held, at least one expert is
+  // granted: any legal budget makes progress. Each expert is counted as hit or miss when it is
+  // granted.
   DemandResult Demand(int layer, std::span<const int> experts);
 
   // A slot to fill for an expert that nobody demanded yet (lookahead, warm start): only if it is
   // not in a slot already and the policy admits it. Not counted as hit or miss.
   std::optional<Grant> Prefetch(ExpertKey key);
+
+  // Device-driven only, else null: then Demand and Prefetch take free slots and evict nothing, and
+  // what they fill reaches the device with the next update.
+  DeviceResidency* device() { return device_.get(); }
 
   // The fill of a granted slot ended. Returns false, changing nothing, if the grant is stale: the
   // slot's pins were let go before. After FillFailed the expert is not resident, and its slot is
@@ -140,9 +143,9 @@ class ExpertCache {
   void Evict(std::span<const int32_t> slots);
   void EvictSurplus();
 
-  CacheDriver driver_;
   CacheState state_;
   AdmissionPlanner planner_;
+  std::unique_ptr<DeviceResidency> device_;
   std::vector<int64_t>
       refused_step_;  // [all experts]: the last step in which admission was refused
   // Of the Demand under way; kept for their memory.

@@ -58,6 +58,12 @@ void SlotTable::Evict(int32_t slot) {
   Release(slot);
 }
 
+void SlotTable::Supersede(int32_t slot) {
+  Forget(slot);
+  slots_[slot].scratch = true;
+  if (slots_[slot].pins == 0) Release(slot);
+}
+
 int32_t SlotTable::Offer(int layer) {
   ABSL_RAW_CHECK(!free_.empty(), "no free slot to offer");
   const int32_t slot = free_.back();
@@ -125,7 +131,8 @@ void SlotTable::Unpin(int32_t slot) {
 
 void SlotTable::Forget(int32_t slot) {
   Slot& s = slots_[slot];
-  slot_of_[index_.Of(s.key)] = -1;
+  int32_t& slot_of = slot_of_[index_.Of(s.key)];
+  if (slot_of == slot) slot_of = -1;  // it may be superseded
   if (s.scratch) return;
   --layer_resident_[s.key.layer];
   --total_resident_;

@@ -79,6 +79,10 @@ class SlotTable {
   // REQUIRES: Evictable(slot).
   void Evict(int32_t slot);
 
+  // The slot's expert got another slot: the content goes with the last pin, as if scratch.
+  // REQUIRES: filling or resident.
+  void Supersede(int32_t slot);
+
   // Gives a free slot to the device, for any expert of `layer`. REQUIRES: free_slots() > 0.
   int32_t Offer(int layer);
   // REQUIRES: the slot is offered for key's layer, and SlotOf(key) < 0.

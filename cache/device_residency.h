@@ -1,0 +1,89 @@
+// The device-driven side of the cache (CUDA decode): decides between steps what the device may fill
+// and must forget, and follows what the device did by replaying its traces. Owned by ExpertCache,
+// engine thread only.
+//
+// The mirror of the device's table changes only by replay. An admission is permission to fill at
+// the next read; an evicted slot may be read by steps already queued, so it is free only once a
+// trace shows the update that evicted it in use. Nothing here waits for the device.
+//
+//   after each trace arrives:  device.Replay(trace)
+//   before launching a step:   device.Publish(&update), then send update.edits ahead of the step
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "cache/admission.h"
+#include "cache/cache_state.h"
+#include "cache/device_table.h"
+
+namespace moed::cache {
+
+class DeviceResidency {
+ public:
+  DeviceResidency(CacheState* state, AdmissionPlanner* planner);
+
+  // Follows one step: statistics, counters, fills, and slots that no step can read any more.
+  // INTERNAL if the trace contradicts the protocol (a slot read or filled that the device was not
+  // given): memory can no longer be trusted, the device must be stopped.
+  absl::Status Replay(const DeviceTrace& trace);
+
+  // Decides on evictions, permissions and offers from what was replayed since the last call.
+  // Returns false, leaving the number as it was, if the device's table needs no edit.
+  bool Publish(TableUpdate* update);
+
+  // The host filled a slot (warm start, prefill): the next update inserts it.
+  void HostFilled(int32_t slot) { inserts_.push_back({slot, state_.slots.slot(slot).generation}); }
+
+  uint64_t published_number() const { return number_; }
+  // Slots given to the device that hold nothing yet.
+  int32_t offered_slots() const;
+  // Slots that steps in flight may still read.
+  int32_t retiring_slots() const { return static_cast<int32_t>(leaving_.size()); }
+
+ private:
+  struct LayerPlan {
+    std::vector<int> missed;       // cold experts used since the last Publish, distinct
+    std::vector<int> allowed;      // experts with permission to fill
+    std::vector<int32_t> offered;  // slots that the device may fill and has not
+    int32_t coming = 0;            // slots retiring in favour of this layer
+  };
+  // A slot on its way back: evicted, or withdrawn from the device's offer, by update `number`.
+  struct Leaving {
+    int32_t slot;
+    uint32_t generation;
+    uint64_t number;
+    int layer;  // in whose favour; -1: nobody's
+  };
+  struct HostFill {
+    int32_t slot;
+    uint32_t generation;
+  };
+
+  absl::Status ReplayUse(const DeviceUse& use, uint64_t table_number);
+  absl::Status ReplayFill(const DeviceUse& use);
+  bool MayRead(const DeviceUse& use, uint64_t table_number) const;
+  void ReclaimUpTo(uint64_t table_number);
+
+  void InsertHostFills();
+  void CutToBudget();
+  void PlanLayer(int layer);
+  void OfferFreeSlots(int layer);
+  void Allow(int layer, const std::vector<int>& wanted);
+  void EvictFor(int layer, int32_t slot);
+  void Withdraw(int layer);
+  void Edit(TableEditKind kind, int layer, int expert, int32_t slot);
+
+  CacheState& state_;
+  AdmissionPlanner& planner_;
+  uint64_t number_ = 0;         // of the last update that had edits
+  uint64_t number_in_use_ = 0;  // of the last trace
+  std::vector<TableEdit> edits_;
+  std::vector<LayerPlan> layers_;  // [layers]
+  std::deque<Leaving> leaving_;    // by rising number
+  std::vector<HostFill> inserts_;
+};
+
+}  // namespace moed::cache
