@@ -98,11 +98,11 @@ void BM_LinearReadsWeights(benchmark::State& state) {
   }
   std::vector<BFloat16> x = SmallValues(tokens * kWidth);
   std::vector<float> y(tokens * kWidth);
-  std::vector<float> workspace;
+  DenseProduct linear(Pool());
   auto multiply = [&] {
     for (const auto& weight : weights) {
-      LinearRows(Pool(), *weight, Tensor(x.data(), DType::kBF16, {tokens, kWidth}),
-                 Tensor(y.data(), DType::kF32, {tokens, kWidth}), false, workspace);
+      linear.Run(*weight, Tensor(x.data(), DType::kBF16, {tokens, kWidth}),
+                 Tensor(y.data(), DType::kF32, {tokens, kWidth}), false);
     }
   };
   Turns turns;
@@ -110,8 +110,17 @@ void BM_LinearReadsWeights(benchmark::State& state) {
   state.counters["GB/s"] = kWeights * kWidth * kWidth * 2 / turns.seconds() / 1e9;
   state.counters["of_read"] = turns.ratio();
 }
-BENCHMARK(BM_LinearReadsWeights)->Arg(1)->Arg(2)->Arg(3)->Arg(4)->Arg(5)->Arg(8)->Arg(16)
-    ->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(1.0);
+BENCHMARK(BM_LinearReadsWeights)
+    ->Arg(1)
+    ->Arg(2)
+    ->Arg(3)
+    ->Arg(4)
+    ->Arg(5)
+    ->Arg(8)
+    ->Arg(16)
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond)
+    ->MinTime(1.0);
 
 // oneDNN's y = x W^T on row-major memory of one type.
 class OneDnnProduct {
@@ -147,8 +156,8 @@ void BM_LinearMultiplies(benchmark::State& state) {
   const int64_t tokens = state.range(0);
   const int64_t in = state.range(1);
   const int64_t out = state.range(2);
-  const auto type = state.range(3) != 0 ? dnnl::memory::data_type::bf16
-                                        : dnnl::memory::data_type::f32;
+  const auto type =
+      state.range(3) != 0 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
   std::unique_ptr<OneDnnProduct> yardstick;
   try {
     yardstick = std::make_unique<OneDnnProduct>(type, tokens, in, out);
@@ -161,10 +170,10 @@ void BM_LinearMultiplies(benchmark::State& state) {
       PackedWeight::Pack(Pool(), Tensor(values.data(), DType::kBF16, {out, in}), Tensor()).value();
   std::vector<BFloat16> x = SmallValues(tokens * in);
   std::vector<float> y(tokens * out);
-  std::vector<float> workspace;
+  DenseProduct linear(Pool());
   auto multiply = [&] {
-    LinearRows(Pool(), *weight, Tensor(x.data(), DType::kBF16, {tokens, in}),
-               Tensor(y.data(), DType::kF32, {tokens, out}), false, workspace);
+    linear.Run(*weight, Tensor(x.data(), DType::kBF16, {tokens, in}),
+               Tensor(y.data(), DType::kF32, {tokens, out}), false);
   };
   Turns turns;
   for (auto _ : state) turns.Take(state, multiply, [&] { yardstick->Run(); });
@@ -175,8 +184,13 @@ void BM_LinearMultiplies(benchmark::State& state) {
 }
 BENCHMARK(BM_LinearMultiplies)
     ->ArgNames({"tokens", "in", "out", "bf16"})
-    ->Args({512, 2048, 2048, 0})->Args({512, 2048, 2048, 1})->Args({64, 2048, 2048, 0})
-    ->Args({512, 8192, 2048, 0})->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(1.0);
+    ->Args({512, 2048, 2048, 0})
+    ->Args({512, 2048, 2048, 1})
+    ->Args({64, 2048, 2048, 0})
+    ->Args({512, 8192, 2048, 0})
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond)
+    ->MinTime(1.0);
 
 // One sequence's step over one layer. Args: new tokens, context before them, query heads, KV heads.
 void BM_Attention(benchmark::State& state) {
@@ -217,9 +231,14 @@ void BM_Attention(benchmark::State& state) {
 }
 BENCHMARK(BM_Attention)
     ->ArgNames({"tokens", "context", "hq", "hkv"})
-    ->Args({1, 4096, 16, 16})->Args({1, 4096, 32, 4})->Args({1, 32768, 32, 4})
-    ->Args({512, 0, 16, 16})->Args({512, 4096, 32, 4})
-    ->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(0.5);
+    ->Args({1, 4096, 16, 16})
+    ->Args({1, 4096, 32, 4})
+    ->Args({1, 32768, 32, 4})
+    ->Args({512, 0, 16, 16})
+    ->Args({512, 4096, 32, 4})
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond)
+    ->MinTime(0.5);
 
 }  // namespace
 }  // namespace moed::backend

@@ -1,11 +1,12 @@
 #include "runtime/backend/cpu/cpu_backend.h"
 
 #include <cstring>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "runtime/backend/cpu/attention.h"
 #include "runtime/backend/cpu/cpu_count.h"
+#include "runtime/backend/cpu/cpu_features.h"
 #include "runtime/backend/cpu/elementwise.h"
 #include "runtime/backend/cpu/experts.h"
 #include "runtime/backend/cpu/host_memory.h"
@@ -24,10 +25,10 @@ namespace {
 class CpuBackend : public Backend {
  public:
   explicit CpuBackend(int num_threads)
-      : pool_(num_threads), experts_(pool_), attention_(pool_) {}
+      : pool_(num_threads), experts_(pool_), attention_(pool_), linear_(pool_) {}
 
   std::string Description() const override {
-    return absl::StrCat("cpu (", pool_.num_threads(), " threads)");
+    return absl::StrFormat("cpu (%s, %d threads)", InstructionSetName(), pool_.num_threads());
   }
 
   absl::StatusOr<Buffer> Allocate(size_t bytes, MemoryKind, std::string_view what) override {
@@ -60,8 +61,7 @@ class CpuBackend : public Backend {
   }
   void Linear(const LinearWeight& weight, const Tensor& x, const Tensor& out,
               bool accumulate) override {
-    LinearRows(pool_, static_cast<const PackedWeight&>(weight), x, out, accumulate,
-               linear_workspace_);
+    linear_.Run(static_cast<const PackedWeight&>(weight), x, out, accumulate);
   }
   void LinearF32(const Tensor& weight, const Tensor& x, const Tensor& out) override {
     LinearF32Rows(pool_, weight, x, out);
@@ -102,7 +102,7 @@ class CpuBackend : public Backend {
   ExpertsOp experts_;
   RopeTable rope_table_;
   PagedAttention attention_;
-  std::vector<float> linear_workspace_;
+  DenseProduct linear_;
 };
 
 }  // namespace

@@ -11,10 +11,9 @@ namespace {
 
 #if defined(__x86_64__)
 
-bool HasAvx512Bf16() {
+bool HasAvx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
 // CPUID leaf 7, EDX bit 22: AMX-BF16, bit 24: AMX-TILE.
@@ -35,14 +34,22 @@ bool KernelEnablesTiles() {
 }
 
 CpuFeatures Detect() {
-  const bool avx512_bf16 = HasAvx512Bf16();
+  const bool avx512_bf16 = HasAvx512() && __builtin_cpu_supports("avx512bf16");
   return {.avx512_bf16 = avx512_bf16,
           .amx_bf16 = avx512_bf16 && HasAmxBf16() && KernelEnablesTiles()};
+}
+
+std::string_view VectorSetName() {
+  if (HasAvx512()) return "AVX-512";
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "AVX2";
+  return "SSE4";
 }
 
 #else
 
 CpuFeatures Detect() { return {}; }
+
+std::string_view VectorSetName() { return "portable vectors"; }
 
 #endif
 
@@ -51,6 +58,12 @@ CpuFeatures Detect() { return {}; }
 const CpuFeatures& DetectCpuFeatures() {
   static const CpuFeatures features = Detect();
   return features;
+}
+
+std::string_view InstructionSetName() {
+  if (DetectCpuFeatures().amx_bf16) return "AMX";
+  if (DetectCpuFeatures().avx512_bf16) return "AVX512-BF16";
+  return VectorSetName();
 }
 
 }  // namespace moed::backend

@@ -2,6 +2,8 @@
 // kernel is compiled for its own target and called only if the CPU and the kernel allow it.
 #pragma once
 
+#include <string_view>
+
 namespace moed::backend {
 
 struct CpuFeatures {
@@ -12,5 +14,8 @@ struct CpuFeatures {
 // Looks once per process. For AMX it also asks the kernel to enable the tile registers, which
 // holds for all threads; a kernel that refuses means no AMX. Any thread.
 const CpuFeatures& DetectCpuFeatures();
+
+// The widest of what kernels here use on this CPU, for people: "AMX", "AVX-512", "AVX2", ...
+std::string_view InstructionSetName();
 
 }  // namespace moed::backend

@@ -9,6 +9,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace moed::backend {
 namespace HWY_NAMESPACE {
+namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -147,6 +148,7 @@ void AddWeightedFewQueries(const float* weights, int64_t weights_stride, int64_t
 
 int64_t WordsPerVector() { return kLanes; }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace moed::backend
 HWY_AFTER_NAMESPACE();

@@ -1,20 +1,55 @@
 // The dense layers' product on the CPU: y = x W^T + b with packed bf16 weights. A weight is read
-// from memory once for up to 400 rows. The bits of a row of y do not depend on the other rows, on
-// threads or on chunks (panel_product.h), except that AVX512-BF16 and AMX kernels, where they are
-// used, sum in another order. Engine thread.
+// from memory once for up to 400 rows. Few rows run in float32 on every CPU (panel_product.h);
+// many run on bf16 products (AVX512-BF16, AMX) where the CPU has them. In each, the bits of a row
+// of y depend neither on the other rows nor on threads.
 #pragma once
 
 #include <vector>
 
+#include "runtime/backend/cpu/experts_kernels.h"
 #include "runtime/backend/cpu/packed_weight.h"
 #include "runtime/backend/cpu/thread_pool.h"
 #include "runtime/backend/tensor.h"
 
 namespace moed::backend {
 
-// x [T, in] bf16 -> out [T, out] f32; added to what is there if `accumulate`. `workspace` holds
-// rows of x as float32 and is kept by the caller from call to call.
-void LinearRows(ThreadPool& pool, const PackedWeight& weight, const Tensor& x, const Tensor& out,
-                bool accumulate, std::vector<float>& workspace);
+// C += A B with bf16 factors; null: there is none on this CPU.
+using Bf16Multiply = void (*)(const PanelMultiply&);
+Bf16Multiply BestBf16Multiply();
+
+// Owned by CpuBackend; engine thread.
+class DenseProduct {
+ public:
+  explicit DenseProduct(ThreadPool& pool, Bf16Multiply bf16_multiply = BestBf16Multiply())
+      : pool_(pool), bf16_multiply_(bf16_multiply) {}
+
+  // x [T, in] bf16 -> out [T, out] f32; added to what is there if `accumulate`.
+  void Run(const PackedWeight& weight, const Tensor& x, const Tensor& out, bool accumulate);
+
+ private:
+  // Rows of one Run that are multiplied together.
+  struct Chunk {
+    const PackedWeight& weight;
+    const BFloat16* x = nullptr;      // [rows, in]
+    const float* unpacked = nullptr;  // float32 tiles of x; null: bf16_multiply_ takes x itself
+    int64_t rows = 0;
+    float* out = nullptr;  // [rows, out]
+    bool accumulate = false;
+  };
+
+  bool UseBf16(const PackedWeight& weight, int64_t rows) const;
+  const float* UnpackRows(const PackedWeight& weight, const BFloat16* x, int64_t rows);
+  void MultiplyChunk(const Chunk& chunk) const;
+  void ComputeBlock(const Chunk& chunk, int64_t row_begin, int64_t rows, int64_t panel_begin,
+                    int64_t panel_end) const;
+  void ComputePartialPanel(const Chunk& chunk, int64_t row_begin, int64_t rows,
+                           int64_t panel) const;
+  void AddProducts(const Chunk& chunk, int64_t row_begin, int64_t rows, int64_t panel_begin,
+                   int64_t panels, float* sums, int64_t sums_stride) const;
+
+  ThreadPool& pool_;
+  Bf16Multiply bf16_multiply_;
+  std::vector<float> unpacked_;
+};
 
 }  // namespace moed::backend

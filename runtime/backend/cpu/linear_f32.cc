@@ -12,6 +12,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace moed::backend {
 namespace HWY_NAMESPACE {
+namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -73,6 +74,7 @@ void DotBlock(const float* x, int64_t rows, const float* weight, int64_t depth, 
   if (r < rows) DotRows<1>(x + r * depth, weight, depth, outputs, out + r * out_stride, out_stride);
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace moed::backend
 HWY_AFTER_NAMESPACE();

@@ -9,6 +9,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace moed::backend {
 namespace HWY_NAMESPACE {
+namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -138,6 +139,7 @@ void AccumulatePanels(const PanelProduct& p, int64_t depth_begin, int64_t depth_
   }
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace moed::backend
 HWY_AFTER_NAMESPACE();

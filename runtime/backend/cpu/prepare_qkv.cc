@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/backend/cpu/experts_layout.h"
 #include "runtime/backend/cpu/kv_layout.h"
 #include "runtime/backend/cpu/rms_norm.h"
 #include "runtime/backend/dtype.h"
@@ -85,7 +86,7 @@ void StoreInCache(const AttentionSpec& spec, const KvLayer& cache, CacheSlot pla
                   const float* row, const Tensor& cached) {
   for (int head = 0; head < spec.kv_heads; ++head, row += spec.head_dim) {
     BFloat16* to = cached.As<BFloat16>() + KvOffset(spec, cache, place.block, place.slot, head);
-    for (int i = 0; i < spec.head_dim; ++i) to[i] = ToBFloat16(row[i]);
+    FloatsToBFloat16(row, spec.head_dim, to);
   }
 }
 

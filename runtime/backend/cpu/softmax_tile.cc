@@ -12,6 +12,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace moed::backend {
 namespace HWY_NAMESPACE {
+namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -69,6 +70,7 @@ void SoftmaxTileRow(const float* scores, VisibleKeys visible, RunningSoftmax* ru
   ScaleRow(factor, width, accumulated);
 }
 
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace moed::backend
 HWY_AFTER_NAMESPACE();

@@ -6,6 +6,9 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "runtime/backend/cpu/cpu_features.h"
+#include "runtime/backend/cpu/experts_amx.h"
+#include "runtime/backend/cpu/experts_avx512.h"
 #include "runtime/backend/cpu/linear_f32.h"
 #include "tests/runtime/backend/cpu/cpu_target_test.h"
 #include "tests/runtime/backend/cpu/random_tensor.h"
@@ -24,11 +27,11 @@ std::unique_ptr<PackedWeight> Pack(ThreadPool& pool, BFloat16Matrix& weight,
   return PackedWeight::Pack(pool, weight.tensor(), bias).value();
 }
 
-FloatMatrix Multiply(int threads, BFloat16Matrix& weight, BFloat16Matrix& x, Shape shape) {
+FloatMatrix Multiply(int threads, BFloat16Matrix& weight, BFloat16Matrix& x, Shape shape,
+                     Bf16Multiply bf16_multiply = nullptr) {
   ThreadPool pool(threads);
   FloatMatrix y(shape.tokens, shape.out);
-  std::vector<float> workspace;
-  LinearRows(pool, *Pack(pool, weight), x.tensor(), y.tensor(), false, workspace);
+  DenseProduct(pool, bf16_multiply).Run(*Pack(pool, weight), x.tensor(), y.tensor(), false);
   return y;
 }
 
@@ -37,6 +40,20 @@ float SumTolerance(int64_t n) { return 1e-6f * static_cast<float>(n); }
 
 class LinearTest : public CpuTargetTest {};
 MOED_INSTANTIATE_CPU_TARGETS(LinearTest);
+
+void ExpectMatchesDoublePrecision(Shape shape, Bf16Multiply bf16_multiply) {
+  BFloat16Matrix weight = BFloat16Matrix::Random(shape.out, shape.in, 1);
+  BFloat16Matrix x = BFloat16Matrix::Random(shape.tokens, shape.in, 2);
+  const FloatMatrix y = Multiply(2, weight, x, shape, bf16_multiply);
+  for (int64_t t = 0; t < shape.tokens; ++t) {
+    for (int64_t n = 0; n < shape.out; ++n) {
+      double sum = 0;
+      for (int64_t k = 0; k < shape.in; ++k) sum += double{x.at(t, k)} * weight.at(n, k);
+      ASSERT_NEAR(y.at(t, n), sum, SumTolerance(shape.in))
+          << shape.tokens << "x" << shape.in << "x" << shape.out << " at " << t << ", " << n;
+    }
+  }
+}
 
 TEST_P(LinearTest, MatchesDoublePrecisionOverOddShapes) {
   for (const Shape shape : {Shape{1, 2, 1},
@@ -49,16 +66,24 @@ TEST_P(LinearTest, MatchesDoublePrecisionOverOddShapes) {
                             {11, 33, 17},
                             {64, 1100, 48},
                             {513, 70, 130}}) {
-    BFloat16Matrix weight = BFloat16Matrix::Random(shape.out, shape.in, 1);
-    BFloat16Matrix x = BFloat16Matrix::Random(shape.tokens, shape.in, 2);
-    const FloatMatrix y = Multiply(2, weight, x, shape);
-    for (int64_t t = 0; t < shape.tokens; ++t) {
-      for (int64_t n = 0; n < shape.out; ++n) {
-        double sum = 0;
-        for (int64_t k = 0; k < shape.in; ++k) sum += double{x.at(t, k)} * weight.at(n, k);
-        ASSERT_NEAR(y.at(t, n), sum, SumTolerance(shape.in))
-            << shape.tokens << "x" << shape.in << "x" << shape.out << " at " << t << ", " << n;
-      }
+    ExpectMatchesDoublePrecision(shape, nullptr);
+  }
+}
+
+// Those of the bf16 kernels that this CPU can run.
+std::vector<Bf16Multiply> Bf16Kernels() {
+  std::vector<Bf16Multiply> kernels;
+  if (DetectCpuFeatures().avx512_bf16) kernels.push_back(MultiplyAvx512);
+  if (DetectCpuFeatures().amx_bf16) kernels.push_back(MultiplyAmx);
+  return kernels;
+}
+
+TEST(LinearBf16Test, MatchesDoublePrecision) {
+  if (Bf16Kernels().empty()) GTEST_SKIP() << "this CPU has no bf16 products";
+  for (Bf16Multiply kernel : Bf16Kernels()) {
+    for (const Shape shape :
+         {Shape{15, 64, 32}, {16, 64, 48}, {31, 96, 33}, {100, 1056, 16}, {413, 2080, 70}}) {
+      ExpectMatchesDoublePrecision(shape, kernel);
     }
   }
 }
@@ -74,8 +99,7 @@ TEST_P(LinearTest, AddsBiasAndWhatIsThere) {
   const FloatMatrix product = Multiply(1, weight, x, kShape);
   for (bool accumulate : {false, true}) {
     FloatMatrix y = residual;
-    std::vector<float> workspace;
-    LinearRows(pool, *packed, x.tensor(), y.tensor(), accumulate, workspace);
+    DenseProduct(pool, nullptr).Run(*packed, x.tensor(), y.tensor(), accumulate);
     for (int64_t t = 0; t < kShape.tokens; ++t) {
       for (int64_t n = 0; n < kShape.out; ++n) {
         const float added = bias.at(0, n) + (accumulate ? residual.at(t, n) : 0.0f);
@@ -104,9 +128,8 @@ TEST_P(LinearTest, BitsDependNeitherOnThreadsNorOnOtherRows) {
 TEST_P(LinearTest, NothingHappensForNoTokens) {
   ThreadPool pool(2);
   BFloat16Matrix weight = BFloat16Matrix::Random(16, 32, 1);
-  std::vector<float> workspace;
-  LinearRows(pool, *Pack(pool, weight), Tensor(nullptr, DType::kBF16, {0, 32}),
-             Tensor(nullptr, DType::kF32, {0, 16}), true, workspace);
+  DenseProduct(pool).Run(*Pack(pool, weight), Tensor(nullptr, DType::kBF16, {0, 32}),
+                         Tensor(nullptr, DType::kF32, {0, 16}), true);
 }
 
 TEST(PackedWeightTest, RefusesOtherTypesAndShapes) {
