@@ -1,0 +1,108 @@
+#include "client/client.h"
+
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/generate_reader.h"
+#include "client/grpc_status.h"
+
+namespace moed::client {
+namespace {
+
+// Log-probabilities of a long prompt are larger than gRPC's default of 4 MiB.
+constexpr int kMaxMessageBytes = 64 << 20;
+
+template <typename Response, typename Reader>
+absl::Status ReadAll(Reader reader, const std::function<void(const Response&)>& on_response) {
+  Response response;
+  while (reader->Read(&response)) on_response(response);
+  return ToStatus(reader->Finish());
+}
+
+// One unary call, `method` of `stub`.
+template <typename Response, typename Stub, typename Method, typename Request>
+absl::StatusOr<Response> Ask(Stub& stub, Method method, const Request& request, Call& call) {
+  Response response;
+  absl::Status status = ToStatus((stub.*method)(call.context(), request, &response));
+  if (!status.ok()) return status;
+  return response;
+}
+
+}  // namespace
+
+Call::Call(absl::Duration timeout) {
+  if (timeout == absl::InfiniteDuration()) return;
+  context_.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
+}
+
+absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& options) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  std::shared_ptr<grpc::Channel> channel =
+      grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(), arguments);
+  const auto deadline =
+      std::chrono::system_clock::now() + absl::ToChronoMilliseconds(options.timeout);
+  if (!channel->WaitForConnected(deadline)) {
+    return absl::UnavailableError(absl::StrCat("no server answers at ", options.address, " within ",
+                                               absl::FormatDuration(options.timeout),
+                                               "; is moed running there?"));
+  }
+  return std::make_unique<Client>(channel);
+}
+
+Client::Client(const std::shared_ptr<grpc::Channel>& channel)
+    : inference_(v1::Inference::NewStub(channel)),
+      experts_(v1::Experts::NewStub(channel)),
+      health_(grpc::health::v1::Health::NewStub(channel)) {}
+
+absl::Status Client::Generate(const v1::GenerateRequest& request, Call& call,
+                              const OnResponse& on_response) {
+  return ReadAll(inference_->Generate(call.context(), request), on_response);
+}
+
+absl::Status Client::Chat(const v1::ChatRequest& request, Call& call,
+                          const OnResponse& on_response) {
+  return ReadAll(inference_->Chat(call.context(), request), on_response);
+}
+
+void Client::StartGenerate(v1::GenerateRequest request, std::shared_ptr<Call> call,
+                           OnResponse on_response, OnDone on_done) {
+  GenerateReader::Start(*inference_, std::move(request), std::move(call), std::move(on_response),
+                        std::move(on_done));
+}
+
+absl::StatusOr<v1::TokenizeResponse> Client::Tokenize(const v1::TokenizeRequest& request,
+                                                      Call& call) {
+  return Ask<v1::TokenizeResponse>(*inference_, &v1::Inference::Stub::Tokenize, request, call);
+}
+
+absl::StatusOr<v1::DetokenizeResponse> Client::Detokenize(const v1::DetokenizeRequest& request,
+                                                          Call& call) {
+  return Ask<v1::DetokenizeResponse>(*inference_, &v1::Inference::Stub::Detokenize, request, call);
+}
+
+absl::StatusOr<v1::GetModelResponse> Client::GetModel(const v1::GetModelRequest& request,
+                                                      Call& call) {
+  return Ask<v1::GetModelResponse>(*inference_, &v1::Inference::Stub::GetModel, request, call);
+}
+
+absl::StatusOr<v1::ExpertStats> Client::GetExpertStats(const v1::GetExpertStatsRequest& request,
+                                                       Call& call) {
+  return Ask<v1::ExpertStats>(*experts_, &v1::Experts::Stub::GetStats, request, call);
+}
+
+absl::Status Client::WatchExperts(const v1::WatchExpertsRequest& request, Call& call,
+                                  const OnStats& on_stats) {
+  return ReadAll(experts_->Watch(call.context(), request), on_stats);
+}
+
+absl::StatusOr<grpc::health::v1::HealthCheckResponse> Client::CheckHealth(
+    const std::string& service, Call& call) {
+  grpc::health::v1::HealthCheckRequest request;
+  request.set_service(service);
+  return Ask<grpc::health::v1::HealthCheckResponse>(
+      *health_, &grpc::health::v1::Health::Stub::Check, request, call);
+}
+
+}  // namespace moed::client

@@ -1,0 +1,37 @@
+#include "client/generate_reader.h"
+
+#include <utility>
+
+#include "client/grpc_status.h"
+
+namespace moed::client {
+
+void GenerateReader::Start(v1::Inference::Stub& stub, v1::GenerateRequest request,
+                           std::shared_ptr<Call> call, Client::OnResponse on_response,
+                           Client::OnDone on_done) {
+  auto* reader = new GenerateReader(std::move(request), std::move(call), std::move(on_response),
+                                    std::move(on_done));
+  stub.async()->Generate(reader->call_->context(), &reader->request_, reader);
+  reader->StartRead(&reader->response_);
+  reader->StartCall();
+}
+
+GenerateReader::GenerateReader(v1::GenerateRequest request, std::shared_ptr<Call> call,
+                               Client::OnResponse on_response, Client::OnDone on_done)
+    : request_(std::move(request)),
+      call_(std::move(call)),
+      on_response_(std::move(on_response)),
+      on_done_(std::move(on_done)) {}
+
+void GenerateReader::OnReadDone(bool ok) {
+  if (!ok) return;  // OnDone follows
+  on_response_(response_);
+  StartRead(&response_);
+}
+
+void GenerateReader::OnDone(const grpc::Status& status) {
+  on_done_(ToStatus(status));
+  delete this;
+}
+
+}  // namespace moed::client

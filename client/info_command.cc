@@ -1,0 +1,63 @@
+// moedctl info: what is served, and how.
+
+#include <iostream>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "client/command.h"
+#include "client/json_output.h"
+#include "client/quantities.h"
+
+namespace moed::client {
+namespace {
+
+void PrintLine(const char* name, const std::string& value) {
+  if (!value.empty()) std::cout << absl::StrFormat("%-12s %s\n", name, value);
+}
+
+void Print(const v1::GetModelResponse& model) {
+  PrintLine("model", absl::StrCat(model.model(), " (", model.family(), ")"));
+  PrintLine("parameters", absl::StrCat(Count(static_cast<double>(model.parameters())), ", ",
+                                       Count(static_cast<double>(model.active_parameters())),
+                                       " read for one token"));
+  PrintLine("layers", absl::StrCat(model.num_layers(), ", ", model.num_moe_layers(),
+                                   " with experts; hidden size ", model.hidden_size()));
+  PrintLine("experts", absl::StrCat(model.num_experts(), " a layer, ", model.experts_per_token(),
+                                    " a token, ", Bytes(static_cast<double>(model.expert_bytes())),
+                                    " each (", model.expert_format(), ")"));
+  PrintLine("budget", absl::StrCat(model.expert_slots(), " experts fit of ",
+                                   int64_t{model.num_moe_layers()} * model.num_experts(),
+                                   ", policy ", model.expert_policy()));
+  PrintLine("memory", absl::StrCat(Bytes(static_cast<double>(model.dense_bytes())), " dense, ",
+                                   Bytes(static_cast<double>(model.kv_cache_bytes())), " KV"));
+  PrintLine("context", absl::StrCat(model.max_model_len(), " tokens; ", model.max_num_seqs(),
+                                    " sequences at once; vocabulary ", model.vocab_size()));
+  PrintLine("text", absl::StrCat(model.has_tokenizer() ? "tokenizer" : "token ids only",
+                                 model.has_chat_template() ? ", chat template" : ""));
+  PrintLine("device", model.device());
+  PrintLine("server", model.server_version());
+}
+
+absl::Status Run(bool json, absl::Duration timeout, Client& client) {
+  Call call(timeout);
+  const absl::StatusOr<v1::GetModelResponse> model = client.GetModel({}, call);
+  if (!model.ok()) return model.status();
+  if (json) return PrintJson(*model, std::cout);
+  Print(*model);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddInfoCommand(CLI::App& app, CommandLine& line) {
+  auto json = std::make_shared<bool>(false);
+  CLI::App* command = app.add_subcommand("info", "Show the served model");
+  command->add_flag("--json", *json, "Print the whole response as JSON");
+  command->callback([&line, json] {
+    line.chosen = [&line, json](Client& client) { return Run(*json, line.timeout(), client); };
+  });
+}
+
+}  // namespace moed::client
