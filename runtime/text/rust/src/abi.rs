@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::ffi::c_void;
-use std::ops::Range;
 use std::panic::{catch_unwind, set_hook, AssertUnwindSafe};
 use std::slice;
 use std::sync::{Arc, Once};
@@ -127,8 +126,8 @@ pub unsafe extern "C" fn moed_tokenizer_encode(
 ) -> i32 {
     guarded(error, || unsafe {
         let input = text(input, "the text")?;
-        let whole: &[Range<usize>] = &[0..input.len()];
-        let literal = if parse_special { &[] } else { whole };
+        let whole = 0..input.len();
+        let literal = if parse_special { &[] } else { slice::from_ref(&whole) };
         ids.write(&(*tokenizer).encode(input, literal, add_special_tokens)?);
         Ok(())
     })

@@ -116,9 +116,9 @@ impl Pass {
     }
 
     fn find(&self, text: &str, open: &[Range<usize>]) -> Vec<(u32, Range<usize>)> {
-        let everywhere = [0..text.len()];
+        let everywhere = 0..text.len();
         let mut control = Search::new(&self.control, text, open);
-        let mut plain = Search::new(&self.plain, text, &everywhere);
+        let mut plain = Search::new(&self.plain, text, std::slice::from_ref(&everywhere));
         let mut found = Vec::new();
         let mut from = 0;
         let mut covered = 0;
