@@ -1,0 +1,295 @@
+#include "runtime/backend/bf12.h"
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "runtime/backend/cpu/bf12_blocks.h"
+#include "tests/runtime/backend/cpu/cpu_target_test.h"
+
+namespace moed::backend {
+namespace {
+
+using testing::HasSubstr;
+
+// An expert's values, as its bf16 blob.
+struct Bf16Expert {
+  Bf16Expert(int64_t hidden, int64_t intermediate, const std::function<BFloat16(int64_t)>& value)
+      : format(ExpertFormatKind::kBF16, hidden, intermediate), values(format.blob_bytes() / 2) {
+    int64_t next = 0;
+    for (int64_t row = 0; row < 3 * intermediate; ++row) {
+      for (int64_t h = 0; h < hidden; ++h) values[row * format.row_values() + h] = value(next++);
+    }
+  }
+
+  std::span<const std::byte> blob() const { return std::as_bytes(std::span(values)); }
+  const BFloat16* Row(int64_t neuron, int part) const {
+    return values.data() + (3 * neuron + part) * format.row_values();
+  }
+
+  ExpertFormat format;
+  std::vector<BFloat16> values;
+};
+
+ExpertFormat Bf12Format(const ExpertFormat& source, int tile_escapes) {
+  return ExpertFormat(ExpertFormatKind::kBF12, source.hidden(), source.intermediate(),
+                      tile_escapes);
+}
+
+std::vector<std::byte> EncodeOrDie(const Bf16Expert& expert, const ExpertFormat& format) {
+  std::vector<std::byte> blob(format.blob_bytes(), std::byte{0xaa});
+  EXPECT_TRUE(EncodeBf12(expert.format, expert.blob(), format, blob));
+  return blob;
+}
+
+void ExpectDecodesTo(const Bf16Expert& expert, const ExpertFormat& format,
+                     const std::vector<std::byte>& blob) {
+  const int64_t width = format.row_values();
+  std::vector<BFloat16> row(width);
+  for (int64_t i = 0; i < format.intermediate(); ++i) {
+    for (int part = 0; part < 3; ++part) {
+      DecodeBf12(format, blob.data(), static_cast<ExpertPart>(part), i, 1, 0, width, row.data(),
+                 width);
+      ASSERT_EQ(std::memcmp(row.data(), expert.Row(i, part), format.hidden() * 2), 0)
+          << "neuron " << i << ", part " << part;
+    }
+  }
+}
+
+void ExpectRoundTrip(const Bf16Expert& expert) {
+  const int needed = Bf12TileEscapesNeeded(expert.format, expert.blob());
+  const ExpertFormat format = Bf12Format(expert.format, Bf12TileEscapeCapacity(needed));
+  const std::vector<std::byte> blob = EncodeOrDie(expert, format);
+  EXPECT_TRUE(ValidateBf12(format, blob).ok());
+  ExpectDecodesTo(expert, format, blob);
+}
+
+class Bf12Test : public CpuTargetTest {};
+MOED_INSTANTIATE_CPU_TARGETS(Bf12Test);
+
+// Each pattern once, in rows where all but a few exponents are escapes or are not.
+TEST_P(Bf12Test, EveryPatternSurvivesInARowOfItsOwnExponents) {
+  // 16 exponents of both signs, all mantissas: rows of 4096 patterns, 16 rows.
+  const auto pattern = [](int64_t i) {
+    const int64_t exponent = i / 4096 * 16 + i / 256 % 16;
+    return static_cast<BFloat16>(exponent << 7 | (i & 0x80) << 8 | (i & 0x7f));
+  };
+  const Bf16Expert expert(4096, 6, [&](int64_t i) { return pattern(i % 65536); });
+  EXPECT_EQ(Bf12TileEscapesNeeded(expert.format, expert.blob()), 0);
+  ExpectRoundTrip(expert);
+}
+
+TEST_P(Bf12Test, EveryPatternSurvivesAsAnEscape) {
+  // Four patterns a row, among ones: 384 in the 96 rows of a tile.
+  for (int64_t first = 0; first < 65536; first += 384) {
+    const Bf16Expert expert(128, 32, [&](int64_t i) {
+      const int64_t row = i / 128;
+      const int64_t column = i % 128;
+      const bool special = column % 32 == 7;
+      return special ? static_cast<BFloat16>(first + row * 4 + column / 32) : BFloat16{0x3f80};
+    });
+    const ExpertFormat format = Bf12Format(expert.format, 239);
+    const std::vector<std::byte> blob = EncodeOrDie(expert, format);
+    ASSERT_TRUE(ValidateBf12(format, blob).ok());
+    ExpectDecodesTo(expert, format, blob);
+    if (HasFailure()) return;
+  }
+}
+
+struct Distribution {
+  std::string name;
+  std::function<float(std::mt19937&)> draw;
+};
+
+std::vector<Distribution> Distributions() {
+  return {
+      {"normal", [](std::mt19937& r) { return std::normal_distribution<float>(0, 0.02f)(r); }},
+      {"Laplace",
+       [](std::mt19937& r) {
+         const float sign = r() % 2 == 0 ? 1.0f : -1.0f;
+         return sign * std::exponential_distribution<float>(50.0f)(r);
+       }},
+      {"Student t",
+       [](std::mt19937& r) { return 0.02f * std::student_t_distribution<float>(3.0f)(r); }},
+      {"zeros", [](std::mt19937&) { return 0.0f; }},
+      {"constant", [](std::mt19937&) { return -0.125f; }},
+      {"subnormal", [](std::mt19937& r) { return 1e-41f * static_cast<float>(r() % 1000); }},
+      {"outliers",
+       [](std::mt19937& r) {
+         const float scale = r() % 700 == 0 ? 1e6f : 0.02f;
+         return std::normal_distribution<float>(0, scale)(r);
+       }},
+  };
+}
+
+TEST_P(Bf12Test, RowsOfEveryKindAndWidthSurvive) {
+  for (const Distribution& distribution : Distributions()) {
+    for (const auto& [hidden, intermediate] :
+         {std::pair<int64_t, int64_t>{64, 5}, {2880, 33}, {128, 32}, {257, 64}}) {
+      SCOPED_TRACE(testing::Message() << distribution.name << ", H " << hidden);
+      std::mt19937 random(1);
+      ExpectRoundTrip(Bf16Expert(hidden, intermediate,
+                                 [&](int64_t) { return ToBFloat16(distribution.draw(random)); }));
+    }
+  }
+}
+
+TEST_P(Bf12Test, DecodesABlockOfColumns) {
+  std::mt19937 random(2);
+  const Bf16Expert expert(640, 40, [&](int64_t) {
+    return ToBFloat16(random() % 100 == 0 ? 1e9f
+                                          : std::normal_distribution<float>(0, 0.1f)(random));
+  });
+  const ExpertFormat format = Bf12Format(expert.format, 239);
+  const std::vector<std::byte> blob = EncodeOrDie(expert, format);
+  std::vector<BFloat16> block(10 * 300, 0x1234);
+  DecodeBf12(format, blob.data(), ExpertPart::kUp, 29, 10, 128, 256, block.data(), 300);
+  for (int64_t i = 0; i < 10; ++i) {
+    EXPECT_EQ(std::memcmp(&block[i * 300], expert.Row(29 + i, 1) + 128, 256 * 2), 0) << i;
+    EXPECT_EQ(block[i * 300 + 256], 0x1234) << "wrote beyond the columns";
+  }
+}
+
+TEST(Bf12FormatTest, TakesThreeQuartersOfTheBytesAndKeepsLinkTilesAligned) {
+  const ExpertFormat format(ExpertFormatKind::kBF12, 2048, 768, Bf12TileEscapeCapacity(0));
+  EXPECT_EQ(format.neuron_bytes(), 32 + 3 * 3072);
+  EXPECT_EQ(format.neuron_offset(32), 32 * 9248 + 128);
+  EXPECT_EQ(format.blob_bytes() % 256, 0);
+  EXPECT_NEAR(static_cast<double>(format.blob_bytes()) / (768 * 3 * 2048 * 2), 0.753, 0.0005);
+  for (int64_t i = 0; i < 768; i += 4) ASSERT_EQ(format.neuron_offset(i) % 128, 0) << i;
+}
+
+TEST(Bf12FormatTest, FillsTheLastTileUp) {
+  const ExpertFormat format(ExpertFormatKind::kBF12, 64, 33, 15);
+  EXPECT_EQ(format.row_values(), 128);
+  EXPECT_EQ(format.neuron_bytes(), 32 + 3 * 192);
+  EXPECT_EQ(format.blob_bytes(), 39168);  // 2 * (32 * 608 + 128), a multiple of 256
+}
+
+TEST(Bf12FormatTest, CapacityIsTwiceTheSampleInWholeCacheLines) {
+  EXPECT_EQ(Bf12TileEscapeCapacity(0), 15);
+  EXPECT_EQ(Bf12TileEscapeCapacity(7), 15);
+  EXPECT_EQ(Bf12TileEscapeCapacity(8), 31);
+  EXPECT_EQ(Bf12TileEscapeCapacity(20), 47);
+  EXPECT_EQ(Bf12TileEscapeCapacity(100000), 239);
+}
+
+TEST(Bf12FormatTest, SupportsRowsWhosePositionsFit16Bits) {
+  EXPECT_TRUE(Bf12Supports(7168));
+  EXPECT_TRUE(Bf12Supports(21760));
+  EXPECT_FALSE(Bf12Supports(21761));
+}
+
+// Nine escapes in each neuron: two of each go to the list.
+Bf16Expert ExpertWithEscapes(int64_t intermediate) {
+  return Bf16Expert(128, intermediate,
+                    [](int64_t i) { return i % 128 < 3 ? BFloat16{0x7f80} : BFloat16{0x3f80}; });
+}
+
+TEST(Bf12FormatTest, RefusesAnExpertBeyondItsCapacity) {
+  const Bf16Expert expert = ExpertWithEscapes(32);
+  EXPECT_EQ(Bf12TileEscapesNeeded(expert.format, expert.blob()), 64);
+  for (const int capacity : {63, 64}) {
+    const ExpertFormat format = Bf12Format(expert.format, capacity);
+    std::vector<std::byte> blob(format.blob_bytes());
+    EXPECT_EQ(EncodeBf12(expert.format, expert.blob(), format, blob), capacity == 64);
+  }
+}
+
+// A good blob to be damaged.
+class Bf12ValidationTest : public testing::Test {
+ protected:
+  Bf12ValidationTest()
+      : expert_(ExpertWithEscapes(40)),
+        format_(Bf12Format(expert_.format, 79)),
+        blob_(EncodeOrDie(expert_, format_)) {}
+
+  Bf12Header& header(int64_t neuron) {
+    return *reinterpret_cast<Bf12Header*>(blob_.data() + format_.neuron_offset(neuron));
+  }
+  Bf12TileEscape* list(int tile) {
+    return reinterpret_cast<Bf12TileEscape*>(blob_.data() + format_.neuron_offset(32 * tile) +
+                                             format_.tile_list_offset());
+  }
+  void ExpectDataLoss(const std::string& what) {
+    const absl::Status status = ValidateBf12(format_, blob_);
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+    EXPECT_THAT(status.message(), HasSubstr(what));
+  }
+
+  Bf16Expert expert_;
+  ExpertFormat format_;
+  std::vector<std::byte> blob_;
+};
+
+TEST_F(Bf12ValidationTest, AcceptsWhatWasEncoded) {
+  EXPECT_TRUE(ValidateBf12(format_, blob_).ok());
+}
+
+TEST_F(Bf12ValidationTest, NamesASizeThatIsNotTheFormats) {
+  blob_.pop_back();
+  ExpectDataLoss("bytes instead of");
+}
+
+TEST_F(Bf12ValidationTest, NamesABaseBeyondTheExponents) {
+  header(35).bases[1] = 241;
+  ExpectDataLoss("neuron 35: base 241 above 240");
+}
+
+TEST_F(Bf12ValidationTest, NamesAPositionBeyondTheRows) {
+  header(3).escapes[6].position = 3 * 128;
+  ExpectDataLoss("neuron 3: escape at position 384");
+}
+
+TEST_F(Bf12ValidationTest, NamesEscapesOutOfOrder) {
+  std::swap(header(4).escapes[0], header(4).escapes[1]);
+  ExpectDataLoss("neuron 4: escapes out of order");
+}
+
+TEST_F(Bf12ValidationTest, NamesACountThatTheListDoesNotHave) {
+  header(31).num_escapes = 10;
+  ExpectDataLoss("neuron 31: 10 escapes, but 9 listed");
+}
+
+TEST_F(Bf12ValidationTest, NamesAListLongerThanItsRoom) {
+  list(1)[0].neuron = 80;
+  ExpectDataLoss("lists 80 escapes in room for 79");
+}
+
+TEST_F(Bf12ValidationTest, NamesListedEscapesOfNoNeuron) {
+  header(39).num_escapes = 7;
+  ExpectDataLoss("escapes of no neuron");
+}
+
+// A blob that passes must not lead a kernel out of bounds (the sanitizers watch).
+TEST_F(Bf12ValidationTest, RandomDamageIsRefusedOrHarmless) {
+  std::mt19937 random(3);
+  const std::vector<std::byte> good = blob_;
+  std::vector<BFloat16> row(128);
+  int accepted = 0;
+  for (int round = 0; round < 3000; ++round) {
+    blob_ = good;
+    // Most often where it hurts: headers and lists.
+    const size_t begin = round % 3 == 0   ? random() % blob_.size()
+                         : round % 3 == 1 ? format_.neuron_offset(random() % 40) + random() % 32
+                                          : format_.tile_list_offset() + random() % 640;
+    blob_[begin] = static_cast<std::byte>(random());
+    if (!ValidateBf12(format_, blob_).ok()) continue;
+    ++accepted;
+    for (int64_t i = 0; i < 40; ++i) {
+      DecodeBf12(format_, blob_.data(), ExpertPart::kDown, i, 1, 0, 128, row.data(), 128);
+    }
+  }
+  EXPECT_GT(accepted, 300);
+  EXPECT_LT(accepted, 2700);
+}
+
+}  // namespace
+}  // namespace moed::backend
