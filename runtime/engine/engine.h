@@ -4,12 +4,11 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "runtime/engine/request.h"
 #include "runtime/model/step.h"
@@ -31,16 +30,16 @@ struct EngineOptions {
 
 // Numbers for metrics and health, copied after each step. Counters only grow.
 struct EngineSnapshot {
-  int64_t running = 0;
-  int64_t waiting = 0;
-  int64_t waiting_tokens = 0;
+  int64_t running = 0;         // sequences
+  int64_t waiting = 0;         // requests that have not started, and preempted sequences
+  int64_t waiting_tokens = 0;  // of the prompts of requests that have not started
   int64_t kv_blocks_total = 0;
   int64_t kv_blocks_used = 0;
   int64_t steps_total = 0;
   int64_t prompt_tokens_total = 0;
   int64_t generation_tokens_total = 0;
   int64_t preemptions_total = 0;
-  int64_t finished_total[4] = {0, 0, 0, 0};  // by FinishReason, then failed
+  int64_t finished_total[4] = {0, 0, 0, 0};  // sequences by FinishReason, then failed
   double engine_busy_seconds_total = 0;      // time of the engine thread outside of Run
   double run_seconds_total = 0;
   absl::Time last_progress;  // a step ended, or the engine was idle and looked
@@ -55,7 +54,9 @@ class Engine {
   virtual ~Engine() = default;
 
   // OK: the sink will hear OnDone. RESOURCE_EXHAUSTED: the queue is full; UNAVAILABLE: draining or
-  // failed; INVALID_ARGUMENT: the prompt does not fit, a field is out of range.
+  // failed; INVALID_ARGUMENT: the prompt does not fit, a field is out of range; ALREADY_EXISTS: the
+  // id is in use; FAILED_PRECONDITION: text without a tokenizer. A max_tokens beyond the context is
+  // cut to it.
   virtual absl::Status Submit(Request request) = 0;
   // Ends a request within one step; unknown ids are ignored.
   virtual void Cancel(const std::string& request_id) = 0;

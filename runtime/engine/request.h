@@ -21,14 +21,14 @@ enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
 struct TokenWithLogprobs {
   int32_t id = 0;
   float logprob = 0;
-  std::vector<model::TokenLogprob> top;
+  std::vector<model::TokenLogprob> top = {};
 };
 
 // Some new tokens of one of a request's n sequences.
 struct Delta {
   int index = 0;  // which of the n
-  std::vector<TokenWithLogprobs> tokens;
-  std::string text;  // empty when served by token ids, or while text is held back
+  std::vector<TokenWithLogprobs> tokens = {};
+  std::string text = {};  // empty when served by token ids, or while text is held back
 };
 
 struct Usage {
@@ -43,8 +43,8 @@ struct Usage {
 struct SequenceFinish {
   int index = 0;
   FinishReason reason = FinishReason::kStop;
-  std::optional<std::string> matched_stop;
-  std::optional<int32_t> matched_token;
+  std::optional<std::string> matched_stop = {};
+  std::optional<int32_t> matched_token = {};  // an end-of-sequence or stop token id
 };
 
 class OutputSink {
