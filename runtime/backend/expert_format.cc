@@ -6,13 +6,16 @@
 
 #include "absl/base/internal/raw_logging.h"
 #include "hwy/cache_control.h"
+#include "runtime/backend/bf12.h"
 #include "runtime/backend/cpu/experts_layout.h"
 
 namespace moed::backend {
 namespace {
 
-constexpr int64_t kRowMultiple = 32;   // values: 64 bytes
-constexpr size_t kBlobMultiple = 256;  // bytes
+constexpr int64_t kRowMultiple = 32;       // values: 64 bytes
+constexpr int64_t kBf12RowMultiple = 128;  // values: a block of 192 bytes
+constexpr size_t kBlobMultiple = 256;      // bytes
+constexpr size_t kBf12ListMultiple = 128;  // bytes
 
 // Neurons laid out together: their gate, up and down parts stay in the cache until all are written.
 constexpr int64_t kNeuronBlock = 32;
@@ -68,16 +71,35 @@ std::string_view ExpertFormatName(ExpertFormatKind kind) {
   switch (kind) {
     case ExpertFormatKind::kBF16:
       return "bf16";
+    case ExpertFormatKind::kBF12:
+      return "bf12";
   }
   return "?";
 }
 
-int64_t ExpertFormat::row_values() const { return RoundUp(hidden_, kRowMultiple); }
+int64_t ExpertFormat::row_values() const {
+  return RoundUp(hidden_, kind_ == ExpertFormatKind::kBF12 ? kBf12RowMultiple : kRowMultiple);
+}
 
-size_t ExpertFormat::neuron_bytes() const { return 3 * row_values() * sizeof(BFloat16); }
+size_t ExpertFormat::neuron_bytes() const {
+  if (kind_ == ExpertFormatKind::kBF12) return sizeof(Bf12Header) + 3 * row_values() / 2 * 3;
+  return 3 * row_values() * sizeof(BFloat16);
+}
+
+size_t ExpertFormat::bf12_tile_bytes() const {
+  const size_t list_bytes = (1 + tile_escapes_) * sizeof(Bf12TileEscape);
+  return tile_list_offset() + RoundUp(list_bytes, kBf12ListMultiple);
+}
+
+size_t ExpertFormat::neuron_offset(int64_t i) const {
+  if (kind_ == ExpertFormatKind::kBF16) return i * neuron_bytes();
+  return i / kBf12TileNeurons * bf12_tile_bytes() + i % kBf12TileNeurons * neuron_bytes();
+}
 
 size_t ExpertFormat::blob_bytes() const {
-  return RoundUp(intermediate_ * neuron_bytes(), kBlobMultiple);
+  const bool tiled = kind_ == ExpertFormatKind::kBF12;
+  const int64_t neurons = tiled ? RoundUp(intermediate_, kBf12TileNeurons) : intermediate_;
+  return RoundUp(neuron_offset(neurons), kBlobMultiple);
 }
 
 void ExpertFormat::Encode(const Tensor& gate, const Tensor& up, const Tensor& down,

@@ -16,30 +16,44 @@
 
 namespace moed::backend {
 
-enum class ExpertFormatKind : uint8_t { kBF16 };
+// kBF12 holds the same bits in three quarters of the bytes (bf12.h).
+enum class ExpertFormatKind : uint8_t { kBF16, kBF12 };
 
 enum class ExpertPart : uint8_t { kGate, kUp, kDown };
 
 std::string_view ExpertFormatName(ExpertFormatKind kind);
 
+// Neurons of a bf12 tile.
+constexpr int64_t kBf12TileNeurons = 32;
+
 class ExpertFormat {
  public:
-  ExpertFormat(ExpertFormatKind kind, int64_t hidden, int64_t intermediate)
-      : kind_(kind), hidden_(hidden), intermediate_(intermediate) {}
+  // `tile_escapes` is for bf12 alone: what a tile's list has room for (Bf12TileEscapeCapacity).
+  ExpertFormat(ExpertFormatKind kind, int64_t hidden, int64_t intermediate, int tile_escapes = 0)
+      : kind_(kind), hidden_(hidden), intermediate_(intermediate), tile_escapes_(tile_escapes) {}
 
   ExpertFormatKind kind() const { return kind_; }
   int64_t hidden() const { return hidden_; }              // H
   int64_t intermediate() const { return intermediate_; }  // I, the neurons
 
-  // Values of a stored row: H rounded up to a multiple of 32, so that every row starts at a
-  // multiple of 64 bytes and no kernel needs a tail. What is beyond H is zero.
+  // Values of a stored row: H rounded up to a multiple of 32 (bf12: 128), so that every row starts
+  // at a multiple of 64 bytes and no kernel needs a tail. What is beyond H is zero in bf16, any
+  // finite value in bf12.
   int64_t row_values() const;
-  // Bytes of one neuron: gate row, up row, down column.
+  // Bytes of one neuron: gate row, up row, down column, and in bf12 its header.
   size_t neuron_bytes() const;
+  // Where neuron i begins in the blob: at i * neuron_bytes() in bf16.
+  size_t neuron_offset(int64_t i) const;
+
+  // bf12: room in a tile's list of escapes, and where the list begins behind the tile's neurons.
+  int tile_escapes() const { return tile_escapes_; }
+  size_t tile_list_offset() const { return kBf12TileNeurons * neuron_bytes(); }
+
   // Bytes of one expert, a multiple of 256, so that blobs laid end to end stay aligned for bulk
   // copies.
   size_t blob_bytes() const;
 
+  // bf16 only; bf12 is made from it by EncodeBf12 (bf12.h).
   // Lays out `gate` [I, H], `up` [I, H] and `down` [H, I] (bf16, f16 or f32, host memory) as a
   // blob; f16 and f32 are rounded to bf16. `blob` holds blob_bytes().
   void Encode(const Tensor& gate, const Tensor& up, const Tensor& down,
@@ -52,9 +66,12 @@ class ExpertFormat {
                   std::span<std::byte> blob) const;
 
  private:
+  size_t bf12_tile_bytes() const;
+
   ExpertFormatKind kind_;
   int64_t hidden_;
   int64_t intermediate_;
+  int tile_escapes_;
 };
 
 }  // namespace moed::backend

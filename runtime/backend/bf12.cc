@@ -1,0 +1,255 @@
+#include "runtime/backend/bf12.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/backend/cpu/bf12_blocks.h"
+
+namespace moed::backend {
+namespace {
+
+constexpr int kExponents = 256;
+
+int ExponentOf(BFloat16 bits) { return bits >> 7 & 0xff; }
+
+// The base whose window leaves the fewest values outside; the highest of those.
+uint8_t ChooseBase(const BFloat16* values, int64_t count) {
+  // Four histograms: increments of one counter wait for each other.
+  std::array<std::array<uint32_t, kExponents>, 4> counts = {};
+  for (int64_t i = 0; i < count; ++i) ++counts[i % 4][ExponentOf(values[i])];
+  std::array<uint32_t, kExponents> total;
+  for (int e = 0; e < kExponents; ++e) {
+    total[e] = counts[0][e] + counts[1][e] + counts[2][e] + counts[3][e];
+  }
+  uint32_t inside = 0;
+  for (int e = 0; e < kBf12Window; ++e) inside += total[e];
+  uint32_t most = inside;
+  int best = 0;
+  for (int base = 1; base <= kBf12MaxBase; ++base) {
+    inside += total[base + kBf12Window - 1] - total[base - 1];
+    if (inside >= most) {
+      most = inside;
+      best = base;
+    }
+  }
+  return static_cast<uint8_t>(best);
+}
+
+bool IsOutside(BFloat16 bits, uint8_t base) {
+  const int distance = ExponentOf(bits) - base;
+  return distance < 0 || distance >= kBf12Window;
+}
+
+// The list of a tile, as it is written or read.
+class TileList {
+ public:
+  TileList(Bf12TileEscape* entries, int capacity) : entries_(entries), capacity_(capacity) {
+    entries_[0] = {};
+  }
+  bool Add(int neuron, Bf12Escape escape) {
+    if (entries_[0].neuron == capacity_) return false;
+    entries_[++entries_[0].neuron] = {.neuron = static_cast<uint16_t>(neuron), .escape = escape};
+    return true;
+  }
+
+ private:
+  Bf12TileEscape* entries_;
+  int capacity_;
+};
+
+// Encodes one neuron of H values a row.
+class NeuronEncoder {
+ public:
+  NeuronEncoder(int64_t hidden, int64_t width) : hidden_(hidden), width_(width), padded_(width) {}
+
+  // `rows`: gate, up, down. `target`: header and rows. False if `list` is full.
+  bool Encode(const std::array<const BFloat16*, 3>& rows, int neuron, std::byte* target,
+              TileList& list) {
+    Bf12Header header;
+    bool fits = true;
+    for (int part = 0; part < 3; ++part) {
+      fits = fits && EncodeRow(rows[part], part, neuron, target, header, list);
+    }
+    std::memcpy(target, &header, sizeof(header));
+    return fits;
+  }
+
+ private:
+  bool EncodeRow(const BFloat16* row, int part, int neuron, std::byte* target, Bf12Header& header,
+                 TileList& list) {
+    const uint8_t base = ChooseBase(row, hidden_);
+    header.bases[part] = base;
+    const BFloat16* values = row;
+    if (hidden_ != width_) {
+      std::copy_n(row, hidden_, padded_.begin());
+      std::fill(padded_.begin() + hidden_, padded_.end(), Bf12Placeholder(base));
+      values = padded_.data();
+    }
+    std::byte* const blocks = target + sizeof(Bf12Header) + part * width_ / 2 * 3;
+    if (!EncodeBf12Blocks(values, width_ / kBf12BlockValues, base, blocks)) return true;
+    for (int64_t i = 0; i < hidden_; ++i) {
+      if (!IsOutside(row[i], base)) continue;
+      const Bf12Escape escape = {static_cast<uint16_t>(part * width_ + i), row[i]};
+      if (header.num_escapes < kBf12HeaderEscapes) {
+        header.escapes[header.num_escapes] = escape;
+      } else if (!list.Add(neuron, escape)) {
+        return false;
+      }
+      ++header.num_escapes;
+    }
+    return true;
+  }
+
+  int64_t hidden_;
+  int64_t width_;
+  std::vector<BFloat16> padded_;
+};
+
+std::array<const BFloat16*, 3> RowsOf(const ExpertFormat& format, const std::byte* blob,
+                                      int64_t neuron) {
+  const auto* gate = reinterpret_cast<const BFloat16*>(blob + format.neuron_offset(neuron));
+  return {gate, gate + format.row_values(), gate + 2 * format.row_values()};
+}
+
+absl::Status NeuronError(int64_t neuron, const std::string& what) {
+  return absl::DataLossError(absl::StrCat("bf12 neuron ", neuron, ": ", what));
+}
+
+// Checks positions and that they rise; `last` is the one before, and becomes this one.
+absl::Status CheckEscape(const ExpertFormat& format, int64_t neuron, Bf12Escape escape, int& last) {
+  const int64_t width = format.row_values();
+  if (escape.position / width > 2 || escape.position % width >= format.hidden()) {
+    return NeuronError(neuron,
+                       absl::StrCat("escape at position ", escape.position, ", beyond its rows"));
+  }
+  if (escape.position <= last) return NeuronError(neuron, "escapes out of order");
+  last = escape.position;
+  return absl::OkStatus();
+}
+
+// One neuron; `list` runs through its tile's entries up to `list_end`.
+absl::Status CheckNeuron(const ExpertFormat& format, int64_t neuron, const std::byte* data,
+                         const Bf12TileEscape*& list, const Bf12TileEscape* list_end) {
+  Bf12Header header;
+  std::memcpy(&header, data, sizeof(header));
+  for (const uint8_t base : header.bases) {
+    if (base > kBf12MaxBase) return NeuronError(neuron, absl::StrCat("base ", base, " above 240"));
+  }
+  int last = -1;
+  for (int i = 0; i < std::min<int>(header.num_escapes, kBf12HeaderEscapes); ++i) {
+    const absl::Status status = CheckEscape(format, neuron, header.escapes[i], last);
+    if (!status.ok()) return status;
+  }
+  for (int i = kBf12HeaderEscapes; i < header.num_escapes; ++i, ++list) {
+    if (list == list_end || list->neuron != neuron % kBf12TileNeurons) {
+      return NeuronError(neuron, absl::StrCat(header.num_escapes, " escapes, but ", i, " listed"));
+    }
+    const absl::Status status = CheckEscape(format, neuron, list->escape, last);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+bool Bf12Supports(int64_t hidden) {
+  return 3 * ExpertFormat(ExpertFormatKind::kBF12, hidden, 1).row_values() <= 65536;
+}
+
+int Bf12TileEscapesNeeded(const ExpertFormat& format, std::span<const std::byte> blob) {
+  constexpr int kMost = 1000;
+  int needed = 0;
+  int in_tile = 0;
+  for (int64_t i = 0; i < format.intermediate(); ++i) {
+    if (i % kBf12TileNeurons == 0) in_tile = 0;
+    int64_t outside = 0;
+    for (const BFloat16* row : RowsOf(format, blob.data(), i)) {
+      const uint8_t base = ChooseBase(row, format.hidden());
+      outside += std::count_if(row, row + format.hidden(),
+                               [base](BFloat16 bits) { return IsOutside(bits, base); });
+    }
+    in_tile += static_cast<int>(std::clamp<int64_t>(outside - kBf12HeaderEscapes, 0, kMost));
+    needed = std::max(needed, in_tile);
+  }
+  return needed;
+}
+
+int Bf12TileEscapeCapacity(int needed) {
+  constexpr int kEntriesPerLine = 128 / sizeof(Bf12TileEscape);
+  constexpr int kMaxLines = 15;
+  const int lines = 2 * needed / kEntriesPerLine + 1;  // one entry is the count
+  return std::min(lines, kMaxLines) * kEntriesPerLine - 1;
+}
+
+bool EncodeBf12(const ExpertFormat& source_format, std::span<const std::byte> source,
+                const ExpertFormat& format, std::span<std::byte> blob) {
+  NeuronEncoder encoder(format.hidden(), format.row_values());
+  std::fill(blob.begin(), blob.end(), std::byte{0});
+  for (int64_t first = 0; first < format.intermediate(); first += kBf12TileNeurons) {
+    std::byte* const tile = blob.data() + format.neuron_offset(first);
+    TileList list(reinterpret_cast<Bf12TileEscape*>(tile + format.tile_list_offset()),
+                  format.tile_escapes());
+    const int64_t end = std::min(first + kBf12TileNeurons, format.intermediate());
+    for (int64_t i = first; i < end; ++i) {
+      if (!encoder.Encode(RowsOf(source_format, source.data(), i), static_cast<int>(i - first),
+                          blob.data() + format.neuron_offset(i), list)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+absl::Status ValidateBf12(const ExpertFormat& format, std::span<const std::byte> blob) {
+  if (blob.size() != format.blob_bytes()) {
+    return absl::DataLossError(
+        absl::StrCat("bf12 expert of ", blob.size(), " bytes instead of ", format.blob_bytes()));
+  }
+  std::vector<Bf12TileEscape> list(1 + format.tile_escapes());
+  for (int64_t first = 0; first < format.intermediate(); first += kBf12TileNeurons) {
+    const std::byte* tile = blob.data() + format.neuron_offset(first);
+    std::memcpy(list.data(), tile + format.tile_list_offset(),
+                list.size() * sizeof(Bf12TileEscape));
+    if (list[0].neuron > format.tile_escapes()) {
+      return NeuronError(first, absl::StrCat("its tile lists ", list[0].neuron,
+                                             " escapes in room for ", format.tile_escapes()));
+    }
+    const Bf12TileEscape* next = list.data() + 1;
+    const Bf12TileEscape* const list_end = next + list[0].neuron;
+    const int64_t end = std::min(first + kBf12TileNeurons, format.intermediate());
+    for (int64_t i = first; i < end; ++i) {
+      const absl::Status status =
+          CheckNeuron(format, i, blob.data() + format.neuron_offset(i), next, list_end);
+      if (!status.ok()) return status;
+    }
+    if (next != list_end) return NeuronError(first, "its tile lists escapes of no neuron");
+  }
+  return absl::OkStatus();
+}
+
+void DecodeBf12(const ExpertFormat& format, const std::byte* blob, ExpertPart part, int64_t first,
+                int64_t count, int64_t column, int64_t columns, BFloat16* target, int64_t stride) {
+  const int64_t width = format.row_values();
+  const int64_t row_begin = static_cast<int64_t>(part) * width;
+  for (int64_t i = first; i < first + count; ++i, target += stride) {
+    const std::byte* const neuron = blob + format.neuron_offset(i);
+    const int64_t in_tile = i % kBf12TileNeurons;
+    const auto& header = *reinterpret_cast<const Bf12Header*>(neuron);
+    const auto* list = reinterpret_cast<const Bf12TileEscape*>(
+        neuron - in_tile * format.neuron_bytes() + format.tile_list_offset());
+    const std::byte* blocks =
+        neuron + sizeof(Bf12Header) + (row_begin + column) / kBf12BlockValues * kBf12BlockBytes;
+    DecodeBf12Blocks(blocks, columns / kBf12BlockValues, header.bases[static_cast<int>(part)],
+                     /*ahead=*/0, target);
+    ForEachBf12Escape(header, list, static_cast<int>(in_tile), [&](const Bf12Escape& escape) {
+      const int64_t at = escape.position - row_begin - column;
+      if (at >= 0 && at < columns) target[at] = escape.bits;
+    });
+  }
+}
+
+}  // namespace moed::backend
