@@ -29,7 +29,7 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
                                            .policy = options.policy});
   if (!cache.ok()) return cache.status();
   const size_t arena_bytes = (*cache)->num_slots() * source.format().blob_bytes();
-  auto arena = backend.Allocate(arena_bytes, backend::MemoryKind::kDevice, "expert slots");
+  auto arena = backend.Allocate(arena_bytes, backend::MemoryKind::kHost, "expert slots");
   if (!arena.ok()) return arena.status();
   return std::unique_ptr<ExpertStore>(new ExpertStore(source, *std::move(cache), *std::move(arena),
                                                       ExpertsPerLayer(config), options.io_threads));

@@ -36,8 +36,9 @@ class ExpertStore {
     const std::byte* blob = nullptr;
   };
 
-  // Takes the arena from `backend`, whose device memory the host must be able to write. `source`
-  // must outlive the store. RESOURCE_EXHAUSTED: no memory, or too few slots.
+  // Takes the arena from `backend` as host memory that its device can read: the I/O threads write
+  // it, the ops read it where it lies. `source` must outlive the store. RESOURCE_EXHAUSTED: no
+  // memory, or too few slots.
   static absl::StatusOr<std::unique_ptr<ExpertStore>> Create(const ModelConfig& config,
                                                              const ExpertStoreOptions& options,
                                                              const ExpertSource& source,

@@ -204,6 +204,7 @@ class Bench {
         first_tile += task.num_tiles;
         for (int i = 0; i < task.num_tokens; ++i) {
           task.token[i] = tokens[e][begin + i];
+          task.target[i] = task.token[i];
           task.weight[i] = 1.0f / shape.top_k;
         }
         tasks.push_back(task);

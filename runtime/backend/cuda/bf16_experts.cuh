@@ -25,24 +25,26 @@ struct Bf16Experts {
     uint4 odd[2];   // neuron 2t + 1
   };
 
-  __device__ static size_t NeuronBytes(int hidden) { return size_t{6} * hidden; }
+  __device__ static int RowValues(int hidden) { return (hidden + 31) / 32 * 32; }
+  __device__ static size_t NeuronBytes(int hidden) { return size_t{6} * RowValues(hidden); }
 
   // `tile`: the tile's first neuron. Columns at and beyond `hidden` read as zero.
   __device__ static void Load(const std::byte* tile, int hidden, int column, int lane,
                               GateUp* out) {
     const std::byte* neuron = tile + (lane / 4) * NeuronBytes(hidden);
+    const int row = RowValues(hidden);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const int first = column + c * 32 + lane % 4 * 8;
       const bool inside = first < hidden;
       out->gate[c] = inside ? LoadStreaming(neuron + 2 * first) : make_uint4(0, 0, 0, 0);
-      out->up[c] = inside ? LoadStreaming(neuron + 2 * (hidden + first)) : make_uint4(0, 0, 0, 0);
+      out->up[c] = inside ? LoadStreaming(neuron + 2 * (row + first)) : make_uint4(0, 0, 0, 0);
     }
   }
 
   __device__ static void Load(const std::byte* tile, int hidden, int column, int lane, Down* out) {
     const size_t stride = NeuronBytes(hidden);
-    const std::byte* even = tile + 2 * (lane % 4) * stride + 4 * hidden;
+    const std::byte* even = tile + 2 * (lane % 4) * stride + 4 * RowValues(hidden);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int first = column + h * 64 + lane / 4 * 8;

@@ -35,10 +35,10 @@ __device__ void AddDown(const uint4* down, int lane, float scale, float (&sum)[8
   }
 }
 
-// Adds the warps' sums to the residual; `scratch` is [kWarps][hidden] floats of shared memory.
+// Adds the warps' sums to the output; `scratch` is [kWarps][hidden] floats of shared memory.
 template <int kChunks>
-__device__ void AddToResidual(const float (&sum)[8 * kChunks], int warp, int lane, float* scratch,
-                              float* residual) {
+__device__ void AddToOutput(const float (&sum)[8 * kChunks], int warp, int lane, float* scratch,
+                            float* output) {
   constexpr int kHidden = kChunks * kChunkColumns;
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
@@ -54,7 +54,7 @@ __device__ void AddToResidual(const float (&sum)[8 * kChunks], int warp, int lan
     float total = 0.0f;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) total += scratch[w * kHidden + column];
-    atomicAdd(residual + column, total);
+    atomicAdd(output + column, total);
   }
 }
 
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 1) NeuronExperts(ExpertNeuronsArgume
     ring.Fetch(sequence + kSlots, address(neuron + kSlots * stride));
   }
   __syncthreads();  // the rings are spent; their memory takes the sums
-  AddToResidual<kChunks>(sum, warp, lane, reinterpret_cast<float*>(memory), a.residual);
+  AddToOutput<kChunks>(sum, warp, lane, reinterpret_cast<float*>(memory), a.output);
 }
 
 // Calls `function` with the number of 256-column chunks as a compile-time constant.

@@ -12,7 +12,7 @@ namespace moed::backend {
 struct ExpertNeuronsArguments {
   const ExpertTaskList* tasks = nullptr;  // device memory, at most kMaxNeuronTasks tasks
   const __nv_bfloat16* x = nullptr;       // [1, hidden]
-  float* residual = nullptr;              // [1, hidden], added to
+  float* output = nullptr;                // [1, hidden], added to
   int hidden = 0;
   int intermediate = 0;
   int multiprocessors = 0;
@@ -20,14 +20,14 @@ struct ExpertNeuronsArguments {
 
 inline constexpr int kMaxNeuronTasks = 32;
 
-// True for a hidden size this kernel is built for: a multiple of 256 up to 2048. Others, and several
-// tokens, go to expert_tiles.h.
+// True for a hidden size this kernel is built for: a multiple of 256 up to 2048. Others, and
+// several tokens, go to expert_tiles.h.
 bool ExpertNeuronsSupports(int hidden);
 
 // Raises the kernels' shared-memory limit; once per device, before the first launch or capture.
 cudaError_t PrepareExpertNeurons(int hidden);
 
-// residual[0] += sum over tasks of weight * expert(x). Can be captured in a graph.
+// output += sum over tasks of weight * expert(x). Can be captured in a graph.
 cudaError_t LaunchExpertNeurons(const ExpertNeuronsArguments& arguments, cudaStream_t stream);
 
 }  // namespace moed::backend

@@ -19,8 +19,9 @@ struct ExpertTask {
   int32_t num_tokens = 0;
   int32_t first_tile = 0;  // tiles of all tasks before this one
   int32_t num_tiles = 0;
-  int32_t token[kTaskTokens] = {};
-  float weight[kTaskTokens] = {};
+  int32_t token[kTaskTokens] = {};   // row of x
+  int32_t target[kTaskTokens] = {};  // row of the output, added to
+  float weight[kTaskTokens] = {};    // factor of the sum: the router's, or 1
 };
 
 struct ExpertTaskList {

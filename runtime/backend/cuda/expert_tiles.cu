@@ -106,10 +106,10 @@ __device__ void Activate(const float (&sums)[4], int warp, int lane, SharedState
   __syncthreads();
 }
 
-// Adds a warp's accumulators, times the router's weight, to its columns of the residual; clears
+// Adds a warp's accumulators, times the router's weight, to its columns of the output; clears
 // them.
 template <class Format>
-__device__ void Flush(const ExpertTask& task, int hidden, int column, int lane, float* residual,
+__device__ void Flush(const ExpertTask& task, int hidden, int column, int lane, float* output,
                       float (&out)[8][4]) {
 #pragma unroll
   for (int m = 0; m < 8; ++m) {
@@ -118,7 +118,7 @@ __device__ void Flush(const ExpertTask& task, int hidden, int column, int lane, 
       const int token = 2 * (lane % 4) + r % 2;
       const int target = column + Format::OutputColumn(lane, m, r);
       if (token < task.num_tokens && target < hidden) {
-        atomicAdd(residual + size_t(task.token[token]) * hidden + target,
+        atomicAdd(output + size_t(task.token[token]) * hidden + target,
                   task.weight[token] * out[m][r]);
       }
       out[m][r] = 0.0f;
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 1) FusedTiles(ExpertTilesArguments a
   float out[8][4] = {};
   for (int tile = begin; tile < end; ++tile) {
     if (next.index() != current) {
-      if (current >= 0) Flush<Format>(shared.task, a.hidden, column, lane, a.residual, out);
+      if (current >= 0) Flush<Format>(shared.task, a.hidden, column, lane, a.output, out);
       current = next.index();
       LoadTask(next.task(), &shared);
       LoadTokens(shared, a.x, a.hidden, tokens);
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 1) FusedTiles(ExpertTilesArguments a
     Activate(sums, warp, lane, &shared);
     Format::MultiplyDown(down, ActivationPair(shared.activations, lane), out);
   }
-  Flush<Format>(shared.task, a.hidden, column, lane, a.residual, out);
+  Flush<Format>(shared.task, a.hidden, column, lane, a.output, out);
 }
 
 // hidden > 2048, first half: activations [tiles, 8 tokens, 8 neurons].
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(kThreads, 1) DownTiles(ExpertTilesArguments a)
       if (unit < end) {
         advance(&back, unit);
         if (back.index() != task || column_of(unit) != column) {
-          Flush<Format>(list.tasks[task], a.hidden, column, lane, a.residual, out);
+          Flush<Format>(list.tasks[task], a.hidden, column, lane, a.output, out);
           task = back.index();
           column = column_of(unit);
         }
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, 1) DownTiles(ExpertTilesArguments a)
       }
     }
   }
-  Flush<Format>(list.tasks[task], a.hidden, column, lane, a.residual, out);
+  Flush<Format>(list.tasks[task], a.hidden, column, lane, a.output, out);
 }
 
 }  // namespace

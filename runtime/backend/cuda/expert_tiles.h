@@ -1,5 +1,5 @@
-// Experts for up to 64 tokens a step on tensor cores, weights read once: decode batches, resident or
-// cold experts alike (a task's blob may lie in VRAM or in mapped host memory).
+// Experts for up to 64 tokens a step on tensor cores, weights read once: decode batches, resident
+// or cold experts alike (a task's blob may lie in VRAM or in mapped host memory).
 //
 // One block of 16 warps per multiprocessor walks a range of tiles of 8 neurons; each warp owns 128
 // columns of the hidden size and loads weights straight into fragments. With a hidden size of at
@@ -21,7 +21,7 @@ namespace moed::backend {
 struct ExpertTilesArguments {
   const ExpertTaskList* tasks = nullptr;  // device memory
   const __nv_bfloat16* x = nullptr;       // [tokens, hidden]
-  float* residual = nullptr;              // [tokens, hidden], added to
+  float* output = nullptr;                // [rows, hidden], added to
   // Scratch for hidden > 2048: ExpertTilesScratchBytes().
   __nv_bfloat16* activations = nullptr;
   int hidden = 0;
@@ -34,7 +34,8 @@ size_t ExpertTilesScratchBytes(int hidden, int max_tiles);
 // Raises the kernels' shared-memory limit; once per device, before the first launch or capture.
 cudaError_t PrepareExpertTiles(int hidden);
 
-// residual[token] += weight * expert(x[token]) for every task. Can be captured in a graph.
+// output[target] += weight * expert(x[token]) for every token of every task. Can be captured in a
+// graph.
 cudaError_t LaunchExpertTiles(const ExpertTilesArguments& arguments, cudaStream_t stream);
 
 }  // namespace moed::backend

@@ -1,0 +1,39 @@
+// Causal grouped-query attention over the paged cache (Attention of backend.h): every (query token,
+// KV head, split of the context) is one block, and a second kernel joins the splits.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+#include "runtime/backend/cuda/step_tables.h"
+
+namespace moed::backend {
+
+struct AttentionArguments {
+  StepTablesView step;
+  const float* q = nullptr;  // [T, query_heads * head_dim]
+  const __nv_bfloat16* keys = nullptr;
+  const __nv_bfloat16* values = nullptr;
+  __nv_bfloat16* out = nullptr;  // [T, query_heads * head_dim]
+  float* scratch = nullptr;      // AttentionScratchBytes(), if splits > 1
+  int tokens = 0;
+  int query_heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;  // a multiple of 32, at most 256
+  int block_tokens = 0;
+  int sliding_window = 0;
+  float scale = 0;
+  int splits = 1;
+};
+
+size_t AttentionScratchBytes(int tokens, int query_heads, int head_dim, int splits);
+
+// How many splits keep the device busy for a step of `tokens` rows.
+int AttentionSplits(int tokens, int kv_heads, int max_context, int multiprocessors);
+
+// False if the head dimension is not supported.
+bool LaunchAttention(const AttentionArguments& arguments, cudaStream_t stream);
+
+}  // namespace moed::backend

@@ -1,0 +1,182 @@
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "runtime/backend/cuda/cuda_status.h"
+#include "runtime/backend/cuda/elementwise.h"
+#include "runtime/backend/cuda/expert_tiles.h"
+#include "runtime/backend/cuda/experts.h"
+
+namespace moed::backend {
+namespace {
+
+// Rows of an expert from which whole matrix products beat reading the weights once per eight rows.
+constexpr size_t kManyRows = 48;
+constexpr int kThreads = 256;
+
+constexpr size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+__global__ void ZeroRows(const ExpertTask* tasks, int hidden, float* out) {
+  const ExpertTask& task = tasks[blockIdx.x];
+  for (int t = 0; t < task.num_tokens; ++t) {
+    for (int i = threadIdx.x; i < hidden; i += kThreads) {
+      out[size_t(task.target[t]) * hidden + i] = 0.0f;
+    }
+  }
+}
+
+// gathered[i] = x[rows[i] / top_k]
+__global__ void GatherTokens(const __nv_bfloat16* x, const int32_t* rows, int top_k, int hidden,
+                             __nv_bfloat16* gathered) {
+  const __nv_bfloat16* from = x + size_t(rows[blockIdx.x] / top_k) * hidden;
+  for (int i = threadIdx.x; i < hidden; i += kThreads) {
+    gathered[size_t(blockIdx.x) * hidden + i] = from[i];
+  }
+}
+
+// out[rows[i]] = y[i]
+__global__ void ScatterRows(const float* y, const int32_t* rows, int hidden, float* out) {
+  for (int i = threadIdx.x; i < hidden; i += kThreads) {
+    out[size_t(rows[blockIdx.x]) * hidden + i] = y[size_t(blockIdx.x) * hidden + i];
+  }
+}
+
+// Tasks of at most eight rows each, in the order of `work`.
+std::vector<ExpertTask> MakeTasks(std::span<const ExpertWork> work, int top_k,
+                                  int tiles_per_expert) {
+  std::vector<ExpertTask> tasks;
+  int first_tile = 0;
+  for (const ExpertWork& item : work) {
+    for (size_t begin = 0; begin < item.rows.size(); begin += kTaskTokens) {
+      ExpertTask task;
+      task.blob = item.blob;
+      task.num_tokens = static_cast<int>(std::min<size_t>(kTaskTokens, item.rows.size() - begin));
+      task.first_tile = first_tile;
+      task.num_tiles = tiles_per_expert;
+      for (int i = 0; i < task.num_tokens; ++i) {
+        task.token[i] = item.rows[begin + i] / top_k;
+        task.target[i] = item.rows[begin + i];
+        task.weight[i] = 1.0f;
+      }
+      first_tile += tiles_per_expert;
+      tasks.push_back(task);
+    }
+  }
+  return tasks;
+}
+
+}  // namespace
+
+absl::Status CudaExperts::Run(const ExpertFormat& format, std::span<const ExpertWork> work,
+                              int top_k, const Tensor& x, const Tensor& out) {
+  const bool whole_tiles = format.intermediate() % kTileNeurons == 0 && format.hidden() % 8 == 0;
+  std::vector<ExpertWork> few;
+  for (const ExpertWork& item : work) {
+    if (item.rows.empty()) continue;
+    // The tile kernels want whole tiles and 16-byte rows; cuBLAS takes any shape.
+    if (item.rows.size() < kManyRows && whole_tiles) {
+      few.push_back(item);
+      continue;
+    }
+    absl::Status status = RunManyRows(format, item, top_k, x, out);
+    if (!status.ok()) return status;
+  }
+  return few.empty() ? absl::OkStatus() : RunFewRows(format, few, top_k, x, out);
+}
+
+absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const ExpertWork> work,
+                                     int top_k, const Tensor& x, const Tensor& out) {
+  const int hidden = static_cast<int>(format.hidden());
+  if (prepared_hidden_ != hidden) {
+    absl::Status status = CudaStatus(PrepareExpertTiles(hidden), "preparing the expert kernels");
+    if (!status.ok()) return status;
+    prepared_hidden_ = hidden;
+  }
+  const int tiles_per_expert = static_cast<int>(format.intermediate() / kTileNeurons);
+  const std::vector<ExpertTask> tasks = MakeTasks(work, top_k, tiles_per_expert);
+  const size_t task_bytes = tasks.size() * sizeof(ExpertTask);
+  const size_t bytes = Aligned(sizeof(ExpertTaskList)) + task_bytes;
+  // The last call's copy out of the staging memory must be over.
+  absl::Status status = CudaStatus(cudaStreamSynchronize(stream_), "waiting for the last experts");
+  if (!status.ok()) return status;
+  absl::StatusOr<std::byte*> staging = staging_.Reserve(bytes);
+  if (!staging.ok()) return staging.status();
+  absl::StatusOr<std::byte*> device = tasks_.Reserve(bytes);
+  if (!device.ok()) return device.status();
+  const int num_tiles = tiles_per_expert * static_cast<int>(tasks.size());
+  auto* device_tasks = reinterpret_cast<ExpertTask*>(*device + Aligned(sizeof(ExpertTaskList)));
+  const ExpertTaskList list{static_cast<int32_t>(tasks.size()), num_tiles, device_tasks};
+  std::memcpy(*staging, &list, sizeof(list));
+  std::memcpy(*staging + Aligned(sizeof(list)), tasks.data(), task_bytes);
+  absl::StatusOr<std::byte*> scratch =
+      scratch_.Reserve(std::max<size_t>(256, ExpertTilesScratchBytes(hidden, num_tiles)));
+  if (!scratch.ok()) return scratch.status();
+
+  status = CudaStatus(cudaMemcpyAsync(*device, *staging, bytes, cudaMemcpyHostToDevice, stream_),
+                      "copying the list of expert tasks");
+  if (!status.ok()) return status;
+  ZeroRows<<<static_cast<int>(tasks.size()), kThreads, 0, stream_>>>(device_tasks, hidden,
+                                                                     out.As<float>());
+  ExpertTilesArguments arguments;
+  arguments.tasks = reinterpret_cast<const ExpertTaskList*>(*device);
+  arguments.x = x.As<__nv_bfloat16>();
+  arguments.output = out.As<float>();
+  arguments.activations = reinterpret_cast<__nv_bfloat16*>(*scratch);
+  arguments.hidden = hidden;
+  arguments.multiprocessors = multiprocessors_;
+  return CudaStatus(LaunchExpertTiles(arguments, stream_), "launching the expert kernels");
+}
+
+absl::Status CudaExperts::RunManyRows(const ExpertFormat& format, const ExpertWork& work, int top_k,
+                                      const Tensor& x, const Tensor& out) {
+  const int hidden = static_cast<int>(format.hidden());
+  const int neurons = static_cast<int>(format.intermediate());
+  const int rows = static_cast<int>(work.rows.size());
+  const size_t rows_bytes = Aligned(size_t{4} * rows);
+  const size_t gathered_bytes = Aligned(size_t{2} * rows * hidden);
+  const size_t gate_up_bytes = Aligned(size_t{8} * rows * neurons);
+  const size_t activation_bytes = Aligned(size_t{2} * rows * neurons);
+  absl::StatusOr<std::byte*> scratch =
+      scratch_.Reserve(rows_bytes + gathered_bytes + gate_up_bytes + activation_bytes +
+                       Aligned(size_t{4} * rows * hidden));
+  if (!scratch.ok()) return scratch.status();
+  std::byte* next = *scratch;
+  auto take = [&next](size_t bytes) { return std::exchange(next, next + bytes); };
+  auto* row_ids = reinterpret_cast<int32_t*>(take(rows_bytes));
+  auto* gathered = reinterpret_cast<__nv_bfloat16*>(take(gathered_bytes));
+  auto* gate_up = reinterpret_cast<float*>(take(gate_up_bytes));
+  auto* activations = reinterpret_cast<__nv_bfloat16*>(take(activation_bytes));
+  auto* y = reinterpret_cast<float*>(next);
+
+  absl::Status status = CudaStatus(
+      cudaMemcpyAsync(row_ids, work.rows.data(), size_t{4} * rows, cudaMemcpyHostToDevice, stream_),
+      "copying an expert's rows");
+  if (!status.ok()) return status;
+  GatherTokens<<<rows, kThreads, 0, stream_>>>(x.As<__nv_bfloat16>(), row_ids, top_k, hidden,
+                                               gathered);
+  const auto* weights = reinterpret_cast<const __nv_bfloat16*>(work.blob);
+  const int row = static_cast<int>(format.row_values());
+  const int stride = 3 * row;
+  const float one = 1.0f;
+  const float zero = 0.0f;
+  for (int half = 0; half < 2 && status.ok(); ++half) {
+    status =
+        CublasStatus(cublasGemmEx(cublas_, CUBLAS_OP_T, CUBLAS_OP_N, neurons, rows, hidden, &one,
+                                  weights + half * row, CUDA_R_16BF, stride, gathered, CUDA_R_16BF,
+                                  hidden, &zero, gate_up + half * neurons, CUDA_R_32F, 2 * neurons,
+                                  CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+                     "an expert's gate and up products");
+  }
+  if (!status.ok()) return status;
+  LaunchSwiGlu(gate_up, rows, neurons, activations, stream_);
+  status = CublasStatus(
+      cublasGemmEx(cublas_, CUBLAS_OP_N, CUBLAS_OP_N, hidden, rows, neurons, &one,
+                   weights + 2 * row, CUDA_R_16BF, stride, activations, CUDA_R_16BF, neurons, &zero,
+                   y, CUDA_R_32F, hidden, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+      "an expert's down product");
+  if (!status.ok()) return status;
+  ScatterRows<<<rows, kThreads, 0, stream_>>>(y, row_ids, hidden, out.As<float>());
+  return CudaStatus(cudaGetLastError(), "launching an expert's products");
+}
+
+}  // namespace moed::backend

@@ -1,0 +1,50 @@
+// What the kernels need to know of the current step, in device memory: token ids, and for each
+// token its position, sequence and where that sequence's KV blocks are listed. Uploaded once a step
+// in one copy. Owned by the CUDA backend; engine thread.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <span>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "runtime/backend/backend.h"
+
+namespace moed::backend {
+
+// Device pointers; T tokens of the step.
+struct StepTablesView {
+  const int32_t* token_ids = nullptr;    // [T]
+  const int32_t* positions = nullptr;    // [T], -1 for a row without a sequence
+  const int32_t* block_begin = nullptr;  // [T], index into kv_blocks of its sequence's first block
+  const int32_t* kv_blocks = nullptr;    // the sequences' block lists, one after the other
+};
+
+class StepTables {
+ public:
+  StepTables() = default;
+  StepTables(const StepTables&) = delete;
+  StepTables& operator=(const StepTables&) = delete;
+  ~StepTables();
+
+  // Fills host staging and starts its copy on `stream`. Grows its memory if a step is larger than
+  // any before (RESOURCE_EXHAUSTED if that fails).
+  absl::Status Upload(std::span<const int32_t> token_ids,
+                      std::span<const AttentionSegment> segments, cudaStream_t stream);
+
+  const StepTablesView& view() const { return view_; }
+  int max_context() const { return max_context_; }
+
+ private:
+  absl::Status Reserve(size_t words);
+
+  int32_t* staging_ = nullptr;  // pinned
+  int32_t* device_ = nullptr;
+  size_t capacity_words_ = 0;
+  StepTablesView view_;
+  int max_context_ = 0;
+};
+
+}  // namespace moed::backend
