@@ -12,6 +12,8 @@ pub fn install(environment: &mut Environment) {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_iterable);
     environment.set_formatter(|output, state, value| match (value.kind(), value.is_true()) {
         (ValueKind::None, _) => output.write_str("None").map_err(Error::from),
         (ValueKind::Bool, true) => output.write_str("True").map_err(Error::from),
@@ -34,6 +36,13 @@ impl Display for Refusal {
     fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
         f.write_str("raise_exception")
     }
+}
+
+/// Jinja's tests ask what Python's iter() and len() accept: strings, mappings and undefined values
+/// too, but not None.
+fn is_iterable(value: &Value) -> bool {
+    use ValueKind::{Bytes, Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), Bytes | Iterable | Map | Seq | String | Undefined)
 }
 
 fn raise_exception(message: String) -> Result<String, Error> {

@@ -71,6 +71,8 @@ TEMPLATES = {
 {{ messages | tojson }} {{ messages | tojson(indent=2) }} {{ messages | map(attribute='role') | join(', ') }}
 {{ messages | selectattr('role', 'equalto', 'user') | list | length }} {{ undefined_thing }}|{{ messages[-1].content[:5] }}
 {{ 'yes' if messages | length > 1 else 'no' }} {{ "a" ~ 1 ~ "b" }} {{ '%s' | length }} {{ messages[0]['absent'] is defined }}
+{{ tools is iterable }} {{ tools is sequence }} {{ '' is iterable }} {{ 'x' is sequence }} {{ messages[0] is sequence }}
+{{ range(2) is iterable }} {{ absent is iterable }} {{ messages[0] is mapping }} {{ 1 is iterable }} {{ tools is none }}
 """,
 }
 
