@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "cache/cache_stats.h"
 #include "cache/expert_index.h"
+#include "cache/miss_ratio_curve.h"
 #include "cache/policy.h"
 #include "cache/routing_stats.h"
 #include "cache/slot_floors.h"
@@ -25,6 +27,7 @@ struct CacheState {
         policy(policy_kind),
         driver(cache_driver),
         routing(experts, HalfLifeSteps(policy_kind)),
+        curve(experts, top_k_experts),
         slots(experts, num_slots, max_slots),
         keep(experts.total_experts(), 0),
         counters(experts.num_layers()) {
@@ -40,8 +43,22 @@ struct CacheState {
   // Experts that may be resident, once everything that a smaller budget cut is gone.
   int32_t resident_limit() const { return slots.budget() - scratch_slots; }
 
+  void BeginStep() {
+    curve.BeginStep(routing);
+    routing.BeginStep();
+  }
+  void Observe(int layer, std::span<const ExpertLoad> experts) {
+    curve.ObserveLayer(layer, experts);
+    routing.ObserveLayer(layer, experts);
+    for (const ExpertLoad& load : experts) counters[layer].tokens_total += load.tokens;
+  }
+
   ExpertView View(ExpertKey key) const {
-    return {key, routing.last_use_step(key), routing.raw_heat(key), keep[index.Of(key)] != 0};
+    return {.key = key,
+            .last_use_step = routing.last_use_step(key),
+            .heat = routing.raw_heat(key),
+            .recent_heat = routing.raw_recent_heat(key),
+            .keep = keep[index.Of(key)] != 0};
   }
   bool Evictable(int32_t slot) const {
     return slots.Evictable(slot) && keep[index.Of(slots.slot(slot).key)] == 0;
@@ -52,10 +69,11 @@ struct CacheState {
   PolicyKind policy;
   CacheDriver driver;
   RoutingStats routing;
+  MissRatioCurve curve;
   SlotTable slots;
   std::vector<uint8_t> keep;  // [all experts]: 1 if an operator pinned it
   int32_t num_kept = 0;
-  std::vector<LayerStats> counters;  // [layers]; resident, floor and tokens are set when read
+  std::vector<LayerStats> counters;  // [layers]; resident and floor are set when read
   int32_t scratch_slots = 0;
   std::vector<int32_t> floors;  // [layers]
 };

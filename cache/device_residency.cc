@@ -35,7 +35,7 @@ absl::Status DeviceResidency::Replay(const DeviceTrace& trace) {
                                             "; expected ", number_in_use_, " to ", number_));
   }
   number_in_use_ = trace.table_number;
-  state_.routing.BeginStep();
+  state_.BeginStep();
   for (const DeviceUse& use : trace.uses) {
     if (!state_.index.Contains({use.layer, use.expert}))
       return Contradiction(use, "is unknown, in");
@@ -47,7 +47,7 @@ absl::Status DeviceResidency::Replay(const DeviceTrace& trace) {
 
 absl::Status DeviceResidency::ReplayUse(const DeviceUse& use, uint64_t table_number) {
   const ExpertLoad load{.expert = use.expert, .tokens = use.tokens, .weight = use.weight};
-  state_.routing.ObserveLayer(use.layer, {&load, 1});
+  state_.Observe(use.layer, {&load, 1});
   LayerStats& counters = state_.counters[use.layer];
   switch (use.kind) {
     case DeviceUseKind::kHit:

@@ -68,12 +68,12 @@ absl::Status ExpertCache::CheckBudget(int num_slots, int kept) const {
 }
 
 void ExpertCache::BeginStep() {
-  state_.routing.BeginStep();
+  state_.BeginStep();
   EvictSurplus();
 }
 
 void ExpertCache::Observe(int layer, std::span<const ExpertLoad> experts) {
-  state_.routing.ObserveLayer(layer, experts);
+  state_.Observe(layer, experts);
 }
 
 DemandResult ExpertCache::Demand(int layer, std::span<const int> experts) {
@@ -206,83 +206,6 @@ void ExpertCache::CountBytes(int layer, BytePath path, int64_t bytes) {
 
 void ExpertCache::CountStall(int layer, double seconds) {
   state_.counters[layer].stall_seconds_total += seconds;
-}
-
-absl::Status ExpertCache::PinExpert(ExpertKey key) {
-  if (!state_.index.Contains(key)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the model has no expert ", key.expert, " in layer ", key.layer));
-  }
-  uint8_t& keep = state_.keep[state_.index.Of(key)];
-  if (keep != 0) return absl::OkStatus();
-  if (absl::Status status = CheckBudget(num_slots(), state_.num_kept + 1); !status.ok())
-    return status;
-  keep = 1;
-  ++state_.num_kept;
-  state_.DivideBudget(num_slots());
-  return absl::OkStatus();
-}
-
-absl::Status ExpertCache::UnpinExpert(ExpertKey key) {
-  if (!state_.index.Contains(key)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the model has no expert ", key.expert, " in layer ", key.layer));
-  }
-  state_.num_kept -= std::exchange(state_.keep[state_.index.Of(key)], 0);
-  state_.DivideBudget(num_slots());
-  return absl::OkStatus();
-}
-
-absl::Status ExpertCache::SetBudget(int num_slots) {
-  num_slots = std::min(num_slots, state_.index.total_experts());
-  if (num_slots > state_.slots.max_slots()) {
-    return absl::InvalidArgumentError(absl::StrCat("the expert budget of ", num_slots,
-                                                   " slots exceeds the ", state_.slots.max_slots(),
-                                                   " that were reserved at start"));
-  }
-  if (absl::Status status = CheckBudget(num_slots, state_.num_kept); !status.ok()) return status;
-  state_.DivideBudget(num_slots);
-  state_.slots.SetBudget(num_slots);
-  EvictSurplus();
-  return absl::OkStatus();
-}
-
-bool ExpertCache::resident(ExpertKey key) const {
-  const int32_t slot = state_.slots.SlotOf(key);
-  return slot >= 0 && state_.slots.slot(slot).state == SlotState::kResident;
-}
-
-CacheStats ExpertCache::Stats() const {
-  CacheStats stats{.policy = std::string(PolicyName(state_.policy)),
-                   .num_slots = num_slots(),
-                   .steps_total = state_.routing.step(),
-                   .layers = state_.counters};
-  for (int layer = 0; layer < state_.index.num_layers(); ++layer) {
-    stats.layers[layer].resident = state_.slots.layer_resident()[layer];
-    stats.layers[layer].floor = state_.floors[layer];
-    for (int expert = 0; expert < state_.index.num_experts(layer); ++expert) {
-      stats.layers[layer].tokens_total += state_.routing.tokens_total({layer, expert});
-    }
-  }
-  return stats;
-}
-
-ExpertStats ExpertCache::PerExpertStats() const {
-  ExpertStats stats;
-  for (int layer = 0; layer < state_.index.num_layers(); ++layer) {
-    auto& tokens = stats.tokens_total.emplace_back();
-    auto& is_resident = stats.resident.emplace_back();
-    for (int expert = 0; expert < state_.index.num_experts(layer); ++expert) {
-      tokens.push_back(state_.routing.tokens_total({layer, expert}));
-      is_resident.push_back(resident({layer, expert}) ? 1 : 0);
-    }
-  }
-  return stats;
-}
-
-void ExpertCache::ResetCounters() {
-  state_.counters.assign(state_.index.num_layers(), LayerStats{});
-  state_.routing.ResetTotals();
 }
 
 }  // namespace moed::cache

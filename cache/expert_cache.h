@@ -35,6 +35,7 @@
 #include "cache/device_residency.h"
 #include "cache/expert_key.h"
 #include "cache/expert_pin.h"
+#include "cache/hot_set_snapshot.h"
 #include "cache/routing_stats.h"
 
 namespace moed::cache {
@@ -124,6 +125,15 @@ class ExpertCache {
   // now leave when their pins do. INVALID_ARGUMENT: above max_slots; RESOURCE_EXHAUSTED: below the
   // smallest legal budget.
   absl::Status SetBudget(int num_slots);
+
+  // What a restart needs to be warm: SaveHotSet before, RestoreHeat after, then Prefetch of each
+  // resident in order. RestoreHeat takes a hot set parsed for this model's shape.
+  HotSet SaveHotSet() const;
+  void RestoreHeat(const HotSet& hot_set);
+
+  // The hit rate, 0 to 1, that `num_slots` slots would give the recency-frequency policy on the
+  // routing of the last few thousand steps; 0 before there were any.
+  double HitRateAt(int num_slots) const;
 
   bool resident(ExpertKey key) const;
   int num_slots() const { return state_.slots.budget(); }

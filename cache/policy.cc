@@ -29,6 +29,14 @@ struct Ranking {
   bool only_if_worth_more;
 };
 
+// How much more a use counts in its own step than in the long run. Simulated on the demo model's
+// routing and on made-up routing that repeats 18 to 45 % of a token's experts: below 2, experts
+// about to be used again are refused; above 8, the working set is lost to passers-by.
+constexpr double kRecentWeight = 4;
+
+double ByHeatAndRecency(const ExpertView& expert) {
+  return expert.heat + kRecentWeight * expert.recent_heat;
+}
 double ByHeat(const ExpertView& expert) { return expert.heat; }
 double ByLastUse(const ExpertView& expert) { return static_cast<double>(expert.last_use_step); }
 double AllAlike(const ExpertView&) { return 0; }
@@ -36,7 +44,7 @@ double AllAlike(const ExpertView&) { return 0; }
 Ranking RankingOf(PolicyKind kind) {
   switch (kind) {
     case PolicyKind::kRecencyFrequency:
-      return {ByHeat, true};
+      return {ByHeatAndRecency, true};
     case PolicyKind::kLru:
       return {ByLastUse, false};
     case PolicyKind::kLfu:
@@ -44,7 +52,7 @@ Ranking RankingOf(PolicyKind kind) {
     case PolicyKind::kStatic:
       return {AllAlike, true};
   }
-  return {ByHeat, true};
+  return {ByHeatAndRecency, true};
 }
 
 // An expert of the view with what the policy thinks of it.

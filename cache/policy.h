@@ -13,7 +13,7 @@
 namespace moed::cache {
 
 enum class PolicyKind : uint8_t {
-  kRecencyFrequency,  // evicts the coldest, and only for something hotter: the default
+  kRecencyFrequency,  // evicts what is least hot or recent, only for what is more
   kLru,               // evicts what was used longest ago, always admits
   kLfu,               // evicts the coldest by a slowly decaying frequency, always admits
   kStatic,            // fills free slots and evicts nothing, except for a kept expert
@@ -30,7 +30,8 @@ double HalfLifeSteps(PolicyKind kind);
 struct ExpertView {
   ExpertKey key;
   int64_t last_use_step = -1;  // -1: never
-  double heat = 0;             // decayed frequency, on any common scale (RoutingStats::raw_heat)
+  double heat = 0;             // decayed frequency, on any common scale (RoutingStats)
+  double recent_heat = 0;      // the same of the last few steps, on the scale of heat
   bool keep = false;           // an operator wants it resident: before every other
 };
 

@@ -26,6 +26,7 @@ void RoutingStats::ObserveLayer(int layer, std::span<const ExpertLoad> experts) 
   for (const ExpertLoad& load : experts) {
     Entry& entry = entries[load.expert];
     entry.raw_heat += load.weight * scale_;
+    entry.recent_heat = RecentHeat(entry, step_) + load.weight;
     entry.last_use_step = step_;
     entry.tokens_total += load.tokens;
   }
@@ -34,6 +35,10 @@ void RoutingStats::ObserveLayer(int layer, std::span<const ExpertLoad> experts) 
 void RoutingStats::Observe(const RoutingTrace& trace) {
   BeginStep();
   for (const LayerRouting& layer : trace.layers) ObserveLayer(layer.layer, layer.experts);
+}
+
+void RoutingStats::RestoreHeat(ExpertKey key, double heat) {
+  entries_[index_.Of(key)].raw_heat = heat * scale_;
 }
 
 void RoutingStats::ResetTotals() {

@@ -1,10 +1,11 @@
-// How hot every expert is, from what the routers chose: last use, decayed frequency, totals.
+// How hot every expert is, from what the routers chose: last use, decayed frequencies, totals.
 // Owned by the cache, engine thread only. Observing costs O(experts touched); decay is lazy.
 //
 // Heat after step n is the sum over past uses of weight * 2^-((n - use) / half_life): an
-// exponentially decayed frequency, whose half-life blends recency (short) with frequency (long).
-// Stored as forward decay (Cormode et al., "Forward Decay", ICDE 2009): each use adds weight *
-// 2^(use / half_life), so that old entries need no touch and heats of one moment compare as stored.
+// exponentially decayed frequency. Stored as forward decay (Cormode et al., "Forward Decay", ICDE
+// 2009): each use adds weight * 2^(use / half_life), so that old entries need no touch and heats of
+// one moment compare as stored. Recent heat is the same with a half-life of one step: it tells what
+// the next token is likely to use again, where heat tells what the workload uses.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +29,8 @@ class RoutingStats {
   void ObserveLayer(int layer, std::span<const ExpertLoad> experts);
   // A whole step at once: BeginStep, then every layer.
   void Observe(const RoutingTrace& trace);
+  // What an earlier run learned: the heat of an expert not used in this one, in uses.
+  void RestoreHeat(ExpertKey key, double heat);
   // Zeroes the totals that metrics show; heat and last use stay.
   void ResetTotals();
 
@@ -36,15 +39,24 @@ class RoutingStats {
   int64_t tokens_total(ExpertKey key) const { return At(key).tokens_total; }
   // Comparable with each other until the next BeginStep.
   double raw_heat(ExpertKey key) const { return At(key).raw_heat; }
+  double raw_recent_heat(ExpertKey key) const {
+    const Entry& entry = At(key);
+    return scale_ * RecentHeat(entry, step_);
+  }
   // In uses: a use in this step counts its weight in full.
   double heat(ExpertKey key) const { return At(key).raw_heat / scale_; }
 
  private:
   struct Entry {
     double raw_heat = 0;
+    double recent_heat = 0;  // as of last_use_step
     int64_t last_use_step = -1;
     int64_t tokens_total = 0;
   };
+  static double RecentHeat(const Entry& entry, int64_t step) {
+    const int64_t age = step - entry.last_use_step;
+    return age >= 32 ? 0 : entry.recent_heat / static_cast<double>(int64_t{1} << age);
+  }
   const Entry& At(ExpertKey key) const { return entries_[index_.Of(key)]; }
 
   ExpertIndex index_;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cache/expert_cache.h"
+#include "cache/routing_replay.h"
 
 namespace moed::cache {
 namespace {
@@ -48,22 +49,6 @@ std::vector<RoutingTrace> RecordRouting(int batch) {
   return traces;
 }
 
-void RunStep(ExpertCache& cache, const RoutingTrace& trace, std::vector<int>& pending) {
-  cache.BeginStep();
-  for (const LayerRouting& routing : trace.layers) {
-    cache.Observe(routing.layer, routing.experts);
-    pending.clear();
-    for (const ExpertLoad& load : routing.experts) pending.push_back(load.expert);
-    while (!pending.empty()) {
-      DemandResult wave = cache.Demand(routing.layer, pending);
-      for (const Grant& grant : wave.grants) {
-        if (grant.to_fill) cache.Filled(grant.slot, grant.generation);
-      }
-      pending.swap(wave.deferred);
-    }
-  }
-}
-
 // Arguments: batch, residents in percent of all experts.
 void BM_HostDrivenStep(benchmark::State& state) {
   const std::vector<RoutingTrace> traces = RecordRouting(static_cast<int>(state.range(0)));
@@ -72,10 +57,9 @@ void BM_HostDrivenStep(benchmark::State& state) {
       *ExpertCache::Create({.experts_per_layer = std::vector<int>(kLayers, kExperts),
                             .top_k = kTopK,
                             .num_slots = num_slots});
-  std::vector<int> pending;
-  for (const RoutingTrace& trace : traces) RunStep(*cache, trace, pending);
+  Replay(traces, *cache);
   size_t step = 0;
-  for (auto _ : state) RunStep(*cache, traces[step++ % kSteps], pending);
+  for (auto _ : state) ReplayStep(traces[step++ % kSteps], *cache);
   const CacheStats stats = cache->Stats();
   double hits = 0;
   double demands = 0;
