@@ -4,18 +4,22 @@
 //   of_read   rate of weight bytes, over a plain read of the same bytes by the same threads
 //   of_peak   arithmetic, over independent float32 multiply-adds on all threads
 //   of_onednn arithmetic, over oneDNN's float32 product of as many rows by a 2048 x 2048 weight
+//   of_bf16   speed with bf12 weights, over the same experts in bf16
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <random>
 #include <unordered_map>
 #include <vector>
 
 #include "oneapi/dnnl/dnnl.hpp"
+#include "runtime/backend/bf12.h"
 #include "runtime/backend/cpu/cpu_count.h"
 #include "runtime/backend/cpu/experts.h"
 
@@ -55,18 +59,46 @@ const ExpertFormat& Format() {
   return format;
 }
 
-// All experts, one after another.
-std::byte* Blobs() {
+const ExpertFormat& Bf12Format() {
+  static const ExpertFormat format(ExpertFormatKind::kBF12, kHidden, kIntermediate,
+                                   Bf12TileEscapeCapacity(0));
+  return format;
+}
+
+// All experts in bf16, one after another, with normal weights.
+std::byte* Bf16Blobs() {
   static std::byte* const blobs = [] {
+    std::vector<BFloat16> normal(1 << 16);
+    std::mt19937 random(1);
+    std::normal_distribution<float> distribution(0.0f, 0.02f);
+    for (BFloat16& value : normal) value = ToBFloat16(distribution(random));
     const size_t count = kNumExperts * Format().blob_bytes() / sizeof(BFloat16);
     static Scratch<BFloat16> memory;
     BFloat16* const values = memory.Reserve(count);
     Pool().ParallelFor(count, 1 << 20, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        values[i] = ToBFloat16(static_cast<float>(i * 2654435761u >> 16 & 1023) / 20000.0f - 0.02f);
-      }
+      std::minstd_rand chunk_random(begin + 1);
+      for (int64_t i = begin; i < end; ++i) values[i] = normal[chunk_random() % normal.size()];
     });
     return reinterpret_cast<std::byte*>(values);
+  }();
+  return blobs;
+}
+
+bool EncodeExpert(int e, std::byte* bf12_blobs) {
+  const size_t size = Format().blob_bytes();
+  const size_t bf12_size = Bf12Format().blob_bytes();
+  return EncodeBf12(Format(), {Bf16Blobs() + e * size, size}, Bf12Format(),
+                    {bf12_blobs + e * bf12_size, bf12_size});
+}
+
+std::byte* Bf12Blobs() {
+  static std::byte* const blobs = [] {
+    static Scratch<std::byte> memory;
+    std::byte* const all = memory.Reserve(kNumExperts * Bf12Format().blob_bytes());
+    Pool().ParallelFor(kNumExperts, 1, [&](int64_t begin, int64_t, int) {
+      if (!EncodeExpert(static_cast<int>(begin), all)) std::abort();
+    });
+    return all;
   }();
   return blobs;
 }
@@ -139,28 +171,31 @@ class OneDnnProduct {
 // One call of the op: `rows` rows for each of `experts` experts, other experts every time.
 class Call {
  public:
-  Call(int experts, int64_t rows)
-      : op_(Pool()),
+  Call(const ExpertFormat& format, const std::byte* blobs, int experts, int64_t rows)
+      : format_(format),
+        blobs_(blobs),
+        op_(Pool()),
         x_values_(rows * experts * kHidden, 0x3c00),
         out_values_(rows * experts * kHidden),
         row_ids_(rows * experts),
         work_(experts) {
-    Blobs();  // filled before anything is timed
     std::iota(row_ids_.begin(), row_ids_.end(), 0);
     for (int e = 0; e < experts; ++e) work_[e].rows = std::span(row_ids_).subspan(e * rows, rows);
   }
 
   void Run() {
     for (ExpertWork& item : work_) {
-      item.blob = Blobs() + next_ * Format().blob_bytes();
+      item.blob = blobs_ + next_ * format_.blob_bytes();
       next_ = (next_ + 1) % kNumExperts;
     }
     const auto rows = static_cast<int64_t>(row_ids_.size());
-    op_.Run(Format(), work_, 1, Tensor(x_values_.data(), DType::kBF16, {rows, kHidden}),
+    op_.Run(format_, work_, 1, Tensor(x_values_.data(), DType::kBF16, {rows, kHidden}),
             Tensor(out_values_.data(), DType::kF32, {rows, kHidden}));
   }
 
  private:
+  const ExpertFormat& format_;
+  const std::byte* blobs_;
   ExpertsOp op_;
   std::vector<BFloat16> x_values_;
   std::vector<float> out_values_;
@@ -171,12 +206,12 @@ class Call {
 
 // Top-8 experts with a few rows each: a decode step's layer.
 void BM_FewRows(benchmark::State& state) {
-  Call call(kTopK, state.range(0));
+  Call call(Format(), Bf16Blobs(), kTopK, state.range(0));
   const size_t bytes = kTopK * Format().blob_bytes();
   size_t offset = 0;
   Turn op{[&] { call.Run(); }};
   Turn read{[&] {
-    ReadPlainly(Blobs() + offset, bytes);
+    ReadPlainly(Bf16Blobs() + offset, bytes);
     offset = (offset + bytes) % (kNumExperts * Format().blob_bytes());
   }};
   for (auto _ : state) {
@@ -192,7 +227,7 @@ BENCHMARK(BM_FewRows)->Arg(1)->Arg(2)->Arg(4)->Arg(8)->UseManualTime()->MinTime(
 void BM_ManyRows(benchmark::State& state) {
   constexpr int kExperts = 2;
   const int64_t rows = state.range(0);
-  Call call(kExperts, rows);
+  Call call(Format(), Bf16Blobs(), kExperts, rows);
   OneDnnProduct product(rows);
   Turn op{[&] { call.Run(); }};
   Turn onednn{[&] { product.Run(); }};
@@ -209,6 +244,35 @@ void BM_ManyRows(benchmark::State& state) {
   state.counters["of_onednn"] = rate / (2.0 * rows * kHidden * kHidden / onednn.best_seconds);
 }
 BENCHMARK(BM_ManyRows)->Arg(16)->Arg(64)->Arg(256)->Arg(1024)->UseManualTime()->MinTime(2);
+
+void BM_Bf12(benchmark::State& state) {
+  const int64_t rows = state.range(0);
+  const int experts = rows <= 8 ? kTopK : 2;
+  Call bf12(Bf12Format(), Bf12Blobs(), experts, rows);
+  Call bf16(Format(), Bf16Blobs(), experts, rows);
+  Turn bf12_turn{[&] { bf12.Run(); }};
+  Turn bf16_turn{[&] { bf16.Run(); }};
+  for (auto _ : state) {
+    state.SetIterationTime(bf12_turn.Take());
+    bf16_turn.Take();
+  }
+  state.counters["stored_GB/s"] =
+      experts * Bf12Format().blob_bytes() / bf12_turn.best_seconds / 1e9;
+  state.counters["of_bf16"] = bf16_turn.best_seconds / bf12_turn.best_seconds;
+}
+BENCHMARK(BM_Bf12)->Arg(1)->Arg(2)->Arg(4)->Arg(8)->Arg(64)->Arg(256)->UseManualTime()->MinTime(2);
+
+// One core; bytes of bf16.
+void BM_EncodeBf12(benchmark::State& state) {
+  std::byte* const blobs = Bf12Blobs();
+  int e = 0;
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(EncodeExpert(e, blobs));
+    e = (e + 1) % kNumExperts;
+  }
+  state.SetBytesProcessed(state.iterations() * Format().blob_bytes());
+}
+BENCHMARK(BM_EncodeBf12)->MinTime(1);
 
 }  // namespace
 }  // namespace moed::backend

@@ -9,8 +9,7 @@ namespace moed::backend {
 // Rows that FewRowsAvx512 takes: their sums fit the registers.
 constexpr int kAvx512FewRows = 8;
 
-void FewRowsAvx512(const NeuronRows& neurons, const BFloat16* const* x, int rows, float* scratch,
-                   float* y);
+void FewRowsAvx512(const ExpertNeurons& neurons, const FewRows& rows);
 void MultiplyAvx512(const PanelMultiply& product);
 
 }  // namespace moed::backend

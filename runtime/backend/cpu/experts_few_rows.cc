@@ -20,18 +20,6 @@ int64_t PieceNeurons(int64_t intermediate, int64_t rows) {
   return kTile * std::max((tiles + kMaxPieces - 1) / kMaxPieces, std::min<int64_t>(rows, 4));
 }
 
-NeuronRows NeuronsOf(const ExpertFormat& format, const std::byte* blob, int64_t first,
-                     int64_t count) {
-  const int64_t width = format.row_values();
-  const auto* neuron = reinterpret_cast<const BFloat16*>(blob + first * format.neuron_bytes());
-  return {.gate = neuron,
-          .up = neuron + width,
-          .down = neuron + 2 * width,
-          .stride = 3 * width,
-          .count = count,
-          .width = width};
-}
-
 }  // namespace
 
 FewRowsExperts::FewRowsExperts(ThreadPool& pool, const ExpertKernels& kernels)
@@ -85,8 +73,12 @@ void FewRowsExperts::RunPieces(const ExpertsCall& call, int64_t num_floats) {
       const BFloat16* x[kMaxFewRows];
       const auto rows = static_cast<int>(piece.item->rows.size());
       for (int r = 0; r < rows; ++r) x[r] = call.XRow(piece.item->rows[r]);
-      kernels_.few_rows(NeuronsOf(call.format, piece.item->blob, piece.first, piece.count), x, rows,
-                        scratch + worker * scratch_size, partials + piece.partial);
+      kernels_.few_rows({call.format, piece.item->blob, piece.first, piece.count},
+                        {.x = x,
+                         .num = rows,
+                         .width = width,
+                         .scratch = scratch + worker * scratch_size,
+                         .y = partials + piece.partial});
     }
   });
   const int64_t chunks = (hidden + kSumColumns - 1) / kSumColumns;

@@ -1,6 +1,8 @@
 #include <algorithm>
 
+#include "runtime/backend/cpu/bf12_blocks.h"
 #include "runtime/backend/cpu/experts_activation.h"
+#include "runtime/backend/cpu/experts_neurons.h"
 #include "runtime/backend/cpu/experts_portable.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -20,37 +22,94 @@ using Floats = hn::CappedTag<float, 16>;
 using Words = hn::RebindToUnsigned<Floats>;
 using Halves = hn::Repartition<uint16_t, Floats>;
 using FloatVector = hn::Vec<Floats>;
+using HalfVector = hn::Vec<Halves>;
 
 constexpr int64_t kLanes = hn::MaxLanes(Floats());
 // bf16 values of a vector. Floats that meet them are kept as the values at even places, then those
 // at odd ones, since that is how a vector of bf16 widens without shuffles.
 constexpr int64_t kBlock = 2 * kLanes;
-// bf16 values of a cache line.
-constexpr int64_t kLine = 32;
 // Neurons whose down rows are added in one pass over y.
 constexpr int kNeuronsAtOnce = 4;
+
+constexpr int64_t WidenedIndex(int64_t column) {
+  return column / kBlock * kBlock + column % 2 * kLanes + column % kBlock / 2;
+}
 
 struct Widened {
   FloatVector even;
   FloatVector odd;
 };
 
-HWY_INLINE Widened Widen(const BFloat16* values) {
-  const auto both = hn::BitCast(Words(), hn::LoadU(Halves(), values));
+HWY_INLINE Widened Widen(HalfVector values) {
+  const auto both = hn::BitCast(Words(), values);
   return {hn::BitCast(Floats(), hn::ShiftLeft<16>(both)),
           hn::BitCast(Floats(), hn::And(both, hn::Set(Words(), 0xffff0000u)))};
 }
 
-// Fetches the line `ahead` values further into the L2 cache. Evenly spread over the work: a burst
+// Fetches lines into the L2 cache, a group of neurons ahead. Evenly spread over the work: a burst
 // of them, or the few that the L1 cache may have in flight, reach half the memory's rate.
-HWY_INLINE void PrefetchLine(const BFloat16* values, int64_t ahead) {
-  __builtin_prefetch(values + ahead, /*rw=*/0, /*locality=*/2);
+HWY_INLINE void PrefetchLine(const std::byte* line) {
+  __builtin_prefetch(line, /*rw=*/0, /*locality=*/2);
+}
+
+// A row of either format. Load(i, offset) gives the block of values at i + offset, i a multiple of
+// kStep, offset a constant after unrolling; Prefetch(i) fetches step i of the row `ahead` bytes on.
+struct Bf16Row {
+  static constexpr int64_t kStep = 32;
+  const std::byte* values;
+  int64_t ahead;
+
+  HWY_INLINE void Prefetch(int64_t i) const { PrefetchLine(values + 2 * i + ahead); }
+  HWY_INLINE Widened Load(int64_t i, int64_t offset) const {
+    const auto* at = reinterpret_cast<const uint16_t*>(values) + i + offset;
+    return Widen(hn::LoadU(Halves(), at));
+  }
+};
+
+struct Bf12Row {
+  static constexpr int64_t kStep = kBf12BlockValues;
+  const std::byte* blocks;
+  int64_t ahead;
+  uint16_t base;  // the exponent, where it stands in a bf16
+
+  HWY_INLINE const std::byte* Block(int64_t i) const { return blocks + i / 2 * 3; }
+  HWY_INLINE void Prefetch(int64_t i) const {
+    for (int64_t line = 0; line < kBf12BlockBytes; line += 64)
+      PrefetchLine(Block(i) + ahead + line);
+  }
+  HWY_INLINE Widened Load(int64_t i, int64_t offset) const {
+    const int64_t group = offset / 32;
+    const bool high = group % 2 == 1;
+    const Halves d;
+    const auto* words = reinterpret_cast<const uint16_t*>(Block(i)) + offset % 32;
+    const HalfVector bytes = hn::LoadU(d, words + group / 2 * 32);
+    const HalfVector mantissa = high ? hn::ShiftRight<8>(bytes) : bytes;
+    const HalfVector sign = high ? bytes : hn::ShiftLeft<8>(bytes);
+    const HalfVector code = MoveNibble(group, hn::LoadU(d, words + 64));
+    const HalfVector magnitude =
+        hn::Or(hn::And(mantissa, hn::Set(d, 0x007f)), hn::And(code, hn::Set(d, 0x0780)));
+    return Widen(hn::Or(hn::Add(magnitude, hn::Set(d, base)), hn::And(sign, hn::Set(d, 0x8000))));
+  }
+  // Nibble `group` of each word to where the exponent stands in a bf16.
+  static HWY_INLINE HalfVector MoveNibble(int64_t group, HalfVector words) {
+    if (group == 0) return hn::ShiftLeft<7>(words);
+    if (group == 1) return hn::ShiftLeft<3>(words);
+    if (group == 2) return hn::ShiftRight<1>(words);
+    return hn::ShiftRight<5>(words);
+  }
+};
+
+HWY_INLINE Bf16Row RowAt(const Bf16Neurons& neurons, int64_t i, int part) {
+  return {neurons.Row(i, part), kNeuronsAtOnce * neurons.neuron_bytes()};
+}
+HWY_INLINE Bf12Row RowAt(const Bf12Neurons& neurons, int64_t i, int part) {
+  return {neurons.Row(i, part), kNeuronsAtOnce * neurons.neuron_bytes(),
+          neurons.Placeholder(i, part)};
 }
 
 // gate[r], up[r] = the products of a neuron's two rows with kRows rows of x (widened).
-template <int kRows>
-HWY_INLINE void MultiplyNeuron(const BFloat16* HWY_RESTRICT gate_row,
-                               const BFloat16* HWY_RESTRICT up_row, int64_t width, int64_t ahead,
+template <class Row, int kRows>
+HWY_INLINE void MultiplyNeuron(const Row& gate_row, const Row& up_row, int64_t width,
                                const float* HWY_RESTRICT x, float* gate, float* up) {
   const Floats d;
   // Two chains a sum where rows alone are too few to hide the latency.
@@ -60,23 +119,24 @@ HWY_INLINE void MultiplyNeuron(const BFloat16* HWY_RESTRICT gate_row,
   for (int r = 0; r < kRows; ++r) {
     for (int c = 0; c < kChains; ++c) gate_sums[r][c] = up_sums[r][c] = hn::Zero(d);
   }
-  for (int64_t i = 0; i < width; i += kBlock) {
-    if (i % kLine == 0) {
-      PrefetchLine(gate_row + i, ahead);
-      PrefetchLine(up_row + i, ahead);
-    }
-    const Widened g = Widen(gate_row + i);
-    const Widened u = Widen(up_row + i);
+  for (int64_t i = 0; i < width; i += Row::kStep) {
+    gate_row.Prefetch(i);
+    up_row.Prefetch(i);
+#pragma GCC unroll 16
+    for (int64_t offset = 0; offset < Row::kStep; offset += kBlock) {
+      const Widened g = gate_row.Load(i, offset);
+      const Widened u = up_row.Load(i, offset);
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const auto even = hn::Load(d, x + r * width + i);
-      const auto odd = hn::Load(d, x + r * width + i + kLanes);
-      FloatVector& gate_odd = gate_sums[r][kChains - 1];
-      FloatVector& up_odd = up_sums[r][kChains - 1];
-      gate_sums[r][0] = hn::MulAdd(g.even, even, gate_sums[r][0]);
-      up_sums[r][0] = hn::MulAdd(u.even, even, up_sums[r][0]);
-      gate_odd = hn::MulAdd(g.odd, odd, gate_odd);
-      up_odd = hn::MulAdd(u.odd, odd, up_odd);
+      for (int r = 0; r < kRows; ++r) {
+        const auto even = hn::Load(d, x + r * width + i + offset);
+        const auto odd = hn::Load(d, x + r * width + i + offset + kLanes);
+        FloatVector& gate_odd = gate_sums[r][kChains - 1];
+        FloatVector& up_odd = up_sums[r][kChains - 1];
+        gate_sums[r][0] = hn::MulAdd(g.even, even, gate_sums[r][0]);
+        up_sums[r][0] = hn::MulAdd(u.even, even, up_sums[r][0]);
+        gate_odd = hn::MulAdd(g.odd, odd, gate_odd);
+        up_odd = hn::MulAdd(u.odd, odd, up_odd);
+      }
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -90,95 +150,120 @@ HWY_INLINE void MultiplyNeuron(const BFloat16* HWY_RESTRICT gate_row,
 }
 
 // All rows, four at a time: after the first four the neuron's weights come from the L1 cache.
-HWY_INLINE void MultiplyRows(const BFloat16* gate_row, const BFloat16* up_row, int64_t width,
-                             int64_t ahead, const float* x, int rows, float* gate, float* up) {
+template <class Row>
+HWY_INLINE void MultiplyRows(Row gate_row, Row up_row, int64_t width, const float* x, int rows,
+                             float* gate, float* up) {
   for (int r = 0; r < rows; r += 4) {
     const float* first = x + r * width;
-    const int64_t fetch = r == 0 ? ahead : 0;
     switch (std::min(rows - r, 4)) {
       case 1:
-        MultiplyNeuron<1>(gate_row, up_row, width, fetch, first, gate + r, up + r);
+        MultiplyNeuron<Row, 1>(gate_row, up_row, width, first, gate + r, up + r);
         break;
       case 2:
-        MultiplyNeuron<2>(gate_row, up_row, width, fetch, first, gate + r, up + r);
+        MultiplyNeuron<Row, 2>(gate_row, up_row, width, first, gate + r, up + r);
         break;
       case 3:
-        MultiplyNeuron<3>(gate_row, up_row, width, fetch, first, gate + r, up + r);
+        MultiplyNeuron<Row, 3>(gate_row, up_row, width, first, gate + r, up + r);
         break;
       default:
-        MultiplyNeuron<4>(gate_row, up_row, width, fetch, first, gate + r, up + r);
+        MultiplyNeuron<Row, 4>(gate_row, up_row, width, first, gate + r, up + r);
     }
+    gate_row.ahead = up_row.ahead = 0;  // fetched already
   }
 }
 
 // y[r] += sum over kNeurons of act[n * rows + r] * their down rows.
-template <int kNeurons>
-HWY_INLINE void AddDownRows(const BFloat16* HWY_RESTRICT down, int64_t stride, int64_t width,
-                            int64_t ahead, const float* HWY_RESTRICT act, int rows,
+template <class Row, int kNeurons>
+HWY_INLINE void AddDownRows(const Row* down, int64_t width, const float* HWY_RESTRICT act, int rows,
                             float* HWY_RESTRICT y) {
   const Floats d;
-  for (int64_t i = 0; i < width; i += kBlock) {
-    Widened weights[kNeurons];
+  for (int64_t i = 0; i < width; i += Row::kStep) {
+    for (int n = 0; n < kNeurons; ++n) down[n].Prefetch(i);
+#pragma GCC unroll 16
+    for (int64_t offset = 0; offset < Row::kStep; offset += kBlock) {
+      Widened weights[kNeurons];
 #pragma GCC unroll 4
-    for (int n = 0; n < kNeurons; ++n) {
-      if (i % kLine == 0) PrefetchLine(down + n * stride + i, ahead);
-      weights[n] = Widen(down + n * stride + i);
-    }
-    for (int r = 0; r < rows; ++r) {
-      float* target = y + r * width + i;
-      auto even = hn::Load(d, target);
-      auto odd = hn::Load(d, target + kLanes);
+      for (int n = 0; n < kNeurons; ++n) weights[n] = down[n].Load(i, offset);
+      for (int r = 0; r < rows; ++r) {
+        float* target = y + r * width + i + offset;
+        auto even = hn::Load(d, target);
+        auto odd = hn::Load(d, target + kLanes);
 #pragma GCC unroll 4
-      for (int n = 0; n < kNeurons; ++n) {
-        const auto factor = hn::Set(d, act[n * rows + r]);
-        even = hn::MulAdd(factor, weights[n].even, even);
-        odd = hn::MulAdd(factor, weights[n].odd, odd);
+        for (int n = 0; n < kNeurons; ++n) {
+          const auto factor = hn::Set(d, act[n * rows + r]);
+          even = hn::MulAdd(factor, weights[n].even, even);
+          odd = hn::MulAdd(factor, weights[n].odd, odd);
+        }
+        hn::Store(even, d, target);
+        hn::Store(odd, d, target + kLanes);
       }
-      hn::Store(even, d, target);
-      hn::Store(odd, d, target + kLanes);
     }
   }
 }
 
 // y += the part of neurons [first, first + kNeurons).
-template <int kNeurons>
-HWY_INLINE void AddNeurons(const NeuronRows& neurons, int64_t first, const float* x, int rows,
-                           float* y) {
+template <class Neurons, int kNeurons>
+HWY_INLINE void AddNeurons(const Neurons& neurons, int64_t first, const FewRows& rows) {
+  using Row = decltype(RowAt(neurons, first, 0));
   float gate[kNeuronsAtOnce * kMaxFewRows];
   float up[kNeuronsAtOnce * kMaxFewRows];
   BFloat16 rounded[kNeuronsAtOnce * kMaxFewRows];
   float act[kNeuronsAtOnce * kMaxFewRows];
-  const int64_t width = neurons.width;
-  const int64_t ahead = kNeuronsAtOnce * neurons.stride;
+  Row down[kNeurons];
+  const int num = rows.num;
+  const float* x = rows.scratch;
   for (int n = 0; n < kNeurons; ++n) {
-    const int64_t offset = (first + n) * neurons.stride;
-    MultiplyRows(neurons.gate + offset, neurons.up + offset, width, ahead, x, rows, gate + n * rows,
-                 up + n * rows);
+    float* const sums[2] = {gate + n * num, up + n * num};
+    MultiplyRows(RowAt(neurons, first + n, 0), RowAt(neurons, first + n, 1), rows.width, x, num,
+                 sums[0], sums[1]);
+    neurons.ForEachEscape(first + n, [&](int part, int64_t column, float delta) {
+      if (part == 2) return;
+      for (int r = 0; r < num; ++r) {
+        sums[part][r] += delta * x[r * rows.width + WidenedIndex(column)];
+      }
+    });
+    down[n] = RowAt(neurons, first + n, 2);
   }
-  ActivateSwiGlu(gate, up, kNeurons * rows, rounded);
-  for (int i = 0; i < kNeurons * rows; ++i) act[i] = ToFloat(rounded[i]);
-  AddDownRows<kNeurons>(neurons.down + first * neurons.stride, neurons.stride, width, ahead, act,
-                        rows, y);
+  ActivateSwiGlu(gate, up, kNeurons * num, rounded);
+  for (int i = 0; i < kNeurons * num; ++i) act[i] = ToFloat(rounded[i]);
+  AddDownRows<Row, kNeurons>(down, rows.width, act, num, rows.y);
+  for (int n = 0; n < kNeurons; ++n) {
+    neurons.ForEachEscape(first + n, [&](int part, int64_t column, float delta) {
+      if (part != 2) return;
+      for (int r = 0; r < num; ++r) {
+        rows.y[r * rows.width + WidenedIndex(column)] += delta * act[n * num + r];
+      }
+    });
+  }
 }
 
-void FewRows(const NeuronRows& neurons, const BFloat16* const* x, int rows, float* scratch,
-             float* y) {
+template <class Neurons>
+HWY_INLINE void AddAllNeurons(const Neurons& neurons, const FewRows& rows) {
+  const int64_t count = neurons.count();
+  int64_t n = 0;
+  for (; n + kNeuronsAtOnce <= count; n += kNeuronsAtOnce) {
+    AddNeurons<Neurons, kNeuronsAtOnce>(neurons, n, rows);
+  }
+  for (; n < count; ++n) AddNeurons<Neurons, 1>(neurons, n, rows);
+}
+
+void ComputeFewRows(const ExpertNeurons& neurons, const FewRows& rows) {
   const Floats d;
-  const int64_t width = neurons.width;
-  for (int r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < width; i += kBlock) {
-      const Widened values = Widen(x[r] + i);
-      hn::Store(values.even, d, scratch + r * width + i);
-      hn::Store(values.odd, d, scratch + r * width + i + kLanes);
+  for (int r = 0; r < rows.num; ++r) {
+    for (int64_t i = 0; i < rows.width; i += kBlock) {
+      const Widened values = Widen(hn::LoadU(Halves(), rows.x[r] + i));
+      hn::Store(values.even, d, rows.scratch + r * rows.width + i);
+      hn::Store(values.odd, d, rows.scratch + r * rows.width + i + kLanes);
     }
   }
-  std::fill_n(y, rows * width, 0.0f);
-  int64_t n = 0;
-  for (; n + kNeuronsAtOnce <= neurons.count; n += kNeuronsAtOnce) {
-    AddNeurons<kNeuronsAtOnce>(neurons, n, scratch, rows, y);
+  float* const end = rows.y + rows.num * rows.width;
+  std::fill(rows.y, end, 0.0f);
+  if (neurons.format.kind() == ExpertFormatKind::kBF12) {
+    AddAllNeurons(Bf12Neurons(neurons), rows);
+  } else {
+    AddAllNeurons(Bf16Neurons(neurons), rows);
   }
-  for (; n < neurons.count; ++n) AddNeurons<1>(neurons, n, scratch, rows, y);
-  for (float* block = y; block < y + rows * width; block += kBlock) {
+  for (float* block = rows.y; block < end; block += kBlock) {
     const auto even = hn::Load(d, block);
     const auto odd = hn::Load(d, block + kLanes);
     hn::StoreInterleaved2(even, odd, d, block);
@@ -193,11 +278,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace moed::backend {
 
-HWY_EXPORT(FewRows);
+HWY_EXPORT(ComputeFewRows);
 
-void FewRowsPortable(const NeuronRows& neurons, const BFloat16* const* x, int rows, float* scratch,
-                     float* y) {
-  HWY_DYNAMIC_DISPATCH(FewRows)(neurons, x, rows, scratch, y);
+void FewRowsPortable(const ExpertNeurons& neurons, const FewRows& rows) {
+  HWY_DYNAMIC_DISPATCH(ComputeFewRows)(neurons, rows);
 }
 
 }  // namespace moed::backend

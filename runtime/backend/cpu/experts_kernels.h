@@ -3,20 +3,30 @@
 // any thread.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "runtime/backend/dtype.h"
+#include "runtime/backend/expert_format.h"
 
 namespace moed::backend {
 
-// Neurons of an expert in bf16, one after another. A row holds `width` values, a multiple of 32.
-struct NeuronRows {
-  const BFloat16* gate = nullptr;  // of the first neuron
-  const BFloat16* up = nullptr;
-  const BFloat16* down = nullptr;
-  int64_t stride = 0;  // values from neuron to neuron
+// Neurons [first, first + count) of an expert.
+struct ExpertNeurons {
+  const ExpertFormat& format;
+  const std::byte* blob = nullptr;
+  int64_t first = 0;
   int64_t count = 0;
-  int64_t width = 0;
+};
+
+// The rows of x that chose an expert, and where its neurons' part of their output goes. `scratch`
+// and `y` hold [num, width] and are aligned to vectors.
+struct FewRows {
+  const BFloat16* const* x = nullptr;  // x[r] points at `width` values
+  int num = 0;
+  int64_t width = 0;  // format.row_values()
+  float* scratch = nullptr;
+  float* y = nullptr;
 };
 
 // C = A B or C += A B with bf16 factors and float32 sums. An element of C is one chain of sums over
@@ -42,11 +52,9 @@ struct ExpertKernels {
   const char* name;
   // Experts with at most so many rows go through `few_rows`, others through `multiply`.
   int few_rows_limit;
-  // y[r * width + h] = sum over neurons i of act[r][i] * down[i][h], act from the gate and up rows
-  // as in experts_activation.h. x[r] points at `width` values; `scratch` holds rows * width floats;
-  // it and y are aligned to vectors. Reads the weights once.
-  void (*few_rows)(const NeuronRows& neurons, const BFloat16* const* x, int rows, float* scratch,
-                   float* y);
+  // y[r][h] = sum over neurons i of act[r][i] * down[i][h], act from the gate and up rows as in
+  // experts_activation.h. Reads the weights once, in either format.
+  void (*few_rows)(const ExpertNeurons& neurons, const FewRows& rows);
   void (*multiply)(const PanelMultiply& product);
 };
 

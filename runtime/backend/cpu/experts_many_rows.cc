@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "runtime/backend/bf12.h"
 #include "runtime/backend/cpu/experts_activation.h"
 #include "runtime/backend/cpu/experts_layout.h"
 #include "runtime/backend/cpu/panel.h"
@@ -22,6 +23,9 @@ constexpr int64_t kDownRows = 256;
 constexpr int64_t kDownColumns = 128;
 constexpr int64_t kDownDepth = 512;
 
+// Neurons whose gate or up rows are decoded at a time, if they are not bf16 as they lie.
+constexpr int64_t kDecodeNeurons = 32;
+
 constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
@@ -29,6 +33,24 @@ constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
 // Neurons, as the depth of the second product.
 int64_t PaddedIntermediate(const ExpertFormat& format) {
   return RoundUp(format.intermediate(), 32);
+}
+
+// Values [column, column + columns) of one part of some neurons.
+struct NeuronRows {
+  const BFloat16* first;
+  int64_t stride;
+};
+
+// In the blob where it is bf16, else decoded into `scratch` [count, columns].
+NeuronRows RowsOf(const ExpertFormat& format, const std::byte* blob, ExpertPart part, int64_t first,
+                  int64_t count, int64_t column, int64_t columns, BFloat16* scratch) {
+  if (format.kind() == ExpertFormatKind::kBF12) {
+    DecodeBf12(format, blob, part, first, count, column, columns, scratch, columns);
+    return {scratch, columns};
+  }
+  const int64_t width = format.row_values();
+  const auto* neuron = reinterpret_cast<const BFloat16*>(blob + format.neuron_offset(first));
+  return {neuron + static_cast<int64_t>(part) * width + column, 3 * width};
 }
 
 }  // namespace
@@ -107,35 +129,45 @@ void ManyRowsExperts::Pack(const ExpertsCall& call, const Block& block) {
               panels_.get() + panel * kPanelColumns * width);
 }
 
-// Activations of a block's rows for its neurons.
-void ManyRowsExperts::GateUp(const ExpertsCall& call, const Block& block, int worker) {
+// sums [block.count, columns] = gate or up rows of the block's neurons times the rows' panels.
+void ManyRowsExperts::MultiplyPart(const ExpertsCall& call, const Block& block, ExpertPart part,
+                                   BFloat16* scratch, float* sums) {
   const int64_t width = call.format.row_values();
-  const int64_t padded_neurons = PaddedIntermediate(call.format);
   const int64_t first_panel = block.segment->first_panel + block.row / kPanelColumns;
   const int64_t num_panels = NumPanels(block.rows);
   const int64_t columns = num_panels * kPanelColumns;
+  const int64_t step = call.format.kind() == ExpertFormatKind::kBF12 ? kDecodeNeurons : block.count;
+  for (int64_t n = 0; n < block.count; n += step) {
+    const int64_t count = std::min(step, block.count - n);
+    const NeuronRows rows =
+        RowsOf(call.format, block.segment->blob, part, block.begin + n, count, 0, width, scratch);
+    kernels_.multiply({.a = rows.first,
+                       .a_stride = rows.stride,
+                       .rows = count,
+                       .depth = width,
+                       .panels = panels_.get() + first_panel * kPanelColumns * width,
+                       .panel_stride = kPanelColumns * width,
+                       .num_panels = num_panels,
+                       .c = sums + n * columns,
+                       .c_stride = columns});
+  }
+}
+
+// Activations of a block's rows for its neurons.
+void ManyRowsExperts::GateUp(const ExpertsCall& call, const Block& block, int worker) {
+  const int64_t padded_neurons = PaddedIntermediate(call.format);
+  const int64_t columns = NumPanels(block.rows) * kPanelColumns;
   const int64_t size = block.count * columns;
   float* const gate = products_[worker].Reserve(2 * size);
   float* const up = gate + size;
-  PanelMultiply product = {
-      .a = reinterpret_cast<const BFloat16*>(block.segment->blob) + block.begin * 3 * width,
-      .a_stride = 3 * width,
-      .rows = block.count,
-      .depth = width,
-      .panels = panels_.get() + first_panel * kPanelColumns * width,
-      .panel_stride = kPanelColumns * width,
-      .num_panels = num_panels,
-      .c = gate,
-      .c_stride = columns};
-  kernels_.multiply(product);
-  product.a += width;
-  product.c = up;
-  kernels_.multiply(product);
-
-  BFloat16* const act = values_[worker].Reserve(size);
+  BFloat16* const act = values_[worker].Reserve(size + kDecodeNeurons * call.format.row_values());
+  BFloat16* const scratch = act + size;
+  MultiplyPart(call, block, ExpertPart::kGate, scratch, gate);
+  MultiplyPart(call, block, ExpertPart::kUp, scratch, up);
   ActivateSwiGlu(gate, up, size, act);
-  BFloat16* const target =
-      activations_.get() + (first_panel * kPanelColumns) * padded_neurons + block.begin;
+
+  const int64_t first_row = block.segment->first_panel * kPanelColumns + block.row;
+  BFloat16* const target = activations_.get() + first_row * padded_neurons + block.begin;
   TransposeValues(act, columns, block.count, block.rows, target, padded_neurons,
                   StoreKind::kCached);
   if (block.begin + block.count == call.format.intermediate()) {
@@ -148,19 +180,19 @@ void ManyRowsExperts::GateUp(const ExpertsCall& call, const Block& block, int wo
 
 // A block's rows of the output, in its columns.
 void ManyRowsExperts::Down(const ExpertsCall& call, const Block& block, int worker) {
-  const int64_t width = call.format.row_values();
   const int64_t padded_neurons = PaddedIntermediate(call.format);
-  const int64_t neurons = call.format.intermediate();
   const int64_t first_row = block.segment->first_panel * kPanelColumns + block.row;
-  const auto* weights =
-      reinterpret_cast<const BFloat16*>(block.segment->blob) + 2 * width + block.begin;
-  const BFloat16* down[kDownDepth];
-  BFloat16* const panels = values_[worker].Reserve(kDownDepth * kDownColumns);
+  constexpr int64_t kSliceValues = kDownDepth * kDownColumns;
+  BFloat16* const panels = values_[worker].Reserve(2 * kSliceValues);
+  BFloat16* const scratch = panels + kSliceValues;
   float* const sums = products_[worker].Reserve(block.rows * block.count);
+  const BFloat16* down[kDownDepth];
   for (int64_t k = 0; k < padded_neurons; k += kDownDepth) {
     const int64_t depth = std::min(kDownDepth, padded_neurons - k);
-    const int64_t count = std::min(depth, neurons - k);
-    for (int64_t i = 0; i < count; ++i) down[i] = weights + (k + i) * 3 * width;
+    const int64_t count = std::min(depth, call.format.intermediate() - k);
+    const NeuronRows rows = RowsOf(call.format, block.segment->blob, ExpertPart::kDown, k, count,
+                                   block.begin, block.count, scratch);
+    for (int64_t i = 0; i < count; ++i) down[i] = rows.first + i * rows.stride;
     PackRows(std::span(down, count), block.count, depth, panels);
     kernels_.multiply({.a = activations_.get() + first_row * padded_neurons + k,
                        .a_stride = padded_neurons,

@@ -41,6 +41,8 @@ class ManyRowsExperts {
   void RunWave(const ExpertsCall& call);
   void CutBlocks(int64_t block_rows, int64_t extent, int64_t block_extent);
   void Pack(const ExpertsCall& call, const Block& block);
+  void MultiplyPart(const ExpertsCall& call, const Block& block, ExpertPart part, BFloat16* scratch,
+                    float* sums);
   void GateUp(const ExpertsCall& call, const Block& block, int worker);
   void Down(const ExpertsCall& call, const Block& block, int worker);
 

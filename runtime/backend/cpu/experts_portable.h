@@ -5,8 +5,7 @@
 
 namespace moed::backend {
 
-void FewRowsPortable(const NeuronRows& neurons, const BFloat16* const* x, int rows, float* scratch,
-                     float* y);
+void FewRowsPortable(const ExpertNeurons& neurons, const FewRows& rows);
 void MultiplyPortable(const PanelMultiply& product);
 
 }  // namespace moed::backend

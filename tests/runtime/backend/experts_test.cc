@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "hwy/aligned_allocator.h"
 #include "hwy/targets.h"
+#include "runtime/backend/bf12.h"
 #include "runtime/backend/cpu/experts_activation.h"
 #include "runtime/backend/cpu/experts_kernels.h"
 
@@ -54,6 +55,12 @@ struct Expert {
         up(RandomValues(hidden * intermediate, 2.0f / std::sqrt(hidden), seed + 1)),
         down(RandomValues(hidden * intermediate, 1.0f / std::sqrt(intermediate), seed + 2)),
         blob(hwy::AllocateAligned<std::byte>(format.blob_bytes())) {
+    EncodeBlob();
+  }
+
+  void EncodeBlob() {
+    const int64_t hidden = format.hidden();
+    const int64_t intermediate = format.intermediate();
     format.Encode(Tensor(gate.data(), DType::kBF16, {intermediate, hidden}),
                   Tensor(up.data(), DType::kBF16, {intermediate, hidden}),
                   Tensor(down.data(), DType::kBF16, {hidden, intermediate}),
@@ -83,6 +90,19 @@ struct Expert {
   std::vector<BFloat16> gate;  // [I, H]
   std::vector<BFloat16> up;    // [I, H]
   std::vector<BFloat16> down;  // [H, I]
+  hwy::AlignedFreeUniquePtr<std::byte[]> blob;
+};
+
+// The same expert in bf12, with room for any list of escapes.
+struct Bf12Expert {
+  explicit Bf12Expert(const Expert& expert)
+      : format(ExpertFormatKind::kBF12, expert.format.hidden(), expert.format.intermediate(),
+               Bf12TileEscapeCapacity(1000)),
+        blob(hwy::AllocateAligned<std::byte>(format.blob_bytes())) {
+    EXPECT_TRUE(EncodeBf12(expert.format, {expert.blob.get(), expert.format.blob_bytes()}, format,
+                           {blob.get(), format.blob_bytes()}));
+  }
+  ExpertFormat format;
   hwy::AlignedFreeUniquePtr<std::byte[]> blob;
 };
 
@@ -173,6 +193,72 @@ TEST_P(ExpertsTest, MatchesTheFormulaForManyNeuronsAndRows) {
   for (int64_t t = 0; t < kRows; t += 23) {
     ASSERT_LT(RelativeError(expert.Reference(runner.XRow(t)), out.data() + t * 64), 2e-3);
   }
+}
+
+// Values far outside the windows of their rows, in every part; 15 in some neurons.
+void AddOutliers(Expert& expert) {
+  const int64_t hidden = expert.format.hidden();
+  const int64_t intermediate = expert.format.intermediate();
+  for (int64_t i = 0; i < intermediate; i += 3) {
+    const float large = i % 2 == 0 ? 3000.0f : -3000.0f;
+    expert.gate[i * hidden + i % hidden] = ToBFloat16(large);
+    expert.up[i * hidden + (7 * i + 1) % hidden] = ToBFloat16(1e-30f);
+    for (int64_t h = 0; h < hidden && i % 2 == 0; h += (hidden + 12) / 13) {
+      expert.down[h * intermediate + i] = ToBFloat16(large * static_cast<float>(1 + h % 3));
+    }
+  }
+  expert.EncodeBlob();
+}
+
+TEST_P(ExpertsTest, Bf12MatchesTheFormulaInDouble) {
+  const std::vector<std::pair<int64_t, int64_t>> shapes = {{40, 5}, {128, 33}, {544, 160}};
+  for (const auto& [hidden, intermediate] : shapes) {
+    for (const bool outliers : {false, true}) {
+      Expert expert(hidden, intermediate, 7);
+      if (outliers) AddOutliers(expert);
+      const Bf12Expert bf12(expert);
+      for (const int64_t rows : {1, 2, 3, 4, 5, 8, 12, 13, 40}) {
+        SCOPED_TRACE(testing::Message() << "H " << hidden << ", I " << intermediate << ", rows "
+                                        << rows << ", outliers " << outliers);
+        ExpertsRunner runner(2, kernels(), hidden, rows);
+        const std::vector<int32_t> all = FirstRows(rows);
+        const std::vector<float> out = runner.Run(bf12.format, {{bf12.blob.get(), all}}, 1);
+        for (int64_t t = 0; t < rows; ++t) {
+          ASSERT_LT(RelativeError(expert.Reference(runner.XRow(t)), &out[t * hidden]), 4e-3);
+        }
+      }
+    }
+  }
+}
+
+// Many rows are multiplied by decoded weights: the true bits.
+TEST_P(ExpertsTest, Bf12GivesTheBitsOfBf16ForManyRows) {
+  Expert expert(320, 200, 11);
+  AddOutliers(expert);
+  const Bf12Expert bf12(expert);
+  ExpertsRunner runner(2, kernels(), 320, 70);
+  const std::vector<int32_t> all = FirstRows(70);
+  EXPECT_EQ(runner.Run(bf12.format, {{bf12.blob.get(), all}}, 1),
+            runner.Run(expert.format, {{expert.blob.get(), all}}, 1));
+}
+
+TEST_P(ExpertsTest, Bf12BitsDependNeitherOnOtherExpertsNorOnThreads) {
+  Expert expert(160, 224, 10);
+  AddOutliers(expert);
+  const Bf12Expert bf12(expert);
+  const std::vector<int32_t> few = {0, 1};
+  const std::vector<int32_t> many = {2,  3,  4,  5,  6,  7,  8,  9,  10,
+                                     11, 12, 13, 14, 15, 16, 17, 18, 19};
+  ExpertsRunner alone(1, kernels(), 160, 20);
+  ExpertsRunner three_threads(3, kernels(), 160, 20);
+  const std::vector<float> together =
+      three_threads.Run(bf12.format, {{bf12.blob.get(), few}, {bf12.blob.get(), many}}, 1);
+  const std::vector<float> first = alone.Run(bf12.format, {{bf12.blob.get(), few}}, 1);
+  const std::vector<float> second = alone.Run(bf12.format, {{bf12.blob.get(), many}}, 1);
+  const size_t split = few.size() * 160;
+  EXPECT_EQ(std::memcmp(together.data(), first.data(), split * sizeof(float)), 0);
+  EXPECT_EQ(
+      std::memcmp(&together[split], &second[split], (together.size() - split) * sizeof(float)), 0);
 }
 
 TEST_P(ExpertsTest, RowsNameTokenAndRankAndOthersStayUntouched) {
