@@ -152,8 +152,8 @@ class Backend {
   virtual void Attention(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
                          const Tensor& q, const KvLayer& cache, const Tensor& out) = 0;
 
-  // logits [T, E] f32 -> ids [T, k] i32 in falling order of weight (ties: lower id first),
-  // weights [T, k] f32.
+  // logits [T, E] f32 -> ids [T, k] i32 in falling order of logit (equal ones: lower id first; NaN
+  // last), distinct and in [0, E) whatever the logits; weights [T, k] f32, which pass NaN on.
   virtual void Route(const RouterSpec& spec, const Tensor& logits, const Tensor& ids,
                      const Tensor& weights) = 0;
 

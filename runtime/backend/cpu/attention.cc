@@ -19,6 +19,22 @@ int64_t QueryOffset(const AttentionSpec& spec, const AttentionBlock& block, int6
   return (token * spec.query_heads + block.kv_head * group + query % group) * spec.head_dim;
 }
 
+struct KeyRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+// Positions that any of the block's queries sees.
+KeyRange KeysOf(const AttentionSpec& spec, const AttentionBlock& block) {
+  const int64_t group = spec.query_heads / spec.kv_heads;
+  const int64_t start = block.segment->context_start;
+  const int64_t first_position = start + block.query_begin / group;
+  const int64_t last_position = start + (block.query_begin + block.num_queries - 1) / group;
+  const int64_t oldest =
+      spec.sliding_window > 0 ? std::max<int64_t>(0, first_position + 1 - spec.sliding_window) : 0;
+  return {oldest, last_position + 1};
+}
+
 void StoreResult(const AttentionSpec& spec, const AttentionBlock& block,
                  const BlockAttention& result, const Tensor& out) {
   for (int64_t i = 0; i < block.num_queries; ++i) {
@@ -34,17 +50,17 @@ void StoreResult(const AttentionSpec& spec, const AttentionBlock& block,
 void PagedAttention::Run(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
                          const Tensor& q, const KvLayer& cache, const Tensor& out) {
   PlanBlocks(spec, segments);
-  // The longest blocks are last in the plan of a prompt: they start first.
   const auto num_blocks = static_cast<int64_t>(blocks_.size());
   auto run_blocks = [&](int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t index = num_blocks - 1 - i;
-      const AttentionBlock& block = blocks_[index];
-      workers_[worker].Run(spec, block, q, cache);
-      if (part_of_block_[index] < 0) {
-        StoreResult(spec, block, workers_[worker], out);
+      // The longest blocks of a prompt are its last: they start first.
+      const PlannedBlock& planned = blocks_[num_blocks - 1 - i];
+      BlockAttention& result = workers_[worker];
+      result.Run(spec, planned.block, q, cache);
+      if (planned.first_part < 0) {
+        StoreResult(spec, planned.block, result, out);
       } else {
-        StorePart(spec, workers_[worker], index);
+        StorePart(spec, planned, result);
       }
     }
   };
@@ -58,20 +74,13 @@ void PagedAttention::Run(const AttentionSpec& spec, std::span<const AttentionSeg
 void PagedAttention::PlanBlocks(const AttentionSpec& spec,
                                 std::span<const AttentionSegment> segments) {
   blocks_.clear();
-  part_of_block_.clear();
   splits_.clear();
+  num_parts_ = 0;
   for (const AttentionSegment& segment : segments) {
     for (int kv_head = 0; kv_head < spec.kv_heads; ++kv_head) PlanSegment(spec, segment, kv_head);
   }
-  int64_t part_queries = 0;
-  for (const SplitBlock& split : splits_) {
-    for (int64_t i = 0; i < split.num_spans; ++i) {
-      part_of_block_[split.first_span + i] = part_queries;
-      part_queries += split.block.num_queries;
-    }
-  }
-  part_sums_.resize(part_queries * spec.head_dim);
-  part_softmax_.resize(part_queries);
+  part_sums_.resize(num_parts_ * spec.head_dim);
+  part_softmax_.resize(num_parts_);
 }
 
 void PagedAttention::PlanSegment(const AttentionSpec& spec, const AttentionSegment& segment,
@@ -83,54 +92,48 @@ void PagedAttention::PlanSegment(const AttentionSpec& spec, const AttentionSegme
                             .kv_head = kv_head,
                             .query_begin = begin,
                             .num_queries = std::min(kMaxBlockQueries, queries - begin)};
-    const int64_t first_position = segment.context_start + begin / group;
-    const int64_t last_position = segment.context_start + (begin + block.num_queries - 1) / group;
-    const int64_t key_begin = spec.sliding_window > 0
-                                  ? std::max<int64_t>(0, first_position + 1 - spec.sliding_window)
-                                  : 0;
-    const int64_t key_end = last_position + 1;
+    const KeyRange keys = KeysOf(spec, block);
     // A prompt has blocks enough for all threads; a decode step may have only this one.
-    const int64_t span = queries <= kMaxBlockQueries ? kSpanKeys : key_end - key_begin;
-    const auto first_span = static_cast<int64_t>(blocks_.size());
-    for (int64_t key = key_begin; key < key_end; key += span) {
+    const int64_t span_keys = queries <= kMaxBlockQueries ? kSpanKeys : keys.end - keys.begin;
+    const int64_t num_spans = (keys.end - keys.begin + span_keys - 1) / span_keys;
+    if (num_spans > 1) splits_.push_back({block, num_parts_, num_spans});
+    for (int64_t key = keys.begin; key < keys.end; key += span_keys) {
       block.key_begin = key;
-      block.key_end = std::min(key_end, key + span);
-      blocks_.push_back(block);
-      part_of_block_.push_back(-1);
+      block.key_end = std::min(keys.end, key + span_keys);
+      blocks_.push_back({block, num_spans > 1 ? num_parts_ : -1});
+      if (num_spans > 1) num_parts_ += block.num_queries;
     }
-    const int64_t num_spans = static_cast<int64_t>(blocks_.size()) - first_span;
-    if (num_spans > 1) splits_.push_back({block, first_span, num_spans});
   }
 }
 
-void PagedAttention::StorePart(const AttentionSpec& spec, const BlockAttention& result,
-                               int64_t block) {
-  const int64_t part = part_of_block_[block];
-  for (int64_t i = 0; i < blocks_[block].num_queries; ++i) {
-    part_softmax_[part + i] = result.softmax(i);
-    std::copy_n(result.sums(i), spec.head_dim, part_sums_.begin() + (part + i) * spec.head_dim);
+void PagedAttention::StorePart(const AttentionSpec& spec, const PlannedBlock& planned,
+                               const BlockAttention& result) {
+  for (int64_t i = 0; i < planned.block.num_queries; ++i) {
+    const int64_t part = planned.first_part + i;
+    part_softmax_[part] = result.softmax(i);
+    std::copy_n(result.sums(i), spec.head_dim, part_sums_.begin() + part * spec.head_dim);
   }
 }
 
-void PagedAttention::MergeParts(const AttentionSpec& spec, const SplitBlock& split,
+void PagedAttention::MergeParts(const AttentionSpec& spec, const Split& split,
                                 const Tensor& out) const {
   const int64_t num_queries = split.block.num_queries;
-  const int64_t first_part = part_of_block_[split.first_span];
   std::vector<float> merged(spec.head_dim);
   for (int64_t i = 0; i < num_queries; ++i) {
-    const RunningSoftmax* parts = part_softmax_.data() + first_part + i;
+    const int64_t first = split.first_part + i;
+    const int64_t end = first + split.num_spans * num_queries;
     float maximum = -std::numeric_limits<float>::infinity();
-    for (int64_t s = 0; s < split.num_spans; ++s) {
-      maximum = std::max(maximum, parts[s * num_queries].maximum);
+    for (int64_t part = first; part < end; part += num_queries) {
+      maximum = std::max(maximum, part_softmax_[part].maximum);
     }
     float denominator = 0;
     std::fill(merged.begin(), merged.end(), 0.0f);
-    for (int64_t s = 0; s < split.num_spans; ++s) {
-      const RunningSoftmax& part = parts[s * num_queries];
+    for (int64_t part = first; part < end; part += num_queries) {
+      const RunningSoftmax& softmax = part_softmax_[part];
       // A span that lies wholly outside a query's window has gathered nothing.
-      const float factor = part.sum == 0 ? 0.0f : std::exp(part.maximum - maximum);
-      denominator += part.sum * factor;
-      const float* sums = part_sums_.data() + (first_part + s * num_queries + i) * spec.head_dim;
+      const float factor = softmax.sum == 0 ? 0.0f : std::exp(softmax.maximum - maximum);
+      denominator += softmax.sum * factor;
+      const float* sums = part_sums_.data() + part * spec.head_dim;
       for (int64_t j = 0; j < spec.head_dim; ++j) merged[j] += sums[j] * factor;
     }
     BFloat16* to = out.As<BFloat16>() + QueryOffset(spec, split.block, split.block.query_begin + i);

@@ -22,27 +22,32 @@ class PagedAttention {
            const KvLayer& cache, const Tensor& out);
 
  private:
-  // Blocks with the same queries and following key ranges; each has a part of the result if there
-  // are several.
-  struct SplitBlock {
+  // A block, and where its part of the result begins in parts_ (counted in queries), if others add
+  // to the same queries; -1: it is the whole result.
+  struct PlannedBlock {
     AttentionBlock block;
-    int64_t first_span = 0;  // index of the first span's block in blocks_
-    int64_t num_spans = 1;
+    int64_t first_part = -1;
+  };
+  // Parts of the same queries, span after span.
+  struct Split {
+    AttentionBlock block;  // of any span
+    int64_t first_part = 0;
+    int64_t num_spans = 0;
   };
 
   void PlanBlocks(const AttentionSpec& spec, std::span<const AttentionSegment> segments);
   void PlanSegment(const AttentionSpec& spec, const AttentionSegment& segment, int kv_head);
-  void StorePart(const AttentionSpec& spec, const BlockAttention& result, int64_t block);
-  void MergeParts(const AttentionSpec& spec, const SplitBlock& split, const Tensor& out) const;
+  void StorePart(const AttentionSpec& spec, const PlannedBlock& planned,
+                 const BlockAttention& result);
+  void MergeParts(const AttentionSpec& spec, const Split& split, const Tensor& out) const;
 
   ThreadPool& pool_;
   std::vector<BlockAttention> workers_;
-  std::vector<AttentionBlock> blocks_;
-  // Where the block's part begins in part_sums_ / D and part_softmax_; -1: it is a whole result.
-  std::vector<int64_t> part_of_block_;
-  std::vector<SplitBlock> splits_;
-  std::vector<float> part_sums_;              // [queries of split blocks][D]
-  std::vector<RunningSoftmax> part_softmax_;  // [queries of split blocks]
+  std::vector<PlannedBlock> blocks_;
+  std::vector<Split> splits_;
+  int64_t num_parts_ = 0;
+  std::vector<float> part_sums_;              // [num_parts_][D]
+  std::vector<RunningSoftmax> part_softmax_;  // [num_parts_]
 };
 
 }  // namespace moed::backend

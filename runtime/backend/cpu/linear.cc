@@ -11,20 +11,36 @@
 namespace moed::backend {
 namespace {
 
-// Rows of x that are float32 at a time: enough to make another read of the weights cheap, few
-// enough to bound the memory.
-constexpr int64_t kChunkRows = 400;
-// Of those, a task takes a block whose float32 rows stay in the second-level cache for one pass
-// over a cut of the depth, while a panel's cut stays in the first.
-constexpr int64_t kBlockRows = 100;
+// Rows of x taken at a time: enough to make another read of the weights cheap, few enough to bound
+// the memory that their other form needs.
+constexpr int64_t kChunkRows = 640;
+// Of those, a task takes a block whose rows stay in the second-level cache for one pass over a cut
+// of the depth, while a panel's cut stays in the first.
+constexpr int64_t kMaxBlockRows = 128;
 constexpr int64_t kDepthCut = 512;
 // Panels of a task: what a core reads from memory while it goes over the block.
 constexpr int64_t kBlockPanels = 8;
 
-// From so many rows on, bf16 products pay: an AMX tile has 16 rows, and below memory is the limit.
+// From so many rows on bf16 products pay: an AMX tile has 16 rows, and below memory is the limit.
 constexpr int64_t kBf16Rows = 16;
+// Rows of blocks are a multiple of what a kernel takes at once.
+constexpr int64_t kBf16BlockMultiple = 32;
+// Between bf16 rows, so that they do not lie a power of two apart: a tile reads 16 of them.
+constexpr int64_t kBf16Padding = 32;
 
-static_assert(kChunkRows % kBlockRows == 0 && kBlockRows % kTileRows == 0);
+// Values that a worker brings into another form at a time.
+constexpr int64_t kValuesPerChunk = 32 * 1024;
+
+int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Cuts `rows` into blocks of about the same size.
+int64_t BlockRows(int64_t rows, int64_t multiple) {
+  const int64_t max_rows = kMaxBlockRows / multiple * multiple;
+  const int64_t blocks = (rows + max_rows - 1) / max_rows;
+  return RoundUp((rows + blocks - 1) / blocks, multiple);
+}
 
 // What sums start from: the bias, and what is in `out` already. count <= out features - first.
 void StartSums(const PackedWeight& weight, const float* out, bool accumulate, int64_t first,
@@ -48,50 +64,66 @@ void DenseProduct::Run(const PackedWeight& weight, const Tensor& x, const Tensor
                        bool accumulate) {
   const int64_t tokens = x.dim(0);
   for (int64_t begin = 0; begin < tokens; begin += kChunkRows) {
-    const int64_t rows = std::min(kChunkRows, tokens - begin);
-    const BFloat16* chunk_x = x.As<BFloat16>() + begin * weight.in_features();
-    MultiplyChunk({.weight = weight,
-                   .x = chunk_x,
-                   .unpacked = UseBf16(weight, rows) ? nullptr : UnpackRows(weight, chunk_x, rows),
-                   .rows = rows,
+    Chunk chunk = {.weight = weight,
+                   .rows = std::min(kChunkRows, tokens - begin),
                    .out = out.As<float>() + begin * weight.out_features(),
-                   .accumulate = accumulate});
+                   .accumulate = accumulate};
+    const BFloat16* chunk_x = x.As<BFloat16>() + begin * weight.in_features();
+    if (bf16_multiply_ != nullptr && chunk.rows >= kBf16Rows) {
+      chunk.bf16_stride = weight.depth() + kBf16Padding;
+      chunk.bf16_rows = PadRows(weight, chunk_x, chunk.rows, chunk.bf16_stride);
+    } else {
+      chunk.tiles = UnpackToTiles(weight, chunk_x, chunk.rows);
+    }
+    MultiplyChunk(chunk);
   }
 }
 
-// bf16 kernels read x where it lies, whole multiples of a tile's depth.
-bool DenseProduct::UseBf16(const PackedWeight& weight, int64_t rows) const {
-  return bf16_multiply_ != nullptr && rows >= kBf16Rows && weight.in_features() == weight.depth();
-}
-
-// x [rows, in] bf16 to float32 tiles [depth][rows of the tile].
-const float* DenseProduct::UnpackRows(const PackedWeight& weight, const BFloat16* x, int64_t rows) {
+const float* DenseProduct::UnpackToTiles(const PackedWeight& weight, const BFloat16* x,
+                                         int64_t rows) {
   const int64_t in = weight.in_features();
   const int64_t depth = weight.depth();
-  unpacked_.resize(std::max<size_t>(unpacked_.size(), rows * depth));
+  tiles_.resize(std::max<size_t>(tiles_.size(), rows * depth));
   auto unpack_tiles = [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin * kTileRows; row < std::min(rows, end * kTileRows); ++row) {
       const PackedRow to = PackedRowAt(row, rows, depth);
-      float* values = unpacked_.data() + to.offset;
+      float* values = tiles_.data() + to.offset;
       for (int64_t k = 0; k < in; ++k) values[k * to.depth_stride] = ToFloat(x[row * in + k]);
       for (int64_t k = in; k < depth; ++k) values[k * to.depth_stride] = 0;
     }
   };
-  constexpr int64_t kValuesPerChunk = 32 * 1024;
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  pool_.ParallelFor(tiles, 1 + kValuesPerChunk / (kTileRows * depth), unpack_tiles);
-  return unpacked_.data();
+  const int64_t num_tiles = (rows + kTileRows - 1) / kTileRows;
+  pool_.ParallelFor(num_tiles, 1 + kValuesPerChunk / (kTileRows * depth), unpack_tiles);
+  return tiles_.data();
+}
+
+// Rows of x, `stride` apart, with zeros up to the weight's depth.
+const BFloat16* DenseProduct::PadRows(const PackedWeight& weight, const BFloat16* x, int64_t rows,
+                                      int64_t stride) {
+  const int64_t in = weight.in_features();
+  bf16_rows_.resize(std::max<size_t>(bf16_rows_.size(), rows * stride));
+  auto pad_rows = [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      BFloat16* values = bf16_rows_.data() + row * stride;
+      std::copy_n(x + row * in, in, values);
+      std::fill_n(values + in, weight.depth() - in, BFloat16{0});
+    }
+  };
+  pool_.ParallelFor(rows, 1 + kValuesPerChunk / stride, pad_rows);
+  return bf16_rows_.data();
 }
 
 void DenseProduct::MultiplyChunk(const Chunk& chunk) const {
+  const int64_t block_rows =
+      BlockRows(chunk.rows, chunk.bf16_rows != nullptr ? kBf16BlockMultiple : kTileRows);
   const int64_t panels = chunk.weight.num_panels();
-  const int64_t row_blocks = (chunk.rows + kBlockRows - 1) / kBlockRows;
+  const int64_t row_blocks = (chunk.rows + block_rows - 1) / block_rows;
   const int64_t panel_blocks = (panels + kBlockPanels - 1) / kBlockPanels;
   auto compute_blocks = [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t row_begin = i / panel_blocks * kBlockRows;
+      const int64_t row_begin = i / panel_blocks * block_rows;
       const int64_t panel_begin = i % panel_blocks * kBlockPanels;
-      ComputeBlock(chunk, row_begin, std::min(kBlockRows, chunk.rows - row_begin), panel_begin,
+      ComputeBlock(chunk, row_begin, std::min(block_rows, chunk.rows - row_begin), panel_begin,
                    std::min(panels, panel_begin + kBlockPanels));
     }
   };
@@ -120,7 +152,7 @@ void DenseProduct::ComputePartialPanel(const Chunk& chunk, int64_t row_begin, in
   const int64_t width = chunk.weight.out_features();
   const int64_t first = panel * kPanelColumns;
   float* out = chunk.out + row_begin * width + first;
-  std::array<float, kBlockRows* kPanelColumns> sums = {};
+  std::array<float, kMaxBlockRows * kPanelColumns> sums = {};
   for (int64_t r = 0; r < rows; ++r) {
     StartSums(chunk.weight, out + r * width, chunk.accumulate, first, width - first,
               sums.data() + r * kPanelColumns);
@@ -136,9 +168,9 @@ void DenseProduct::AddProducts(const Chunk& chunk, int64_t row_begin, int64_t ro
                                int64_t panel_begin, int64_t panels, float* sums,
                                int64_t sums_stride) const {
   const int64_t depth = chunk.weight.depth();
-  if (chunk.unpacked == nullptr) {
-    bf16_multiply_({.a = chunk.x + row_begin * depth,
-                    .a_stride = depth,
+  if (chunk.bf16_rows != nullptr) {
+    bf16_multiply_({.a = chunk.bf16_rows + row_begin * chunk.bf16_stride,
+                    .a_stride = chunk.bf16_stride,
                     .rows = rows,
                     .depth = depth,
                     .panels = chunk.weight.panel(panel_begin),
@@ -149,7 +181,7 @@ void DenseProduct::AddProducts(const Chunk& chunk, int64_t row_begin, int64_t ro
                     .accumulate = true});
     return;
   }
-  const PanelProduct product = {.a = chunk.unpacked + row_begin * depth,
+  const PanelProduct product = {.a = chunk.tiles + row_begin * depth,
                                 .rows = rows,
                                 .depth = depth,
                                 .panels = chunk.weight.panel(panel_begin),

@@ -1,5 +1,5 @@
 // The dense layers' product on the CPU: y = x W^T + b with packed bf16 weights. A weight is read
-// from memory once for up to 400 rows. Few rows run in float32 on every CPU (panel_product.h);
+// from memory once for up to 640 rows. Few rows run in float32 on every CPU (panel_product.h);
 // many run on bf16 products (AVX512-BF16, AMX) where the CPU has them. In each, the bits of a row
 // of y depend neither on the other rows nor on threads.
 #pragma once
@@ -27,18 +27,21 @@ class DenseProduct {
   void Run(const PackedWeight& weight, const Tensor& x, const Tensor& out, bool accumulate);
 
  private:
-  // Rows of one Run that are multiplied together.
+  // Rows of one Run that are multiplied together, in the form that the kernel takes: float32 tiles
+  // (panel_product.h), or bf16 rows.
   struct Chunk {
     const PackedWeight& weight;
-    const BFloat16* x = nullptr;      // [rows, in]
-    const float* unpacked = nullptr;  // float32 tiles of x; null: bf16_multiply_ takes x itself
+    const float* tiles = nullptr;
+    const BFloat16* bf16_rows = nullptr;  // null: tiles
+    int64_t bf16_stride = 0;
     int64_t rows = 0;
     float* out = nullptr;  // [rows, out]
     bool accumulate = false;
   };
 
-  bool UseBf16(const PackedWeight& weight, int64_t rows) const;
-  const float* UnpackRows(const PackedWeight& weight, const BFloat16* x, int64_t rows);
+  const float* UnpackToTiles(const PackedWeight& weight, const BFloat16* x, int64_t rows);
+  const BFloat16* PadRows(const PackedWeight& weight, const BFloat16* x, int64_t rows,
+                          int64_t stride);
   void MultiplyChunk(const Chunk& chunk) const;
   void ComputeBlock(const Chunk& chunk, int64_t row_begin, int64_t rows, int64_t panel_begin,
                     int64_t panel_end) const;
@@ -49,7 +52,8 @@ class DenseProduct {
 
   ThreadPool& pool_;
   Bf16Multiply bf16_multiply_;
-  std::vector<float> unpacked_;
+  std::vector<float> tiles_;
+  std::vector<BFloat16> bf16_rows_;
 };
 
 }  // namespace moed::backend
