@@ -1,0 +1,33 @@
+// Builds Prometheus families, and those of each source of numbers. Pure functions of snapshots.
+#pragma once
+
+#include <prometheus/metric_family.h>
+
+#include <string>
+#include <vector>
+
+#include "cache/cache_stats.h"
+#include "runtime/engine/engine.h"
+#include "server/request_metrics.h"
+#include "server/served_model.h"
+
+namespace moed::server {
+
+using MetricFamilies = std::vector<prometheus::MetricFamily>;
+
+// All series carry model_name.
+void AppendEngineFamilies(const ServedModel& model, const engine::EngineSnapshot& snapshot,
+                          MetricFamilies* families);
+void AppendRequestFamilies(const ServedModel& model, const RequestMetrics& metrics,
+                           MetricFamilies* families);
+// By layer.
+void AppendLayerFamilies(const ServedModel& model, const cache::CacheStats& stats,
+                         MetricFamilies* families);
+// By layer and expert.
+void AppendExpertFamilies(const ServedModel& model, const cache::ExpertStats& stats,
+                          MetricFamilies* families);
+// The gauges that inference gateways look for under vLLM's names.
+void AppendGatewayFamilies(const ServedModel& model, const engine::EngineSnapshot& snapshot,
+                           MetricFamilies* families);
+
+}  // namespace moed::server

@@ -1,0 +1,169 @@
+#include "server/model_host.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <string>
+#include <utility>
+
+#include "runtime/backend/cpu/cpu_backend.h"
+#include "runtime/backend/cpu/memory_limit.h"
+#include "runtime/backend/cuda/cuda_backend.h"
+#include "runtime/model/checkpoint.h"
+#include "runtime/model/kv_cache.h"
+#include "server/demo_model.h"
+#include "server/load_progress.h"
+
+namespace moed::server {
+namespace {
+
+// Left to everything that no plan counts: code, threads, sockets, queued requests.
+constexpr int64_t kReserveBytes = int64_t{256} << 20;
+
+absl::StatusOr<std::string> ModelDirectory(const Options& options) {
+  if (options.model.empty()) return FindDemoModel();
+  return options.model;
+}
+
+std::string ModelName(const Options& options, const std::string& directory) {
+  if (!options.served_model_name.empty()) return options.served_model_name;
+  const std::filesystem::path path = std::filesystem::absolute(directory).lexically_normal();
+  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
+}
+
+// Auto is the CPU as long as the CUDA backend does not run whole models.
+absl::StatusOr<std::unique_ptr<backend::Backend>> CreateBackend(const Options& options) {
+  if (options.device == Device::kCuda) return backend::CreateCudaBackend({});
+  return backend::CreateCpuBackend({.num_threads = options.cpu_threads});
+}
+
+absl::StatusOr<std::unique_ptr<model::ModelRunner>> CreateRunner(const Options& options,
+                                                                 const std::string& directory,
+                                                                 LoadProgressDisplay* display) {
+  auto checkpoint = model::OpenCheckpoint(
+      {.directory = directory, .load_format = options.load_format, .seed = options.seed});
+  if (!checkpoint.ok()) return checkpoint.status();
+  auto backend = CreateBackend(options);
+  if (!backend.ok()) return backend.status();
+  model::ModelRunnerOptions runner_options;
+  runner_options.memory_limit_bytes = backend::AvailableMemoryBytes() - kReserveBytes;
+  runner_options.expert_budget = options.expert_budget;
+  runner_options.expert_policy = options.expert_policy;
+  runner_options.max_num_seqs = options.max_num_seqs;
+  runner_options.max_num_batched_tokens = options.max_num_batched_tokens;
+  runner_options.max_model_len = options.max_model_len;
+  runner_options.kv_cache_bytes = options.kv_cache_bytes;
+  runner_options.progress = [display](int64_t bytes_done, int64_t bytes_total) {
+    display->Update(bytes_done, bytes_total);
+  };
+  return model::ModelRunner::Create(std::move(runner_options), *std::move(checkpoint),
+                                    *std::move(backend));
+}
+
+// A checkpoint without tokenizer.json or template is served without; a broken one is an error.
+absl::Status LoadText(const std::string& directory, ServedModel* served) {
+  auto tokenizer = text::LoadTokenizer(directory);
+  if (absl::IsNotFound(tokenizer.status())) {
+    spdlog::warn("no tokenizer.json: serving token ids only");
+    return absl::OkStatus();
+  }
+  if (!tokenizer.ok()) return tokenizer.status();
+  served->tokenizer = *std::move(tokenizer);
+  auto chat_template = text::LoadChatTemplate(directory);
+  if (chat_template.ok()) {
+    served->chat_template = *std::move(chat_template);
+  } else if (!absl::IsNotFound(chat_template.status())) {
+    return chat_template.status();
+  }
+  return absl::OkStatus();
+}
+
+ModelDescription Describe(const Options& options, const model::ModelRunner& runner) {
+  const model::ModelConfig& config = runner.config();
+  const model::MemoryPlan& memory = runner.memory();
+  ModelDescription description;
+  description.family = config.family;
+  description.max_model_len = memory.max_model_len;
+  description.vocab_size = config.vocab_size;
+  description.num_layers = config.num_layers();
+  for (const model::LayerConfig& layer : config.layers) {
+    description.moe_layers.push_back(layer.is_moe);
+  }
+  description.num_experts = config.router.num_experts;
+  description.experts_per_token = config.router.top_k;
+  description.hidden_size = config.hidden;
+  description.parameters = runner.size().parameters;
+  description.active_parameters = runner.size().active_parameters;
+  description.device = runner.device();
+  description.expert_format = backend::ExpertFormatName(runner.expert_format().kind());
+  description.expert_bytes = static_cast<int64_t>(runner.expert_format().blob_bytes());
+  description.expert_slots = memory.num_expert_slots;
+  description.expert_policy = options.expert_policy;
+  description.dense_bytes = memory.dense_bytes;
+  description.kv_cache_bytes = memory.kv_cache_bytes;
+  description.kv_block_tokens = model::kKvBlockTokens;
+  description.max_num_seqs = options.max_num_seqs;
+  return description;
+}
+
+engine::EngineOptions EngineOptionsFor(const Options& options, const model::ModelRunner& runner) {
+  return {.max_num_seqs = options.max_num_seqs,
+          .max_num_batched_tokens = options.max_num_batched_tokens,
+          .max_model_len = runner.memory().max_model_len,
+          .num_kv_blocks = runner.memory().num_kv_blocks,
+          .kv_block_tokens = model::kKvBlockTokens,
+          .max_queued_requests = options.max_queued_requests,
+          .max_queued_tokens = options.max_queued_tokens,
+          .vocab_size = static_cast<int>(runner.config().vocab_size),
+          .eos_token_ids = runner.checkpoint().generation().eos_token_ids};
+}
+
+void LogPlan(const ServedModel& served, const model::ModelRunner& runner) {
+  const ModelDescription& description = served.description;
+  const int num_experts = static_cast<int>(runner.size().num_experts);
+  spdlog::info(
+      "model \"{}\": {}, {:.1f} million parameters, {:.1f} million of them for a token; {} MoE "
+      "layers of {} experts, {} for a token",
+      served.name, description.family, static_cast<double>(description.parameters) / 1e6,
+      static_cast<double>(description.active_parameters) / 1e6, runner.size().num_moe_layers,
+      description.num_experts, description.experts_per_token);
+  spdlog::info("device: {}", description.device);
+  spdlog::info("memory: {}", runner.memory().Describe());
+  spdlog::info("experts: {} of {} resident ({:.0f} %), policy {}", description.expert_slots,
+               num_experts, 100.0 * static_cast<double>(description.expert_slots) / num_experts,
+               description.expert_policy);
+  if (description.max_model_len < runner.config().max_positions) {
+    spdlog::info("context: {} tokens, of the checkpoint's {}", description.max_model_len,
+                 runner.config().max_positions);
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ServedModel>> LoadModel(const Options& options) {
+  const absl::StatusOr<std::string> directory = ModelDirectory(options);
+  if (!directory.ok()) return directory.status();
+  auto served = std::make_unique<ServedModel>();
+  served->name = ModelName(options, *directory);
+  absl::Status status = LoadText(*directory, served.get());
+  if (!status.ok()) return status;
+
+  absl::StatusOr<std::unique_ptr<model::ModelRunner>> runner;
+  {
+    LoadProgressDisplay display(served->name);
+    runner = CreateRunner(options, *directory, &display);
+  }
+  if (!runner.ok()) return runner.status();
+  const model::ModelRunner& loaded = **runner;
+  served->description = Describe(options, loaded);
+  served->generation = loaded.checkpoint().generation();
+  served->experts = [&loaded] { return loaded.Snapshot(); };
+  LogPlan(*served, loaded);
+  served->runner = *std::move(runner);
+  served->engine = engine::Engine::Create(EngineOptionsFor(options, loaded), served->runner.get(),
+                                          served->tokenizer.get());
+  return served;
+}
+
+}  // namespace moed::server

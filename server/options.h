@@ -1,0 +1,59 @@
+// What the user asked for: every flag of the daemon with its default, validated. A value; main
+// makes it and Server keeps it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/model/checkpoint.h"
+
+namespace moed::server {
+
+enum class Device : uint8_t { kAuto, kCpu, kCuda };
+
+struct Options {
+  // Checkpoint.
+  std::string model;              // a directory; empty: the demo model
+  std::string served_model_name;  // empty: the directory's name
+  model::LoadFormat load_format = model::LoadFormat::kAuto;
+  uint64_t seed = 0;  // of dummy weights
+
+  // Network.
+  std::string host = "127.0.0.1";
+  int port = 8500;          // 0: any free one
+  int metrics_port = 8501;  // 0: any free one
+  int64_t max_message_bytes = 64 << 20;
+  double drain_seconds = 30;
+
+  // Batching and admission.
+  int64_t max_model_len = 0;  // 0: the checkpoint's
+  int max_num_seqs = 64;
+  int max_num_batched_tokens = 512;
+  int64_t max_queued_requests = 1024;
+  int64_t max_queued_tokens = 1 << 20;
+
+  // Memory and compute.
+  Device device = Device::kAuto;
+  int cpu_threads = 0;                 // 0: by affinity and cgroup quota
+  int64_t kv_cache_bytes = 0;          // 0: chosen from what memory is left
+  std::string expert_budget = "auto";  // see model::ParseExpertBudget
+  std::string expert_policy = "recency-frequency";
+
+  std::string log_level = "info";
+};
+
+// What a command line means: options to serve with, or a text to print before leaving.
+struct ParsedCommandLine {
+  std::optional<Options> options;
+  std::string text;  // help, version or what is wrong
+  int exit_code = 0;
+};
+
+// `arguments` without the program's name. Each flag --some-flag can also be the environment
+// variable MOED_SOME_FLAG or, in the file named by --config, the line `some-flag = value`; the
+// command line wins over the environment, which wins over the file.
+ParsedCommandLine ParseCommandLine(const std::vector<std::string>& arguments);
+
+}  // namespace moed::server
