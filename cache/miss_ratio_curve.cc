@@ -10,7 +10,7 @@ namespace moed::cache {
 namespace {
 
 // A sample weighs 1/e after this many more: some 4000 steps.
-constexpr float kFade = 1 - 1.0F / 256;
+constexpr float kFade = 1 - 1.0F / 128;
 
 }  // namespace
 

@@ -23,7 +23,7 @@ namespace moed::cache {
 
 class MissRatioCurve {
  public:
-  static constexpr int64_t kSampleSteps = 16;
+  static constexpr int64_t kSampleSteps = 32;
 
   MissRatioCurve(const ExpertIndex& index, int top_k);
 

@@ -29,14 +29,7 @@ struct Ranking {
   bool only_if_worth_more;
 };
 
-// How much more a use counts in its own step than in the long run. Simulated on the demo model's
-// routing and on made-up routing that repeats 18 to 45 % of a token's experts: below 2, experts
-// about to be used again are refused; above 8, the working set is lost to passers-by.
-constexpr double kRecentWeight = 4;
-
-double ByHeatAndRecency(const ExpertView& expert) {
-  return expert.heat + kRecentWeight * expert.recent_heat;
-}
+double ByHeatAndRecency(const ExpertView& expert) { return expert.heat + expert.recent_heat; }
 double ByHeat(const ExpertView& expert) { return expert.heat; }
 double ByLastUse(const ExpertView& expert) { return static_cast<double>(expert.last_use_step); }
 double AllAlike(const ExpertView&) { return 0; }
@@ -142,6 +135,18 @@ class Victims {
   RankedQueue<WorthMore> others_;
 };
 
+// Whether no candidate can displace anything: the common case, seen in one pass.
+bool ChangesNothing(const Ranking& ranking, const CacheView& view) {
+  const bool owed = view.layer_resident[view.layer] < view.layer_floor[view.layer];
+  if (view.free_slots > 0 || !ranking.only_if_worth_more || owed) return false;
+  double most = -std::numeric_limits<double>::infinity();
+  for (const ExpertView& expert : view.candidates) {
+    most = std::max(most, WorthBy(ranking, expert));
+  }
+  return std::all_of(view.evictable.begin(), view.evictable.end(),
+                     [&](const ExpertView& expert) { return WorthBy(ranking, expert) >= most; });
+}
+
 }  // namespace
 
 absl::StatusOr<PolicyKind> ParsePolicy(absl::string_view name) {
@@ -167,6 +172,7 @@ double HalfLifeSteps(PolicyKind kind) { return kind == PolicyKind::kLfu ? 1024 :
 
 Plan MakePlan(PolicyKind kind, const CacheView& view) {
   const Ranking ranking = RankingOf(kind);
+  if (ChangesNothing(ranking, view)) return {};
   RankedQueue<WorthLess> candidates;
   for (size_t i = 0; i < view.candidates.size(); ++i) {
     candidates.Add(Rank(ranking, view.candidates[i], static_cast<int32_t>(i)));

@@ -31,7 +31,7 @@ struct ExpertView {
   ExpertKey key;
   int64_t last_use_step = -1;  // -1: never
   double heat = 0;             // decayed frequency, on any common scale (RoutingStats)
-  double recent_heat = 0;      // the same of the last few steps, on the scale of heat
+  double recent_heat = 0;      // what recent uses add, on the scale of heat
   bool keep = false;           // an operator wants it resident: before every other
 };
 

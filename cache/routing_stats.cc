@@ -1,5 +1,6 @@
 #include "cache/routing_stats.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace moed::cache {
@@ -8,10 +9,23 @@ namespace {
 // Far from the largest double, so that sums of millions of tokens fit above it.
 constexpr double kLargestScale = 1e200;
 
+// Persistence is that of the last few hundred steps.
+constexpr double kPersistenceFade = 1 - 1.0 / 256;
+// Uses without repeats that are assumed to begin with, so that a few steps prove nothing.
+constexpr double kPersistencePrior = 100;
+
+// Worth of a recent use, in uses, per unit of persistence. Simulated on the demo model's routing
+// and on made-up routing that repeats 18 to 45 % of a token's experts: 10 to 40 are alike within a
+// percent of the optimum, where any fixed weight loses several on one or the other.
+constexpr double kRecentWeight = 30;
+
 }  // namespace
 
 RoutingStats::RoutingStats(const ExpertIndex& index, double half_life_steps)
-    : index_(index), entries_(index.total_experts()), growth_(std::exp2(1.0 / half_life_steps)) {}
+    : index_(index),
+      entries_(index.total_experts()),
+      layers_(index.num_layers()),
+      growth_(std::exp2(1.0 / half_life_steps)) {}
 
 void RoutingStats::BeginStep() {
   ++step_;
@@ -23,13 +37,24 @@ void RoutingStats::BeginStep() {
 
 void RoutingStats::ObserveLayer(int layer, std::span<const ExpertLoad> experts) {
   Entry* entries = entries_.data() + index_.FirstOf(layer);
+  Persistence& persistence = layers_[layer];
+  persistence.uses *= kPersistenceFade;
+  persistence.repeats *= kPersistenceFade;
+  persistence.expected_repeats *= kPersistenceFade;
+  const double uses_per_heat = (1 - 1 / growth_) / scale_;
   for (const ExpertLoad& load : experts) {
     Entry& entry = entries[load.expert];
+    persistence.uses += 1;
+    persistence.repeats += entry.last_use_step == step_ - 1 ? 1 : 0;
+    persistence.expected_repeats += std::min(1.0, entry.raw_heat * uses_per_heat);
     entry.raw_heat += load.weight * scale_;
-    entry.recent_heat = RecentHeat(entry, step_) + load.weight;
+    entry.recent_heat = RecentHeat(entry) + load.weight;
     entry.last_use_step = step_;
     entry.tokens_total += load.tokens;
   }
+  const double excess = persistence.repeats - persistence.expected_repeats;
+  persistence.recent_weight =
+      kRecentWeight * std::max(0.0, excess) / (persistence.uses + kPersistencePrior);
 }
 
 void RoutingStats::Observe(const RoutingTrace& trace) {

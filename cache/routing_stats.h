@@ -4,8 +4,12 @@
 // Heat after step n is the sum over past uses of weight * 2^-((n - use) / half_life): an
 // exponentially decayed frequency. Stored as forward decay (Cormode et al., "Forward Decay", ICDE
 // 2009): each use adds weight * 2^(use / half_life), so that old entries need no touch and heats of
-// one moment compare as stored. Recent heat is the same with a half-life of one step: it tells what
-// the next token is likely to use again, where heat tells what the workload uses.
+// one moment compare as stored.
+//
+// Heat tells what the workload uses; what the next token will use is also what the last one used,
+// in some models much more than in others. So recent heat, with a half-life of one step, is worth
+// as much more as the layer's persistence says: the share of uses that repeat the step before,
+// beyond those that heat alone predicts, measured all the time.
 #pragma once
 
 #include <cstdint>
@@ -39,9 +43,9 @@ class RoutingStats {
   int64_t tokens_total(ExpertKey key) const { return At(key).tokens_total; }
   // Comparable with each other until the next BeginStep.
   double raw_heat(ExpertKey key) const { return At(key).raw_heat; }
+  // What recent uses add to the worth of an expert, on the scale of raw_heat.
   double raw_recent_heat(ExpertKey key) const {
-    const Entry& entry = At(key);
-    return scale_ * RecentHeat(entry, step_);
+    return scale_ * layers_[key.layer].recent_weight * RecentHeat(At(key));
   }
   // In uses: a use in this step counts its weight in full.
   double heat(ExpertKey key) const { return At(key).raw_heat / scale_; }
@@ -53,16 +57,24 @@ class RoutingStats {
     int64_t last_use_step = -1;
     int64_t tokens_total = 0;
   };
-  static double RecentHeat(const Entry& entry, int64_t step) {
-    const int64_t age = step - entry.last_use_step;
+  // Of one layer, fading: uses, those of experts used the step before, those expected of heat.
+  struct Persistence {
+    double uses = 0;
+    double repeats = 0;
+    double expected_repeats = 0;
+    double recent_weight = 0;
+  };
+  double RecentHeat(const Entry& entry) const {
+    const int64_t age = step_ - entry.last_use_step;
     return age >= 32 ? 0 : entry.recent_heat / static_cast<double>(int64_t{1} << age);
   }
   const Entry& At(ExpertKey key) const { return entries_[index_.Of(key)]; }
 
   ExpertIndex index_;
-  std::vector<Entry> entries_;  // [all experts]
-  double growth_;               // 2^(1 / half_life)
-  double scale_ = 1;            // weight of a use in this step
+  std::vector<Entry> entries_;       // [all experts]
+  std::vector<Persistence> layers_;  // [layers]
+  double growth_;                    // 2^(1 / half_life)
+  double scale_ = 1;                 // weight of a use in this step
   int64_t step_ = 0;
 };
 

@@ -77,6 +77,14 @@ TEST(RecencyFrequencyPolicyTest, AdmitsOnlyWhatIsHotterThanItsVictim) {
   EXPECT_THAT(plan.evictions, ElementsAre(1, 2));
 }
 
+TEST(RecencyFrequencyPolicyTest, RecentUseAddsToHeat) {
+  OneLayer cache{.candidates = {Expert(0, 1, 9, 1.0)}, .evictable = {Expert(0, 2, 1, 3.0)}};
+  EXPECT_THAT(MakePlan(PolicyKind::kRecencyFrequency, cache.View()).admissions, IsEmpty());
+  cache.candidates[0].recent_heat = 2.5;
+  EXPECT_THAT(MakePlan(PolicyKind::kRecencyFrequency, cache.View()).admissions, ElementsAre(0));
+  EXPECT_THAT(MakePlan(PolicyKind::kLfu, cache.View()).evictions, ElementsAre(0));
+}
+
 TEST(RecencyFrequencyPolicyTest, EqualHeatChangesNothing) {
   const OneLayer cache{.candidates = {Expert(0, 1, 9, 1.0)}, .evictable = {Expert(0, 2, 1, 1.0)}};
   EXPECT_THAT(MakePlan(PolicyKind::kRecencyFrequency, cache.View()).admissions, IsEmpty());

@@ -41,6 +41,20 @@ TEST(RoutingStatsTest, LongPrefillWeighsAsOneSequence) {
   EXPECT_EQ(stats.tokens_total({0, 1}), 500);
 }
 
+TEST(RoutingStatsTest, RecentUseIsWorthMoreWhereUsesRepeat) {
+  RoutingStats repeating(ExpertIndex(kTwoLayers), 32);
+  RoutingStats scattered(ExpertIndex(kTwoLayers), 32);
+  for (int step = 0; step < 400; ++step) {
+    // Each of four experts is used equally often: in runs of ten, or never twice running.
+    repeating.BeginStep();
+    scattered.BeginStep();
+    repeating.ObserveLayer(0, std::vector<ExpertLoad>{{step / 10 % 4, 1, 1}});
+    scattered.ObserveLayer(0, std::vector<ExpertLoad>{{step % 4, 1, 1}});
+  }
+  EXPECT_GT(repeating.raw_recent_heat({0, 3}), repeating.raw_heat({0, 3}) / 2);
+  EXPECT_EQ(scattered.raw_recent_heat({0, 3}), 0);
+}
+
 TEST(RoutingStatsTest, ResettingTotalsKeepsHeat) {
   RoutingStats stats(ExpertIndex(kTwoLayers), 8);
   stats.Observe({.layers = {{.layer = 1, .experts = {{.expert = 2, .tokens = 3, .weight = 3}}}}});
