@@ -40,6 +40,13 @@ class Tensor {
   }
   int64_t num_bytes() const { return num_elements() * static_cast<int64_t>(SizeOf(dtype_)); }
 
+  // The same type and shape in other memory.
+  Tensor At(void* data) const {
+    Tensor moved = *this;
+    moved.data_ = data;
+    return moved;
+  }
+
   // Rows [begin, begin + count) of the first axis.
   Tensor Rows(int64_t begin, int64_t count) const {
     Tensor rows = *this;
