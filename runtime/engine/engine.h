@@ -39,8 +39,8 @@ struct EngineSnapshot {
   int64_t prompt_tokens_total = 0;
   int64_t generation_tokens_total = 0;
   int64_t preemptions_total = 0;
-  int64_t finished_total[4] = {0, 0, 0, 0};  // sequences by FinishReason, then failed
-  double engine_busy_seconds_total = 0;      // time of the engine thread outside of Run
+  int64_t finished_total[kNumSequenceEnds] = {};  // sequences
+  double engine_busy_seconds_total = 0;           // time of the engine thread outside of Run
   double run_seconds_total = 0;
   absl::Time last_progress;  // a step ended, or the engine was idle and looked
   bool failed = false;       // the runner failed; nothing more will run

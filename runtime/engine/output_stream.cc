@@ -18,6 +18,12 @@ OutputStream::OutputStream(const Request& request, const text::Tokenizer* tokeni
   }
 }
 
+void OutputStream::Sequence::Finish(FinishReason reason) {
+  finish.emplace();
+  finish->index = delta.index;
+  finish->reason = reason;
+}
+
 bool OutputStream::Push(int index, OutputToken token, OutputCounts* counts) {
   Sequence& sequence = sequences_[index];
   if (sequence.finish) return false;
@@ -27,7 +33,7 @@ bool OutputStream::Push(int index, OutputToken token, OutputCounts* counts) {
   if (sequence.decoder) Decode(sequence, token);
   const bool matched = sequence.finish.has_value();
   if (!matched && token.finish) {
-    sequence.finish = {.index = index, .reason = *token.finish};
+    sequence.Finish(*token.finish);
     if (token.is_end_token) sequence.finish->matched_token = token.token.id;
   }
   if (sequence.finish) ++counts->finished[static_cast<int>(sequence.finish->reason)];
@@ -55,19 +61,18 @@ void OutputStream::AddText(Sequence& sequence, std::string_view text) {
   text::StopMatcher::Result result = sequence.matcher.Push(text);
   if (sends_text_) sequence.delta.text += result.text;
   if (!result.matched) return;
-  sequence.finish = {.index = sequence.delta.index,
-                     .reason = FinishReason::kStop,
-                     .matched_stop = std::move(result.matched)};
+  sequence.Finish(FinishReason::kStop);
+  sequence.finish->matched_stop = std::move(result.matched);
 }
 
 void OutputStream::End(const absl::Status& status, OutputCounts* counts) {
   for (Sequence& sequence : sequences_) {
     if (sequence.finish) continue;
     if (absl::IsCancelled(status)) {
-      sequence.finish = {.index = sequence.delta.index, .reason = FinishReason::kCancelled};
+      sequence.Finish(FinishReason::kCancelled);
       ++counts->finished[static_cast<int>(FinishReason::kCancelled)];
     } else {
-      ++counts->finished[3];
+      ++counts->finished[kFailedSequence];
     }
   }
 }

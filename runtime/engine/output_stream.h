@@ -30,7 +30,7 @@ struct OutputToken {
 // What the streams have delivered, for the metrics.
 struct OutputCounts {
   int64_t generation_tokens = 0;
-  int64_t finished[4] = {0, 0, 0, 0};  // sequences by FinishReason, then failed
+  int64_t finished[kNumSequenceEnds] = {};
 };
 
 class OutputStream {
@@ -56,6 +56,8 @@ class OutputStream {
     int64_t num_tokens = 0;
     std::optional<SequenceFinish> finish = {};
     bool finish_sent = false;
+
+    void Finish(FinishReason reason);
   };
 
   // Text of one more token, or of the sequence's end; stop strings may set `finish`.

@@ -17,6 +17,9 @@
 namespace moed::engine {
 
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
+// Counts of ended sequences are arrays by FinishReason, with the failed ones at the end.
+inline constexpr int kFailedSequence = 3;
+inline constexpr int kNumSequenceEnds = 4;
 
 struct TokenWithLogprobs {
   int32_t id = 0;

@@ -67,7 +67,7 @@ absl::StatusOr<InputFile> CheckpointDirectory::OpenFile(std::string_view name) c
     return absl::InvalidArgumentError(absl::StrCat(
         PathOf(name), ": a link out of the checkpoint's directory; put the file itself there"));
   }
-  return InputFile::Open(real);
+  return InputFile::Open(real, PathOf(name));
 }
 
 absl::StatusOr<std::string> CheckpointDirectory::ReadFile(std::string_view name,

@@ -12,18 +12,18 @@
 
 namespace moed::model {
 
-InputFile::InputFile(int descriptor, uint64_t bytes, std::string path)
-    : descriptor_(descriptor), bytes_(bytes), path_(std::move(path)) {}
+InputFile::InputFile(int descriptor, uint64_t bytes, std::string name)
+    : descriptor_(descriptor), bytes_(bytes), name_(std::move(name)) {}
 
 InputFile::InputFile(InputFile&& other) noexcept
     : descriptor_(std::exchange(other.descriptor_, -1)),
       bytes_(other.bytes_),
-      path_(std::move(other.path_)) {}
+      name_(std::move(other.name_)) {}
 
 InputFile& InputFile::operator=(InputFile&& other) noexcept {
   std::swap(descriptor_, other.descriptor_);
   std::swap(bytes_, other.bytes_);
-  std::swap(path_, other.path_);
+  std::swap(name_, other.name_);
   return *this;
 }
 
@@ -31,17 +31,17 @@ InputFile::~InputFile() {
   if (descriptor_ >= 0) close(descriptor_);
 }
 
-absl::StatusOr<InputFile> InputFile::Open(const std::string& path) {
+absl::StatusOr<InputFile> InputFile::Open(const std::string& path, std::string name) {
   // O_NONBLOCK: opening a pipe that nobody writes to must not wait.
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
-  InputFile file(descriptor, 0, path);
+  if (descriptor < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", name));
+  InputFile file(descriptor, 0, std::move(name));
   struct stat status;
   if (fstat(descriptor, &status) != 0) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("cannot look at ", path));
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot look at ", file.name_));
   }
   if (!S_ISREG(status.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
+    return absl::InvalidArgumentError(absl::StrCat(file.name_, ": not a regular file"));
   }
   file.bytes_ = static_cast<uint64_t>(status.st_size);
   return file;
@@ -54,10 +54,10 @@ absl::Status InputFile::ReadAt(uint64_t offset, std::span<std::byte> destination
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) {
       return absl::DataLossError(
-          absl::StrCat("cannot read ", path_, " at byte ", offset, ": ", std::strerror(errno)));
+          absl::StrCat("cannot read ", name_, " at byte ", offset, ": ", std::strerror(errno)));
     }
     if (count == 0) {
-      return absl::DataLossError(absl::StrCat(path_, " ends at byte ", offset, " but had ", bytes_,
+      return absl::DataLossError(absl::StrCat(name_, " ends at byte ", offset, " but had ", bytes_,
                                               " bytes when it was opened"));
     }
     destination = destination.subspan(static_cast<size_t>(count));

@@ -15,14 +15,15 @@ namespace moed::model {
 class InputFile {
  public:
   // NOT_FOUND, PERMISSION_DENIED or UNAVAILABLE as the system says; INVALID_ARGUMENT if it is no
-  // regular file (a pipe or a device would block or never end).
-  static absl::StatusOr<InputFile> Open(const std::string& path);
+  // regular file (a pipe or a device would block or never end). `name` is what messages call it:
+  // behind links the path would say nothing to an operator.
+  static absl::StatusOr<InputFile> Open(const std::string& path, std::string name);
 
   InputFile(InputFile&& other) noexcept;
   InputFile& operator=(InputFile&& other) noexcept;
   ~InputFile();
 
-  const std::string& path() const { return path_; }
+  const std::string& name() const { return name_; }
   // When it was opened.
   uint64_t bytes() const { return bytes_; }
 
@@ -31,11 +32,11 @@ class InputFile {
   absl::Status ReadAt(uint64_t offset, std::span<std::byte> destination) const;
 
  private:
-  InputFile(int descriptor, uint64_t bytes, std::string path);
+  InputFile(int descriptor, uint64_t bytes, std::string name);
 
   int descriptor_ = -1;
   uint64_t bytes_ = 0;
-  std::string path_;
+  std::string name_;
 };
 
 }  // namespace moed::model

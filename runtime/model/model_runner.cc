@@ -111,6 +111,7 @@ absl::Status ModelRunner::Load() {
                           *std::move(weights), *experts_, *backend_);
   if (!transformer.ok()) return transformer.status();
   transformer_ = *std::move(transformer);
+  report(total, 0);
   PublishSnapshot();
   return absl::OkStatus();
 }

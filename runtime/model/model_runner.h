@@ -36,7 +36,7 @@ struct ModelRunnerOptions {
   int64_t kv_cache_bytes = 0;  // 0: auto, see PlanMemory
   int io_threads = 0;          // that read experts; 0: as many as CPUs, from 2 to 8
   bool warm_experts = true;    // fill the slots before the first request
-  LoadProgress progress;
+  LoadProgress progress = {};
 };
 
 // The expert cache after a step. Immutable.

@@ -20,16 +20,16 @@ constexpr size_t kMaxIndexBytes = 100'000'000;
 absl::StatusOr<std::vector<TensorEntry>> ReadHeader(const InputFile& file) {
   std::string prefix(kSafetensorsPrefixBytes, '\0');
   if (file.bytes() < prefix.size()) {
-    return ParseSafetensorsPrefix("", file.bytes(), file.path()).status();
+    return ParseSafetensorsPrefix("", file.bytes(), file.name()).status();
   }
   absl::Status status = file.ReadAt(0, std::as_writable_bytes(std::span(prefix)));
   if (!status.ok()) return status;
-  const absl::StatusOr<uint64_t> bytes = ParseSafetensorsPrefix(prefix, file.bytes(), file.path());
+  const absl::StatusOr<uint64_t> bytes = ParseSafetensorsPrefix(prefix, file.bytes(), file.name());
   if (!bytes.ok()) return bytes.status();
   std::string header(*bytes, '\0');
   status = file.ReadAt(kSafetensorsPrefixBytes, std::as_writable_bytes(std::span(header)));
   if (!status.ok()) return status;
-  return ParseSafetensorsHeader(header, file.bytes(), file.path());
+  return ParseSafetensorsHeader(header, file.bytes(), file.name());
 }
 
 // File name -> the tensors that the index expects there.
@@ -126,18 +126,18 @@ absl::StatusOr<const StoredTensor*> TensorFiles::Require(const std::vector<std::
   for (size_t i = 0; tensor == nullptr && i < names.size(); ++i) tensor = Find(names[i]);
   if (tensor == nullptr) {
     return absl::InvalidArgumentError(
-        absl::StrCat(files_.front()->path(), ": tensor \"", names.front(),
+        absl::StrCat(files_.front()->name(), ": tensor \"", names.front(),
                      "\" is missing here and in the files beside it, but config.json implies it"));
   }
   const TensorEntry& entry = tensor->entry;
   if (entry.shape != shape) {
     return absl::InvalidArgumentError(
-        absl::StrCat(tensor->file->path(), ": tensor \"", entry.name, "\" has shape [",
+        absl::StrCat(tensor->file->name(), ": tensor \"", entry.name, "\" has shape [",
                      absl::StrJoin(entry.shape, ", "), "], but config.json implies [",
                      absl::StrJoin(shape, ", "), "]"));
   }
   if (entry.dtype != DType::kBF16 && entry.dtype != DType::kF16 && entry.dtype != DType::kF32) {
-    return absl::InvalidArgumentError(absl::StrCat(tensor->file->path(), ": tensor \"", entry.name,
+    return absl::InvalidArgumentError(absl::StrCat(tensor->file->name(), ": tensor \"", entry.name,
                                                    "\" is ", entry.dtype_name,
                                                    "; only BF16, F16 and F32 are supported"));
   }

@@ -144,7 +144,8 @@ class WeightLoader {
         {static_cast<const std::byte*>(host.data()), static_cast<size_t>(host.num_bytes())},
         buffer->data()));
     Report(host.num_bytes());
-    return {*std::move(buffer), host.At(buffer->data())};
+    const Tensor view = host.At(buffer->data());
+    return {*std::move(buffer), view};
   }
 
   void Report(int64_t bytes) {

@@ -146,7 +146,7 @@ TEST_F(EngineLifecycleTest, DeadlineEndsWorkInEveryState) {
   EXPECT_LE(running_sink->Ids().size(), 1u);
   EXPECT_TRUE(queued_sink->Ids().empty());
   EXPECT_TRUE(other->AwaitDone().ok());
-  EXPECT_EQ(engine_->Snapshot().finished_total[3], 3);
+  EXPECT_EQ(engine_->Snapshot().finished_total[kFailedSequence], 3);
 }
 
 TEST_F(EngineLifecycleTest, RefusesWhatTheQueueCannotHold) {
@@ -214,7 +214,7 @@ TEST_F(EngineLifecycleTest, InvalidLogitsEndTheirRequestAlone) {
   EXPECT_EQ(sink->AwaitDone().code(), absl::StatusCode::kInternal);
   EXPECT_TRUE(other->AwaitDone().ok());
   EXPECT_EQ(other->Ids().size(), 50u);
-  EXPECT_EQ(engine_->Snapshot().finished_total[3], 3);
+  EXPECT_EQ(engine_->Snapshot().finished_total[kFailedSequence], 3);
   ExpectGaugesAtZero();
 }
 
