@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
-#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace moed::model {
@@ -125,35 +125,39 @@ TEST(SamplerTest, KeepsTheRightTokensOfAWideVocabulary) {
   }
 }
 
-TEST(SamplerTest, AppliesPenaltiesAsPublished) {
-  // Greedy over logits in which the penalty decides: {logits, params, prompt, output, expected}.
-  const struct {
-    std::vector<float> logits;
-    SamplingParams params;
-    std::vector<int32_t> prompt, output;
-    int32_t expected;
-  } cases[] = {
-      {{4, 3, 0}, {.repetition_penalty = 2}, {0}, {}, 1},          // 4 / 2 < 3
-      {{-1, -1.5f, -9}, {.repetition_penalty = 2}, {0}, {}, 1},    // -1 * 2 < -1.5
-      {{4, 3, 0}, {.repetition_penalty = 2}, {}, {0}, 1},          // output counts as well
-      {{4, 3, 0}, {.repetition_penalty = 0.5f}, {1}, {}, 1},       // 3 / 0.5 > 4
-      {{4, 3, 0}, {.presence_penalty = 1.5f}, {0}, {}, 0},         // the prompt does not count
-      {{4, 3, 0}, {.presence_penalty = 1.5f}, {}, {0}, 1},         // 4 - 1.5 < 3
-      {{4, 3, 0}, {.presence_penalty = 0.9f}, {}, {0, 0, 0}, 0},   // once, however often
-      {{4, 3, 0}, {.frequency_penalty = 0.4f}, {}, {0, 0}, 0},     // 4 - 0.8 > 3
-      {{4, 3, 0}, {.frequency_penalty = 0.4f}, {}, {0, 0, 0}, 1},  // 4 - 1.2 < 3
-      {{4, 3, 0}, {.logit_bias = {{2, 4.5f}}}, {}, {}, 2},
-      {{4, 3, 0}, {.logit_bias = {{0, -100}}}, {}, {}, 1},
-      // Repetition first, bias after: 4 / 2 + 1.5 > 3.
-      {{4, 3, 0}, {.repetition_penalty = 2, .logit_bias = {{0, 1.5f}}}, {0}, {}, 0},
-  };
-  for (const auto& test : cases) {
-    SamplingParams params = test.params;
-    params.temperature = 0;
-    SamplerState state(params, test.prompt);
-    for (int32_t token : test.output) state.Accept(token);
-    EXPECT_EQ(SampleToken(test.logits, state), test.expected) << (&test - cases);
-  }
+// The greedy choice among `logits` after a prompt and an output.
+int32_t GreedyAfter(SamplingParams params, const std::vector<int32_t>& prompt,
+                    const std::vector<int32_t>& output, const std::vector<float>& logits) {
+  params.temperature = 0;
+  SamplerState state(std::move(params), prompt);
+  for (int32_t token : output) state.Accept(token);
+  return SampleToken(logits, state);
+}
+
+TEST(SamplerTest, RepetitionPenaltyDividesPositiveAndMultipliesNegativeLogits) {
+  EXPECT_EQ(GreedyAfter({.repetition_penalty = 2}, {0}, {}, {4, 3, 0}), 1);        // 4 / 2 < 3
+  EXPECT_EQ(GreedyAfter({.repetition_penalty = 2}, {0}, {}, {-1, -1.5f, -9}), 1);  // -2 < -1.5
+  EXPECT_EQ(GreedyAfter({.repetition_penalty = 2}, {}, {0}, {4, 3, 0}), 1);
+  EXPECT_EQ(GreedyAfter({.repetition_penalty = 0.5f}, {1}, {}, {4, 3, 0}), 1);  // 3 / 0.5 > 4
+}
+
+TEST(SamplerTest, PresencePenaltyCountsOutputTokensOnce) {
+  EXPECT_EQ(GreedyAfter({.presence_penalty = 1.5f}, {0}, {}, {4, 3, 0}), 0);
+  EXPECT_EQ(GreedyAfter({.presence_penalty = 1.5f}, {}, {0}, {4, 3, 0}), 1);
+  EXPECT_EQ(GreedyAfter({.presence_penalty = 0.9f}, {}, {0, 0, 0}, {4, 3, 0}), 0);
+}
+
+TEST(SamplerTest, FrequencyPenaltyCountsOutputTokensEachTime) {
+  EXPECT_EQ(GreedyAfter({.frequency_penalty = 0.4f}, {}, {0, 0}, {4, 3, 0}), 0);
+  EXPECT_EQ(GreedyAfter({.frequency_penalty = 0.4f}, {}, {0, 0, 0}, {4, 3, 0}), 1);
+}
+
+TEST(SamplerTest, LogitBiasIsAddedAfterThePenalties) {
+  EXPECT_EQ(GreedyAfter({.logit_bias = {{2, 4.5f}}}, {}, {}, {4, 3, 0}), 2);
+  EXPECT_EQ(GreedyAfter({.logit_bias = {{0, -100}}}, {}, {}, {4, 3, 0}), 1);
+  // 4 / 2 + 1.5 > 3, but (4 + 1.5) / 2 < 3.
+  EXPECT_EQ(GreedyAfter({.repetition_penalty = 2, .logit_bias = {{0, 1.5f}}}, {0}, {}, {4, 3, 0}),
+            0);
 }
 
 TEST(SamplerTest, NeverChoosesForbiddenTokens) {

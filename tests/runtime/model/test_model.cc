@@ -1,0 +1,117 @@
+#include "tests/runtime/model/test_model.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+#include <utility>
+
+#include "absl/base/internal/raw_logging.h"
+#include "runtime/backend/cpu/cpu_backend.h"
+#include "runtime/backend/cuda/cuda_backend.h"
+#include "runtime/model/kv_cache.h"
+#include "runtime/model/weights.h"
+
+namespace moed::testing {
+
+using model::SequenceChunk;
+using model::StepInput;
+
+absl::StatusOr<std::unique_ptr<TestModel>> TestModel::Create(const TestModelOptions& options) {
+  std::unique_ptr<TestModel> test(new TestModel());
+  auto checkpoint = model::OpenCheckpoint(
+      {.directory = options.directory, .load_format = options.load_format, .seed = 1});
+  if (!checkpoint.ok()) return checkpoint.status();
+  test->checkpoint_ = *std::move(checkpoint);
+  // MOED_TEST_DEVICE=cuda runs the tests of bound (b) on a GPU.
+  const char* device = std::getenv("MOED_TEST_DEVICE");
+  auto backend = device != nullptr && std::string_view(device) == "cuda"
+                     ? backend::CreateCudaBackend({})
+                     : backend::CreateCpuBackend({.num_threads = options.num_threads});
+  if (!backend.ok()) return backend.status();
+  test->backend_ = *std::move(backend);
+
+  auto weights = model::LoadWeights(*test->checkpoint_, *test->backend_, nullptr);
+  if (!weights.ok()) return weights.status();
+  auto experts = model::ExpertStore::Create(
+      test->config(), {.num_slots = options.num_slots, .policy = options.policy, .io_threads = 2},
+      test->checkpoint_->experts(), *test->backend_);
+  if (!experts.ok()) return experts.status();
+  test->experts_ = *std::move(experts);
+  if (options.warm) {
+    if (absl::Status status = test->experts_->Warm(nullptr); !status.ok()) return status;
+  }
+  // A tile of 5 rows, so that logits come from several tiles.
+  auto transformer =
+      model::Transformer::Create(test->config(),
+                                 {.max_num_batched_tokens = options.max_num_batched_tokens,
+                                  .num_kv_blocks = options.num_kv_blocks,
+                                  .logit_rows = 5},
+                                 *std::move(weights), *test->experts_, *test->backend_);
+  if (!transformer.ok()) return transformer.status();
+  test->transformer_ = *std::move(transformer);
+  // Not in rising order, as after a while of serving.
+  for (int i = 0; i < options.num_kv_blocks; ++i) {
+    test->blocks_.push_back((i * 37 + 11) % options.num_kv_blocks);
+  }
+  return test;
+}
+
+absl::StatusOr<std::vector<std::vector<float>>> TestModel::Logits(
+    std::span<const TestSequence> sequences) {
+  std::vector<std::vector<float>> logits(sequences.size());
+  std::vector<size_t> progress(sequences.size(), 0);
+  const auto unfinished = [&] {
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      if (progress[i] < sequences[i].token_ids.size()) return true;
+    }
+    return false;
+  };
+  for (size_t step = 0; unfinished(); ++step) {
+    absl::Status status = RunStep(sequences, step, &progress, &logits);
+    if (!status.ok()) return status;
+  }
+  return logits;
+}
+
+absl::Status TestModel::RunStep(std::span<const TestSequence> sequences, size_t step,
+                                std::vector<size_t>* progress,
+                                std::vector<std::vector<float>>* logits) {
+  StepInput input;
+  std::vector<size_t> row_sequence;
+  size_t first_block = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const std::vector<int32_t>& tokens = sequences[i].token_ids;
+    const size_t num_blocks = (tokens.size() + model::kKvBlockTokens - 1) / model::kKvBlockTokens;
+    ABSL_RAW_CHECK(first_block + num_blocks <= blocks_.size(), "too few KV blocks for this test");
+    const std::vector<int>& chunks = sequences[i].chunk_tokens;
+    const size_t count =
+        std::min<size_t>(chunks[std::min(step, chunks.size() - 1)], tokens.size() - (*progress)[i]);
+    if (count > 0) {
+      const auto begin = tokens.begin() + static_cast<ptrdiff_t>((*progress)[i]);
+      input.token_ids.insert(input.token_ids.end(), begin, begin + static_cast<ptrdiff_t>(count));
+      input.chunks.push_back({.num_tokens = static_cast<int>(count),
+                              .context_start = static_cast<int>((*progress)[i]),
+                              .kv_blocks = std::span(blocks_).subspan(first_block, num_blocks)});
+      row_sequence.insert(row_sequence.end(), count, i);
+      (*progress)[i] += count;
+    }
+    first_block += num_blocks;
+  }
+
+  std::vector<model::ExpertShare> shares;
+  if (absl::Status status = transformer_->Forward(input, &shares); !status.ok()) return status;
+  for (const model::ExpertShare& share : shares) {
+    share_total_.hits += share.hits;
+    share_total_.misses += share.misses;
+    share_total_.bytes_paged += share.bytes_paged;
+    share_total_.stall_seconds += share.stall_seconds;
+  }
+  std::vector<int32_t> rows(row_sequence.size());
+  for (size_t row = 0; row < rows.size(); ++row) rows[row] = static_cast<int32_t>(row);
+  return transformer_->ForEachLogits(rows, [&](size_t row, std::span<const float> values) {
+    std::vector<float>& all = (*logits)[row_sequence[row]];
+    all.insert(all.end(), values.begin(), values.end());
+  });
+}
+
+}  // namespace moed::testing
