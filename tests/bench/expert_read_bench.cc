@@ -135,7 +135,7 @@ void ReadExperts(benchmark::State& state, const Shape& shape) {
   const int slots = std::max(shape.experts / 4, 1);
   auto arena = backend::AllocateHostMemory(slots * blob_bytes, "slots");
   if (!arena.ok()) return state.SkipWithError(arena.status().ToString().c_str());
-  const auto file = InputFile::Open(files.path() / "model.safetensors");
+  const auto file = InputFile::Open(files.path() / "model.safetensors", "experts");
   const int64_t bytes = 6 * shape.hidden * shape.intermediate * shape.experts;
   const auto read_all = [&] {
     for (int expert = 0; expert < shape.experts; ++expert) {

@@ -121,6 +121,9 @@ TEST_F(TensorFilesTest, AHuggingFaceCacheMayLinkToItsBlobs) {
   fs::create_symlink("../../blobs/0123", snapshot / "model.safetensors");
   EXPECT_TRUE(Open(snapshot).ok()) << Open(snapshot).status();
 
+  directory_.Write("models--x/blobs/0123", "short");
+  EXPECT_THAT(std::string(Open(snapshot).status().message()), HasSubstr("model.safetensors"));
+
   fs::remove(snapshot / "model.safetensors");
   fs::create_symlink("../../../elsewhere/0123", snapshot / "model.safetensors");
   EXPECT_EQ(Open(snapshot).status().code(), StatusCode::kInvalidArgument);
