@@ -13,6 +13,8 @@ namespace moed::backend {
 namespace {
 
 constexpr int kExponents = 256;
+// Neurons between the row that is decoded and the one that is fetched.
+constexpr int64_t kDecodeAhead = 8;
 
 int ExponentOf(BFloat16 bits) { return bits >> 7 & 0xff; }
 
@@ -244,7 +246,7 @@ void DecodeBf12(const ExpertFormat& format, const std::byte* blob, ExpertPart pa
     const std::byte* blocks =
         neuron + sizeof(Bf12Header) + (row_begin + column) / kBf12BlockValues * kBf12BlockBytes;
     DecodeBf12Blocks(blocks, columns / kBf12BlockValues, header.bases[static_cast<int>(part)],
-                     /*ahead=*/0, target);
+                     kDecodeAhead * static_cast<int64_t>(format.neuron_bytes()), target);
     ForEachBf12Escape(header, list, static_cast<int>(in_tile), [&](const Bf12Escape& escape) {
       const int64_t at = escape.position - row_begin - column;
       if (at >= 0 && at < columns) target[at] = escape.bits;

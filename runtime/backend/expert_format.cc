@@ -17,7 +17,7 @@ constexpr int64_t kBf12RowMultiple = 128;  // values: a block of 192 bytes
 constexpr size_t kBlobMultiple = 256;      // bytes
 constexpr size_t kBf12ListMultiple = 128;  // bytes
 
-// Neurons laid out together: their gate, up and down parts stay in the cache until all are written.
+// Columns of the down matrix transposed together: a cache line of each of its rows.
 constexpr int64_t kNeuronBlock = 32;
 // Rows of the down matrix converted to bf16 at a time, if they are not bf16 already.
 constexpr int64_t kConvertRows = 32;
@@ -104,24 +104,9 @@ size_t ExpertFormat::blob_bytes() const {
 
 void ExpertFormat::Encode(const Tensor& gate, const Tensor& up, const Tensor& down,
                           std::span<std::byte> blob) const {
-  const int64_t row = row_values();
-  const int64_t neuron = 3 * row;
-  BFloat16* const values = reinterpret_cast<BFloat16*>(blob.data());
-  for (int64_t begin = 0; begin < intermediate_; begin += kNeuronBlock) {
-    const int64_t end = std::min(begin + kNeuronBlock, intermediate_);
-    for (int64_t i = begin; i < end; ++i) {
-      BFloat16* const target = values + i * neuron;
-      ConvertValues(gate, i * hidden_, hidden_, target);
-      ConvertValues(up, i * hidden_, hidden_, target + row);
-      for (int part = 0; part < 3; ++part) {
-        std::fill(target + part * row + hidden_, target + (part + 1) * row, BFloat16{0});
-      }
-    }
-    TransposeColumns(down, begin, end - begin, values + begin * neuron + 2 * row, neuron);
-  }
-  std::memset(blob.data() + intermediate_ * neuron_bytes(), 0,
-              blob_bytes() - intermediate_ * neuron_bytes());
-  hwy::FlushStream();  // streamed lines become visible before whatever announces the blob
+  EncodeRows(ExpertPart::kGate, 0, gate, blob);
+  EncodeRows(ExpertPart::kUp, 0, up, blob);
+  EncodeRows(ExpertPart::kDown, 0, down, blob);
 }
 
 void ExpertFormat::EncodeRows(ExpertPart part, int64_t first_row, const Tensor& rows,
@@ -129,28 +114,27 @@ void ExpertFormat::EncodeRows(ExpertPart part, int64_t first_row, const Tensor& 
   const int64_t row = row_values();
   const int64_t neuron = 3 * row;
   const int64_t count = rows.dim(0);
+  const bool is_down = part == ExpertPart::kDown;
   BFloat16* const values =
       reinterpret_cast<BFloat16*>(blob.data()) + static_cast<int64_t>(part) * row;
-  const auto zero_padding = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      std::fill(values + i * neuron + hidden_, values + i * neuron + row, BFloat16{0});
-    }
-  };
-  if (part == ExpertPart::kDown) {
+  if (is_down) {
     for (int64_t begin = 0; begin < intermediate_; begin += kNeuronBlock) {
       const int64_t columns = std::min(kNeuronBlock, intermediate_ - begin);
       TransposeColumns(rows, begin, columns, values + begin * neuron + first_row, neuron);
     }
-    if (first_row + count == hidden_) zero_padding(0, intermediate_);
   } else {
     for (int64_t i = 0; i < count; ++i) {
       ConvertValues(rows, i * hidden_, hidden_, values + (first_row + i) * neuron);
     }
-    zero_padding(first_row, first_row + count);
+  }
+  const int64_t padded_begin = is_down ? 0 : first_row;
+  const int64_t padded_end = is_down ? intermediate_ : first_row + count;
+  for (int64_t i = padded_begin; i < padded_end; ++i) {
+    std::fill(values + i * neuron + hidden_, values + i * neuron + row, BFloat16{0});
   }
   std::memset(blob.data() + intermediate_ * neuron_bytes(), 0,
               blob_bytes() - intermediate_ * neuron_bytes());
-  hwy::FlushStream();
+  hwy::FlushStream();  // streamed lines become visible before whatever announces the blob
 }
 
 }  // namespace moed::backend

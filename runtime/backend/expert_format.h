@@ -53,9 +53,9 @@ class ExpertFormat {
   // copies.
   size_t blob_bytes() const;
 
-  // bf16 only; bf12 is made from it by EncodeBf12 (bf12.h).
   // Lays out `gate` [I, H], `up` [I, H] and `down` [H, I] (bf16, f16 or f32, host memory) as a
-  // blob; f16 and f32 are rounded to bf16. `blob` holds blob_bytes().
+  // bf16 blob; f16 and f32 are rounded. `blob` holds blob_bytes(). bf12 is made from bf16 by
+  // EncodeBf12 (bf12.h).
   void Encode(const Tensor& gate, const Tensor& up, const Tensor& down,
               std::span<std::byte> blob) const;
 
