@@ -1,0 +1,75 @@
+#include "tests/integration/daemon_process.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+
+extern char** environ;
+
+namespace moed::server {
+
+DaemonProcess::DaemonProcess(std::vector<std::string> arguments) {
+  static int count = 0;
+  log_path_ = absl::StrCat(testing::TempDir(), "/moed_daemon_", getpid(), "_", count++, ".log");
+  std::vector<std::string> all = {MOED_BINARY, "--port=0", "--metrics-port=0"};
+  all.insert(all.end(), arguments.begin(), arguments.end());
+  std::vector<char*> argv;
+  for (std::string& argument : all) argv.push_back(argument.data());
+  argv.push_back(nullptr);
+
+  int out[2];
+  EXPECT_EQ(pipe2(out, O_CLOEXEC), 0);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
+  posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, log_path_.c_str(),
+                                   O_CREAT | O_WRONLY | O_TRUNC, 0600);
+  EXPECT_EQ(posix_spawn(&pid_, MOED_BINARY, &actions, nullptr, argv.data(), environ), 0);
+  posix_spawn_file_actions_destroy(&actions);
+  close(out[1]);
+  stdout_fd_ = out[0];
+}
+
+DaemonProcess::~DaemonProcess() {
+  if (pid_ > 0) {
+    Signal(SIGKILL);
+    WaitForExit();
+  }
+  close(stdout_fd_);
+  std::remove(log_path_.c_str());
+}
+
+std::string DaemonProcess::WaitUntilListening() {
+  std::string line;
+  for (char c; read(stdout_fd_, &c, 1) == 1 && c != '\n';) line += c;
+  const std::string key = "grpc=";
+  const size_t begin = line.find(key);
+  if (begin == std::string::npos) return "";
+  return line.substr(begin + key.size(), line.find(' ', begin) - begin - key.size());
+}
+
+void DaemonProcess::Signal(int signal) { kill(pid_, signal); }
+
+int DaemonProcess::WaitForExit() {
+  int status = 0;
+  waitpid(pid_, &status, 0);
+  pid_ = -1;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+std::string DaemonProcess::Log() const {
+  std::stringstream text;
+  text << std::ifstream(log_path_).rdbuf();
+  return text.str();
+}
+
+}  // namespace moed::server

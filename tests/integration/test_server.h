@@ -1,0 +1,75 @@
+// A whole server inside the test, reached by real clients over a loopback socket.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/notification.h"
+#include "proto/grpc/health/v1/health.grpc.pb.h"
+#include "proto/moed/v1/experts.grpc.pb.h"
+#include "proto/moed/v1/inference.grpc.pb.h"
+#include "server/server.h"
+
+namespace moed::server {
+
+class TestServer {
+ public:
+  // Any ports of `options` become 0. Does not wait for the loader.
+  TestServer(Options options, ModelLoader loader);
+  ~TestServer();
+
+  // Until GetModel answers.
+  void WaitUntilLoaded();
+  // Asks the server to stop without waiting for it.
+  void RequestStop();
+  // What Run returned.
+  absl::Status Stop();
+
+  int port() const { return server_->port(); }
+  int metrics_port() const { return server_->metrics_port(); }
+  std::shared_ptr<grpc::Channel> NewChannel() const;
+
+  v1::Inference::Stub& inference() { return *inference_; }
+  v1::Experts::Stub& experts() { return *experts_; }
+  grpc::health::v1::Health::Stub& health() { return *health_; }
+
+  v1::ServingStats Stats();
+  grpc::health::v1::HealthCheckResponse::ServingStatus HealthOf(const std::string& service);
+
+ private:
+  std::unique_ptr<Server> server_;
+  std::unique_ptr<v1::Inference::Stub> inference_;
+  std::unique_ptr<v1::Experts::Stub> experts_;
+  std::unique_ptr<grpc::health::v1::Health::Stub> health_;
+  absl::Notification stop_;
+  absl::Status run_status_;
+  std::thread run_thread_;
+};
+
+// All that a streaming call gave.
+struct StreamOutcome {
+  grpc::Status status;
+  std::string text;
+  std::vector<int32_t> tokens;  // of sequence 0
+  int messages = 0;             // deltas
+  v1::Finished finished;
+};
+StreamOutcome ReadStream(grpc::ClientReader<v1::GenerateResponse>& reader);
+StreamOutcome Generate(v1::Inference::Stub& stub, const v1::GenerateRequest& request);
+
+// A greedy request for `max_tokens` tokens after a prompt of ids, past end tokens.
+v1::GenerateRequest TokensRequest(int prompt_tokens, int64_t max_tokens);
+
+// True as soon as `condition` is; false after 20 seconds.
+bool Eventually(absl::FunctionRef<bool()> condition);
+
+// The body of an HTTP GET on loopback; empty if that fails.
+std::string HttpGet(int port, const std::string& path);
+
+}  // namespace moed::server
