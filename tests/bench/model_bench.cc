@@ -1,0 +1,312 @@
+// A whole model at the dimensions of OLMoE-1B-7B (config of family qwen3_moe, random weights, fewer
+// layers): decode against the memory's read rate, prefill against oneDNN's rate, and paging from
+// the page cache against reading and laying out alone, each as a ratio measured in one run.
+//   model_bench [--benchmark_filter=Decode]      MOED_BENCH_LAYERS=16 for all layers
+// Counters: of_read and of_onednn, rates over these ceilings; stall_of_load, seconds stalled over
+// the seconds that the paged bytes take when read alone by the same threads.
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/internal/raw_logging.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "benchmark/benchmark.h"
+#include "dnnl.hpp"
+#include "runtime/backend/cpu/cpu_backend.h"
+#include "runtime/backend/cpu/cpu_count.h"
+#include "runtime/model/kv_cache.h"
+#include "runtime/model/model_runner.h"
+
+namespace moed::model {
+namespace {
+
+constexpr int64_t kHidden = 2048;
+constexpr int64_t kIntermediate = 1024;
+constexpr int kExperts = 64;
+constexpr int kVocabulary = 50304;
+constexpr int kPrefillTokens = 512;
+
+int Layers() {
+  const char* layers = std::getenv("MOED_BENCH_LAYERS");
+  return layers == nullptr ? 4 : std::max(1, std::atoi(layers));
+}
+
+double Seconds(std::chrono::steady_clock::time_point since) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
+}
+
+// Runs `body(thread)` on as many threads as the model computes with; returns the seconds taken.
+template <typename Body>
+double OnAllThreads(int num_threads, Body body) {
+  const auto start = std::chrono::steady_clock::now();
+  std::vector<std::thread> threads;
+  for (int i = 0; i < num_threads; ++i) threads.emplace_back([&, i] { body(i); });
+  for (std::thread& thread : threads) thread.join();
+  return Seconds(start);
+}
+
+// A folder with config.json and, if asked, all weights as bf16 noise; deleted at the end.
+class BenchCheckpoint {
+ public:
+  explicit BenchCheckpoint(bool with_weights)
+      : path_(std::filesystem::temp_directory_path() /
+              absl::StrCat("moed_model_bench_", getpid(), with_weights ? "_full" : "")) {
+    std::filesystem::create_directories(path_);
+    std::ofstream(path_ / "config.json") << absl::StrFormat(
+        R"({"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe",
+            "hidden_size": %d, "vocab_size": %d, "num_hidden_layers": %d,
+            "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 128,
+            "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "num_experts": %d,
+            "num_experts_per_tok": 8, "norm_topk_prob": false, "moe_intermediate_size": %d})",
+        kHidden, kVocabulary, Layers(), kExperts, kIntermediate);
+    if (with_weights) WriteWeights();
+  }
+  ~BenchCheckpoint() { std::filesystem::remove_all(path_); }
+
+  std::string directory() const { return path_.string(); }
+
+ private:
+  void Add(const std::string& name, std::vector<int64_t> shape) {
+    int64_t values = 1;
+    std::string dims;
+    for (int64_t extent : shape) {
+      values *= extent;
+      absl::StrAppend(&dims, dims.empty() ? "" : ",", extent);
+    }
+    absl::StrAppend(&header_, header_.empty() ? "{" : ",", "\"", name,
+                    R"(":{"dtype":"BF16","shape":[)", dims, R"(],"data_offsets":[)", offset_, ",",
+                    offset_ + 2 * values, "]}");
+    offset_ += 2 * values;
+  }
+
+  void AddLayer(int layer) {
+    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+    for (const char* norm : {"input_layernorm", "post_attention_layernorm"}) {
+      Add(absl::StrCat(prefix, norm, ".weight"), {kHidden});
+    }
+    for (const char* projection : {"q_proj", "k_proj", "v_proj", "o_proj"}) {
+      Add(absl::StrCat(prefix, "self_attn.", projection, ".weight"), {kHidden, kHidden});
+    }
+    Add(prefix + "self_attn.q_norm.weight", {128});
+    Add(prefix + "self_attn.k_norm.weight", {128});
+    Add(prefix + "mlp.gate.weight", {kExperts, kHidden});
+    for (int expert = 0; expert < kExperts; ++expert) {
+      const std::string name = absl::StrCat(prefix, "mlp.experts.", expert, ".");
+      Add(name + "gate_proj.weight", {kIntermediate, kHidden});
+      Add(name + "up_proj.weight", {kIntermediate, kHidden});
+      Add(name + "down_proj.weight", {kHidden, kIntermediate});
+    }
+  }
+
+  void WriteWeights() {
+    Add("model.embed_tokens.weight", {kVocabulary, kHidden});
+    Add("model.norm.weight", {kHidden});
+    Add("lm_head.weight", {kVocabulary, kHidden});
+    for (int layer = 0; layer < Layers(); ++layer) AddLayer(layer);
+    header_ += "}";
+    header_.resize((header_.size() + 7) / 8 * 8, ' ');
+    std::ofstream file(path_ / "model.safetensors", std::ios::binary);
+    const uint64_t header_bytes = header_.size();
+    file.write(reinterpret_cast<const char*>(&header_bytes), sizeof(header_bytes));
+    file << header_;
+    // Noise of about 0.03, the same few megabytes again and again.
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal(0, 0.03f);
+    std::vector<backend::BFloat16> noise(1 << 21);
+    for (auto& value : noise) value = backend::ToBFloat16(normal(random));
+    for (int64_t left = offset_; left > 0;) {
+      const int64_t bytes = std::min<int64_t>(left, 2 * static_cast<int64_t>(noise.size()) - 62);
+      file.write(reinterpret_cast<const char*>(noise.data()), bytes);
+      left -= bytes;
+    }
+  }
+
+  std::filesystem::path path_;
+  std::string header_;
+  int64_t offset_ = 0;
+};
+
+std::unique_ptr<ModelRunner> CreateRunner(const std::string& directory, LoadFormat load_format,
+                                          const std::string& budget) {
+  auto checkpoint = OpenCheckpoint({.directory = directory, .load_format = load_format, .seed = 1});
+  auto backend = backend::CreateCpuBackend({.num_threads = backend::AvailableCpus()});
+  ABSL_RAW_CHECK(checkpoint.ok() && backend.ok(), "the bench's own checkpoint must open");
+  auto runner = ModelRunner::Create({.memory_limit_bytes = int64_t{1} << 40,
+                                     .expert_budget = budget,
+                                     .max_num_seqs = 32,
+                                     .max_num_batched_tokens = kPrefillTokens,
+                                     .max_model_len = 2048,
+                                     .kv_cache_bytes = int64_t{256} << 20,
+                                     .io_threads = backend::AvailableCpus()},
+                                    *std::move(checkpoint), *std::move(backend));
+  ABSL_RAW_CHECK(runner.ok(), runner.status().ToString().c_str());
+  return *std::move(runner);
+}
+
+// Steps of sequences with random tokens, so that routing is near uniform.
+class Load {
+ public:
+  explicit Load(ModelRunner& runner) : runner_(runner), blocks_(runner.memory().num_kv_blocks) {
+    std::iota(blocks_.begin(), blocks_.end(), 0);
+  }
+
+  // One step of `sequences` chunks of `tokens` each, at position `context`.
+  void Step(int sequences, int tokens, int context) {
+    StepInput input;
+    std::vector<SamplerState> samplers;
+    samplers.reserve(sequences);
+    const int blocks_each = (context + tokens) / kKvBlockTokens + 1;
+    for (int i = 0; i < sequences; ++i) {
+      for (int t = 0; t < tokens; ++t) input.token_ids.push_back(random_() % kVocabulary);
+      samplers.emplace_back(SamplingParams{.temperature = 0}, std::span<const int32_t>());
+      input.chunks.push_back({.num_tokens = tokens,
+                              .context_start = context,
+                              .kv_blocks = std::span(blocks_).subspan(i * blocks_each, blocks_each),
+                              .sampler = &samplers.back()});
+    }
+    const absl::Status status = runner_.Run(input, &result_);
+    ABSL_RAW_CHECK(status.ok(), status.ToString().c_str());
+  }
+  const StepResult& result() const { return result_; }
+
+ private:
+  ModelRunner& runner_;
+  std::vector<int32_t> blocks_;
+  std::mt19937 random_{7};
+  StepResult result_;
+};
+
+// Bytes per second at which all threads together read memory and do nothing else.
+double ReadRate() {
+  const int threads = backend::AvailableCpus();
+  constexpr size_t kWords = size_t{64} << 20;  // 512 MiB: in no cache
+  std::vector<uint64_t> words(kWords, 1);
+  double best = 0;
+  for (int round = 0; round < 5; ++round) {
+    const double seconds = OnAllThreads(threads, [&](int thread) {
+      const size_t part = kWords / threads;
+      const uint64_t* begin = words.data() + thread * part;
+      benchmark::DoNotOptimize(std::accumulate(begin, begin + part, uint64_t{0}));
+    });
+    best = std::max(best, static_cast<double>(kWords * sizeof(uint64_t)) / seconds);
+  }
+  return best;
+}
+
+// Weights that one decoded token must read: all dense ones but the embedding, and k experts a
+// layer.
+double DecodeBytes(const ModelRunner& runner) {
+  const double embedding = 2.0 * kVocabulary * kHidden;
+  const double experts = 8.0 * Layers() * static_cast<double>(runner.expert_format().blob_bytes());
+  return static_cast<double>(runner.size().dense_bytes) - embedding + experts;
+}
+
+void Decode(benchmark::State& state) {
+  const BenchCheckpoint checkpoint(/*with_weights=*/false);
+  const auto runner = CreateRunner(checkpoint.directory(), LoadFormat::kDummy, "100%");
+  Load load(*runner);
+  const double read_rate = ReadRate();
+  load.Step(1, 64, 0);
+  int context = 64;
+  const auto start = std::chrono::steady_clock::now();
+  for (auto _ : state) load.Step(1, 1, context++);
+  const double steps_per_second = static_cast<double>(state.iterations()) / Seconds(start);
+  const double rate = DecodeBytes(*runner) * steps_per_second;
+  state.counters["bytes_per_second"] = rate;
+  state.counters["of_read"] = rate / read_rate;
+}
+
+// Multiply-adds per second of a warm product [512, 2048] x [2048, 2048]; 0 if oneDNN cannot.
+double OneDnnRate() try {
+  using dnnl::memory;
+  const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  dnnl::stream stream(engine);
+  const memory::desc x({kPrefillTokens, kHidden}, memory::data_type::bf16, memory::format_tag::ab);
+  const memory::desc w({kHidden, kHidden}, memory::data_type::bf16, memory::format_tag::ba);
+  const memory::desc y({kPrefillTokens, kHidden}, memory::data_type::f32, memory::format_tag::ab);
+  const dnnl::matmul product(dnnl::matmul::primitive_desc(dnnl::matmul::desc(x, w, y), engine));
+  memory xm(x, engine), wm(w, engine), ym(y, engine);
+  double best = 0;
+  for (int round = 0; round < 20; ++round) {
+    const auto start = std::chrono::steady_clock::now();
+    product.execute(stream, {{DNNL_ARG_SRC, xm}, {DNNL_ARG_WEIGHTS, wm}, {DNNL_ARG_DST, ym}});
+    stream.wait();
+    best = std::max(best, double{kPrefillTokens} * kHidden * kHidden / Seconds(start));
+  }
+  return best;
+} catch (const dnnl::error&) {
+  return 0;
+}
+
+void Prefill(benchmark::State& state) {
+  const BenchCheckpoint checkpoint(/*with_weights=*/false);
+  const auto runner = CreateRunner(checkpoint.directory(), LoadFormat::kDummy, "100%");
+  Load load(*runner);
+  const double onednn_rate = OneDnnRate();
+  const auto start = std::chrono::steady_clock::now();
+  for (auto _ : state) load.Step(1, kPrefillTokens, 0);
+  const double steps_per_second = static_cast<double>(state.iterations()) / Seconds(start);
+  const double layer_products = 4.0 * kHidden * kHidden + 8 * 3.0 * kHidden * kIntermediate;
+  const double products = Layers() * layer_products * kPrefillTokens + 1.0 * kVocabulary * kHidden;
+  state.counters["tokens_per_second"] = kPrefillTokens * steps_per_second;
+  state.counters["products_per_second"] = products * steps_per_second;
+  if (onednn_rate > 0) state.counters["of_onednn"] = products * steps_per_second / onednn_rate;
+}
+
+// Bytes per second at which the loader's threads read and lay out experts with nothing beside.
+double LoadRate(const ExpertSource& source) {
+  const int threads = backend::AvailableCpus();
+  const size_t blob_bytes = source.format().blob_bytes();
+  constexpr int kSlots = 16;
+  std::vector<std::byte> slots(threads * kSlots * blob_bytes);
+  double best = 0;
+  for (int round = 0; round < 3; ++round) {
+    const double seconds = OnAllThreads(threads, [&](int thread) {
+      for (int expert = thread; expert < kExperts; expert += threads) {
+        std::byte* slot = slots.data() + (thread * kSlots + expert % kSlots) * blob_bytes;
+        source.Read({.layer = round % Layers(), .expert = expert}, {slot, blob_bytes})
+            .IgnoreError();
+      }
+    });
+    best = std::max(best, static_cast<double>(kExperts * blob_bytes) / seconds);
+  }
+  return best;
+}
+
+void ColdDecode(benchmark::State& state) {
+  const BenchCheckpoint checkpoint(/*with_weights=*/true);
+  const auto runner = CreateRunner(checkpoint.directory(), LoadFormat::kAuto, "25%");
+  Load load(*runner);
+  LoadRate(runner->checkpoint().experts());
+  const double load_rate = LoadRate(runner->checkpoint().experts());
+  double stall_seconds = 0, bytes_paged = 0;
+  int context = 0;
+  for (auto _ : state) {
+    load.Step(1, 1, context++);
+    stall_seconds += load.result().chunks[0].experts.stall_seconds;
+    bytes_paged += load.result().chunks[0].experts.bytes_paged;
+  }
+  state.counters["load_bytes_per_second"] = load_rate;
+  state.counters["bytes_paged_per_step"] = bytes_paged / static_cast<double>(state.iterations());
+  state.counters["stall_of_load"] = stall_seconds / (bytes_paged / load_rate);
+}
+
+BENCHMARK(Decode)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3);
+BENCHMARK(Prefill)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3);
+BENCHMARK(ColdDecode)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(60);
+
+}  // namespace
+}  // namespace moed::model
+
+BENCHMARK_MAIN();
