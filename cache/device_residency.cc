@@ -8,9 +8,10 @@
 namespace moed::cache {
 namespace {
 
-bool Contains(const std::vector<int>& experts, int expert) {
-  return std::find(experts.begin(), experts.end(), expert) != experts.end();
-}
+// What is known of an expert between two updates.
+constexpr uint8_t kMissed = 1;   // in LayerPlan::missed
+constexpr uint8_t kAllowed = 2;  // in LayerPlan::allowed
+constexpr uint8_t kWanted = 4;   // within Allow
 
 absl::Status Contradiction(const DeviceUse& use, absl::string_view what) {
   return absl::InternalError(absl::StrCat("the device's trace contradicts the host's table: layer ",
@@ -21,7 +22,10 @@ absl::Status Contradiction(const DeviceUse& use, absl::string_view what) {
 }  // namespace
 
 DeviceResidency::DeviceResidency(CacheState* state, AdmissionPlanner* planner)
-    : state_(*state), planner_(*planner), layers_(state->index.num_layers()) {}
+    : state_(*state),
+      planner_(*planner),
+      layers_(state->index.num_layers()),
+      flags_(state->index.total_experts(), 0) {}
 
 int32_t DeviceResidency::offered_slots() const {
   size_t offered = 0;
@@ -34,21 +38,34 @@ absl::Status DeviceResidency::Replay(const DeviceTrace& trace) {
     return absl::InternalError(absl::StrCat("the device's trace names table ", trace.table_number,
                                             "; expected ", number_in_use_, " to ", number_));
   }
-  number_in_use_ = trace.table_number;
-  state_.BeginStep();
   for (const DeviceUse& use : trace.uses) {
     if (!state_.index.Contains({use.layer, use.expert}))
       return Contradiction(use, "is unknown, in");
+  }
+  number_in_use_ = trace.table_number;
+  Observe(trace.uses);
+  for (const DeviceUse& use : trace.uses) {
     if (absl::Status status = ReplayUse(use, trace.table_number); !status.ok()) return status;
   }
   ReclaimUpTo(trace.table_number);
   return absl::OkStatus();
 }
 
+void DeviceResidency::Observe(const std::vector<DeviceUse>& uses) {
+  state_.BeginStep();
+  for (size_t begin = 0, end = 0; begin < uses.size(); begin = end) {
+    const int layer = uses[begin].layer;
+    loads_.clear();
+    for (; end < uses.size() && uses[end].layer == layer; ++end) {
+      loads_.push_back({uses[end].expert, uses[end].tokens, uses[end].weight});
+    }
+    state_.Observe(layer, loads_);
+  }
+}
+
 absl::Status DeviceResidency::ReplayUse(const DeviceUse& use, uint64_t table_number) {
-  const ExpertLoad load{.expert = use.expert, .tokens = use.tokens, .weight = use.weight};
-  state_.Observe(use.layer, {&load, 1});
   LayerStats& counters = state_.counters[use.layer];
+  uint8_t& flag = Flag(use.layer, use.expert);
   switch (use.kind) {
     case DeviceUseKind::kHit:
       ++counters.hits_total;
@@ -58,9 +75,8 @@ absl::Status DeviceResidency::ReplayUse(const DeviceUse& use, uint64_t table_num
       return ReplayFill(use);
     case DeviceUseKind::kCold:
       ++counters.misses_total;
-      if (!Contains(layers_[use.layer].missed, use.expert)) {
-        layers_[use.layer].missed.push_back(use.expert);
-      }
+      if ((flag & kMissed) == 0) layers_[use.layer].missed.push_back(use.expert);
+      flag |= kMissed;
       return absl::OkStatus();
   }
   return Contradiction(use, "has an unknown kind of use, in");
@@ -89,8 +105,9 @@ absl::Status DeviceResidency::ReplayFill(const DeviceUse& use) {
     return Contradiction(use, "was written into");
   }
   std::erase(layer.offered, use.slot);
-  std::erase(layer.allowed, use.expert);
-  std::erase(layer.missed, use.expert);
+  uint8_t& flag = Flag(use.layer, use.expert);
+  if ((flag & kAllowed) != 0) std::erase(layer.allowed, use.expert);
+  flag &= static_cast<uint8_t>(~kAllowed);
   // A withdrawal that came too late is void: the slot is taken.
   std::erase_if(leaving_, [&](const Leaving& leaving) { return leaving.slot == use.slot; });
   // If the host filled the expert meanwhile, the device has ignored or will ignore that insert.
@@ -137,6 +154,7 @@ void DeviceResidency::InsertHostFills() {
     }
     Edit(TableEditKind::kInsert, slot.key.layer, slot.key.expert, fill.slot);
     std::erase(layers_[slot.key.layer].allowed, slot.key.expert);
+    Flag(slot.key.layer, slot.key.expert) &= static_cast<uint8_t>(~kAllowed);
   }
   inserts_.clear();
 }
@@ -154,8 +172,9 @@ void DeviceResidency::PlanLayer(int layer) {
   LayerPlan& plan = layers_[layer];
   std::vector<int> candidates = std::exchange(plan.missed, {});
   for (int expert : plan.allowed) {
-    if (!Contains(candidates, expert)) candidates.push_back(expert);
+    if ((Flag(layer, expert) & kMissed) == 0) candidates.push_back(expert);
   }
+  for (int expert : candidates) Flag(layer, expert) &= static_cast<uint8_t>(~kMissed);
   std::erase_if(candidates, [&](int expert) { return state_.slots.SlotOf({layer, expert}) >= 0; });
   const int32_t empty = static_cast<int32_t>(plan.offered.size()) + plan.coming;
   const Admission admission = planner_.Decide(layer, candidates, empty + state_.slots.free_slots());
@@ -168,11 +187,15 @@ void DeviceResidency::PlanLayer(int layer) {
 
 void DeviceResidency::Allow(int layer, const std::vector<int>& wanted) {
   std::vector<int>& allowed = layers_[layer].allowed;
+  for (int expert : wanted) Flag(layer, expert) |= kWanted;
   for (int expert : allowed) {
-    if (!Contains(wanted, expert)) Edit(TableEditKind::kForbidFill, layer, expert, -1);
+    if ((Flag(layer, expert) & kWanted) != 0) continue;
+    Edit(TableEditKind::kForbidFill, layer, expert, -1);
+    Flag(layer, expert) = 0;
   }
   for (int expert : wanted) {
-    if (!Contains(allowed, expert)) Edit(TableEditKind::kAllowFill, layer, expert, -1);
+    if ((Flag(layer, expert) & kAllowed) == 0) Edit(TableEditKind::kAllowFill, layer, expert, -1);
+    Flag(layer, expert) = kAllowed;
   }
   allowed = wanted;
 }
@@ -186,6 +209,10 @@ void DeviceResidency::OfferFreeSlots(int layer) {
     plan.offered.push_back(state_.slots.Offer(layer));
     Edit(TableEditKind::kOffer, layer, -1, plan.offered.back());
   }
+}
+
+uint8_t& DeviceResidency::Flag(int layer, int expert) {
+  return flags_[state_.index.Of({layer, expert})];
 }
 
 // `layer`: in whose favour, or -1.

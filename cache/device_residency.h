@@ -62,6 +62,7 @@ class DeviceResidency {
     uint32_t generation;
   };
 
+  void Observe(const std::vector<DeviceUse>& uses);
   absl::Status ReplayUse(const DeviceUse& use, uint64_t table_number);
   absl::Status ReplayFill(const DeviceUse& use);
   bool MayRead(const DeviceUse& use, uint64_t table_number) const;
@@ -74,6 +75,7 @@ class DeviceResidency {
   void Allow(int layer, const std::vector<int>& wanted);
   void EvictFor(int layer, int32_t slot);
   void Withdraw(int layer);
+  uint8_t& Flag(int layer, int expert);
   void Edit(TableEditKind kind, int layer, int expert, int32_t slot);
 
   CacheState& state_;
@@ -84,6 +86,8 @@ class DeviceResidency {
   std::vector<LayerPlan> layers_;  // [layers]
   std::deque<Leaving> leaving_;    // by rising number
   std::vector<HostFill> inserts_;
+  std::vector<uint8_t> flags_;     // [all experts]
+  std::vector<ExpertLoad> loads_;  // of the layer being observed; kept for its memory
 };
 
 }  // namespace moed::cache

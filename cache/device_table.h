@@ -65,7 +65,7 @@ struct DeviceUse {
 // One step of the device, sent when all of its kernels are done; steps come in order.
 struct DeviceTrace {
   uint64_t table_number = 0;         // the last update applied before the step
-  std::vector<DeviceUse> uses = {};  // at most one for a (layer, expert)
+  std::vector<DeviceUse> uses = {};  // layer by layer, at most one for a (layer, expert)
 };
 
 }  // namespace moed::cache

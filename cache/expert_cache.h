@@ -155,9 +155,9 @@ class ExpertCache {
 
   CacheState state_;
   AdmissionPlanner planner_;
-  std::unique_ptr<DeviceResidency> device_;
-  std::vector<int64_t>
-      refused_step_;  // [all experts]: the last step in which admission was refused
+  std::unique_ptr<DeviceResidency> device_;  // null if host-driven
+  // [all experts]: the last step in which the policy refused admission.
+  std::vector<int64_t> refused_step_;
   // Of the Demand under way; kept for their memory.
   std::vector<int> misses_;
   std::vector<int> refused_;

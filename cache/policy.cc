@@ -77,6 +77,7 @@ Ranked Rank(const Ranking& ranking, const ExpertView& expert, int32_t index) {
 template <bool (*kBehind)(const Ranked&, const Ranked&)>
 class RankedQueue {
  public:
+  void Reserve(size_t count) { heap_.reserve(count); }
   void Add(const Ranked& ranked) { heap_.push_back(ranked); }
   void Arrange() { std::make_heap(heap_.begin(), heap_.end(), kBehind); }
   bool empty() const { return heap_.empty(); }
@@ -95,6 +96,8 @@ class Victims {
  public:
   Victims(const Ranking& ranking, const CacheView& view)
       : view_(view), resident_(view.layer_resident.begin(), view.layer_resident.end()) {
+    own_.Reserve(view.evictable.size());
+    others_.Reserve(view.evictable.size());
     for (size_t i = 0; i < view.evictable.size(); ++i) {
       const bool own = view.evictable[i].key.layer == view.layer;
       (own ? own_ : others_).Add(Rank(ranking, view.evictable[i], static_cast<int32_t>(i)));
@@ -174,6 +177,7 @@ Plan MakePlan(PolicyKind kind, const CacheView& view) {
   const Ranking ranking = RankingOf(kind);
   if (ChangesNothing(ranking, view)) return {};
   RankedQueue<WorthLess> candidates;
+  candidates.Reserve(view.candidates.size());
   for (size_t i = 0; i < view.candidates.size(); ++i) {
     candidates.Add(Rank(ranking, view.candidates[i], static_cast<int32_t>(i)));
   }

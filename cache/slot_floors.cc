@@ -6,7 +6,7 @@ namespace moed::cache {
 
 int32_t ScratchSlots(const ExpertIndex& index, int top_k, int32_t num_slots) {
   if (num_slots >= index.total_experts()) return 0;
-  return std::clamp(num_slots / 16, 1, std::max(top_k, 1));
+  return std::clamp(num_slots / 16, 1, 2 * top_k);
 }
 
 std::vector<int32_t> LayerFloors(const ExpertIndex& index, int top_k, int32_t resident_slots) {

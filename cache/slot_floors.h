@@ -10,8 +10,8 @@
 namespace moed::cache {
 
 // Slots that no admission may take, so that an expert that is not worth keeping always finds a
-// place to be computed from: a sixteenth of the budget, at least one, at most top_k. None if every
-// expert fits.
+// place to be computed from: a sixteenth of the budget, at least one, at most 2 * top_k (beyond
+// that more scratch saves few waves). None if every expert fits.
 int32_t ScratchSlots(const ExpertIndex& index, int top_k, int32_t num_slots);
 
 // [layers]: min(E, 3 * top_k, resident slots / layers with experts), the slots that no other layer

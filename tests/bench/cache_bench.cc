@@ -3,10 +3,12 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <random>
 #include <vector>
 
+#include "cache/device_residency.h"
 #include "cache/expert_cache.h"
 #include "cache/routing_replay.h"
 
@@ -49,28 +51,107 @@ std::vector<RoutingTrace> RecordRouting(int batch) {
   return traces;
 }
 
-// Arguments: batch, residents in percent of all experts.
+std::unique_ptr<ExpertCache> MakeCache(int64_t percent, CacheDriver driver) {
+  return *ExpertCache::Create({.experts_per_layer = std::vector<int>(kLayers, kExperts),
+                               .top_k = kTopK,
+                               .num_slots = static_cast<int>(kLayers * kExperts * percent / 100),
+                               .driver = driver});
+}
+
+double HitRate(const ExpertCache& cache) {
+  HitCount count;
+  for (const LayerStats& layer : cache.Stats().layers) {
+    count.hits += layer.hits_total;
+    count.misses += layer.misses_total;
+  }
+  return count.hit_rate();
+}
+
+// Arguments of both: batch, and slots in percent of all experts.
 void BM_HostDrivenStep(benchmark::State& state) {
   const std::vector<RoutingTrace> traces = RecordRouting(static_cast<int>(state.range(0)));
-  const int num_slots = static_cast<int>(kLayers * kExperts * state.range(1) / 100);
-  std::unique_ptr<ExpertCache> cache =
-      *ExpertCache::Create({.experts_per_layer = std::vector<int>(kLayers, kExperts),
-                            .top_k = kTopK,
-                            .num_slots = num_slots});
+  std::unique_ptr<ExpertCache> cache = MakeCache(state.range(1), CacheDriver::kHost);
   Replay(traces, *cache);
   size_t step = 0;
   for (auto _ : state) ReplayStep(traces[step++ % kSteps], *cache);
-  const CacheStats stats = cache->Stats();
-  double hits = 0;
-  double demands = 0;
-  for (const LayerStats& layer : stats.layers) {
-    hits += static_cast<double>(layer.hits_total);
-    demands += static_cast<double>(layer.hits_total + layer.misses_total);
-  }
-  state.counters["hit_rate"] = hits / demands;
+  state.counters["hit_rate"] = HitRate(*cache);
 }
 BENCHMARK(BM_HostDrivenStep)
     ->ArgsProduct({{1, 8, 32}, {25, 50, 100}})
+    ->Unit(benchmark::kMicrosecond);
+
+// The least a device does: follow the edits, fill where allowed, trace what was used.
+class Device {
+ public:
+  void Apply(const TableUpdate& update) {
+    number_ = update.number;
+    for (const TableEdit& edit : update.edits) {
+      std::vector<TableEdit>& offered = offered_[edit.layer];
+      TableEntry* entry = edit.expert < 0 ? nullptr : &table_[edit.layer * kExperts + edit.expert];
+      if (edit.kind == TableEditKind::kEvict) entry->slot = -1;
+      if (edit.kind == TableEditKind::kOffer) offered.push_back(edit);
+      if (edit.kind == TableEditKind::kAllowFill) entry->fill_allowed = 1;
+      if (edit.kind == TableEditKind::kForbidFill) entry->fill_allowed = 0;
+      if (edit.kind == TableEditKind::kWithdraw) {
+        std::erase_if(offered, [&](const TableEdit& offer) { return offer.slot == edit.slot; });
+      }
+    }
+  }
+
+  DeviceTrace Run(const RoutingTrace& routing) {
+    DeviceTrace trace{.table_number = number_};
+    for (const LayerRouting& layer : routing.layers) {
+      for (const ExpertLoad& load : layer.experts) trace.uses.push_back(Use(layer.layer, load));
+    }
+    return trace;
+  }
+
+ private:
+  DeviceUse Use(int layer, const ExpertLoad& load) {
+    TableEntry& entry = table_[layer * kExperts + load.expert];
+    DeviceUse use{.layer = layer, .expert = load.expert, .tokens = load.tokens};
+    use.weight = load.weight;
+    if (entry.slot >= 0) {
+      use.kind = DeviceUseKind::kHit;
+    } else if (entry.fill_allowed != 0 && !offered_[layer].empty()) {
+      use.kind = DeviceUseKind::kFilled;
+      const TableEdit& offer = offered_[layer].back();
+      entry = {.slot = offer.slot, .generation = offer.generation};
+      offered_[layer].pop_back();
+    }
+    use.slot = entry.slot;
+    use.generation = entry.generation;
+    return use;
+  }
+
+  uint64_t number_ = 0;
+  std::vector<TableEntry> table_ = std::vector<TableEntry>(kLayers * kExperts);
+  std::vector<std::vector<TableEdit>> offered_ = std::vector<std::vector<TableEdit>>(kLayers);
+};
+
+// Replay of a step and the plan for the next; the device's own work is not timed.
+void BM_DeviceDrivenStep(benchmark::State& state) {
+  const std::vector<RoutingTrace> traces = RecordRouting(static_cast<int>(state.range(0)));
+  std::unique_ptr<ExpertCache> cache = MakeCache(state.range(1), CacheDriver::kDevice);
+  Device device;
+  TableUpdate update;
+  const auto step = [&](const RoutingTrace& routing) {
+    const DeviceTrace trace = device.Run(routing);
+    const auto start = std::chrono::steady_clock::now();
+    if (!cache->device()->Replay(trace).ok()) state.SkipWithError("replay failed");
+    const bool edited = cache->device()->Publish(&update);
+    const auto end = std::chrono::steady_clock::now();
+    if (edited) device.Apply(update);
+    return std::chrono::duration<double>(end - start).count();
+  };
+  for (const RoutingTrace& routing : traces) step(routing);
+  size_t next = 0;
+  for (auto _ : state) state.SetIterationTime(step(traces[next++ % kSteps]));
+  state.counters["hit_rate"] = HitRate(*cache);
+}
+BENCHMARK(BM_DeviceDrivenStep)
+    ->ArgsProduct({{1, 8, 32}, {25, 50, 100}})
+    ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
 }  // namespace

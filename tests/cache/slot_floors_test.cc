@@ -11,12 +11,12 @@ namespace {
 using ::testing::Each;
 using ::testing::ElementsAre;
 
-TEST(SlotFloorsTest, ScratchIsASixteenthBetweenOneAndTopK) {
+TEST(SlotFloorsTest, ScratchIsASixteenthBetweenOneAndTwiceTopK) {
   const ExpertIndex index(std::vector<int>(48, 128));
   EXPECT_EQ(ScratchSlots(index, 8, 8), 1);
   EXPECT_EQ(ScratchSlots(index, 8, 47), 2);
-  EXPECT_EQ(ScratchSlots(index, 8, 3000), 8);
-  EXPECT_EQ(ScratchSlots(index, 8, 48 * 128 - 1), 8);
+  EXPECT_EQ(ScratchSlots(index, 8, 3000), 16);
+  EXPECT_EQ(ScratchSlots(index, 8, 48 * 128 - 1), 16);
   EXPECT_EQ(ScratchSlots(index, 8, 48 * 128), 0);
 }
 
