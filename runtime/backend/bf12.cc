@@ -143,14 +143,14 @@ absl::Status CheckNeuron(const ExpertFormat& format, int64_t neuron, const std::
   }
   int last = -1;
   for (int i = 0; i < std::min<int>(header.num_escapes, kBf12HeaderEscapes); ++i) {
-    const absl::Status status = CheckEscape(format, neuron, header.escapes[i], last);
+    absl::Status status = CheckEscape(format, neuron, header.escapes[i], last);
     if (!status.ok()) return status;
   }
   for (int i = kBf12HeaderEscapes; i < header.num_escapes; ++i, ++list) {
     if (list == list_end || list->neuron != neuron % kBf12TileNeurons) {
       return NeuronError(neuron, absl::StrCat(header.num_escapes, " escapes, but ", i, " listed"));
     }
-    const absl::Status status = CheckEscape(format, neuron, list->escape, last);
+    absl::Status status = CheckEscape(format, neuron, list->escape, last);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
@@ -163,9 +163,8 @@ bool Bf12Supports(int64_t hidden) {
 }
 
 int Bf12TileEscapesNeeded(const ExpertFormat& format, std::span<const std::byte> blob) {
-  constexpr int kMost = 1000;
-  int needed = 0;
-  int in_tile = 0;
+  int64_t needed = 0;
+  int64_t in_tile = 0;
   for (int64_t i = 0; i < format.intermediate(); ++i) {
     if (i % kBf12TileNeurons == 0) in_tile = 0;
     int64_t outside = 0;
@@ -174,16 +173,17 @@ int Bf12TileEscapesNeeded(const ExpertFormat& format, std::span<const std::byte>
       outside += std::count_if(row, row + format.hidden(),
                                [base](BFloat16 bits) { return IsOutside(bits, base); });
     }
-    in_tile += static_cast<int>(std::clamp<int64_t>(outside - kBf12HeaderEscapes, 0, kMost));
+    in_tile += std::max<int64_t>(outside - kBf12HeaderEscapes, 0);
     needed = std::max(needed, in_tile);
   }
-  return needed;
+  return static_cast<int>(needed);
 }
 
 int Bf12TileEscapeCapacity(int needed) {
   constexpr int kEntriesPerLine = 128 / sizeof(Bf12TileEscape);
   constexpr int kMaxLines = 15;
-  const int lines = 2 * needed / kEntriesPerLine + 1;  // one entry is the count
+  const int lines =
+      std::min(needed / (kEntriesPerLine / 2), kMaxLines) + 1;  // one entry is the count
   return std::min(lines, kMaxLines) * kEntriesPerLine - 1;
 }
 
@@ -224,7 +224,7 @@ absl::Status ValidateBf12(const ExpertFormat& format, std::span<const std::byte>
     const Bf12TileEscape* const list_end = next + list[0].neuron;
     const int64_t end = std::min(first + kBf12TileNeurons, format.intermediate());
     for (int64_t i = first; i < end; ++i) {
-      const absl::Status status =
+      absl::Status status =
           CheckNeuron(format, i, blob.data() + format.neuron_offset(i), next, list_end);
       if (!status.ok()) return status;
     }

@@ -65,8 +65,7 @@ void ForEachBf12Escape(const Bf12Header& header, const Bf12TileEscape* list, int
 // Positions are 16 bits: three rows must fit.
 bool Bf12Supports(int64_t hidden);
 
-// List entries that the fullest tile of an expert needs; `blob` is bf16 in `format`. More than 1000
-// may be reported as any such number.
+// List entries that the fullest tile of an expert needs; `blob` is bf16 in `format`.
 int Bf12TileEscapesNeeded(const ExpertFormat& format, std::span<const std::byte> blob);
 
 // The capacity for a model whose sampled experts need at most `needed`: twice that, filled up to
