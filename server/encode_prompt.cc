@@ -1,7 +1,5 @@
 #include "server/encode_prompt.h"
 
-#include <string>
-
 #include "absl/strings/str_cat.h"
 #include "server/grpc_status.h"
 

@@ -5,11 +5,13 @@
 #include <google/protobuf/repeated_ptr_field.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "proto/moed/v1/inference.pb.h"
 #include "server/served_model.h"
 

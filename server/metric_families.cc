@@ -2,7 +2,8 @@
 
 #include <grpcpp/support/status_code_enum.h>
 
-#include <numeric>
+#include <limits>
+#include <string>
 #include <utility>
 
 namespace moed::server {

@@ -1,8 +1,9 @@
 #include "server/translate_request.h"
 
 #include <algorithm>
-#include <limits>
+#include <iterator>
 #include <optional>
+#include <tuple>
 #include <utility>
 
 #include "absl/random/random.h"
