@@ -1,5 +1,6 @@
 #include "client/bench_run.h"
 
+#include <chrono>
 #include <memory>
 
 #include "absl/synchronization/mutex.h"
@@ -27,7 +28,10 @@ class Run {
   }
 
  private:
-  double Elapsed() const { return absl::ToDoubleSeconds(absl::Now() - start_); }
+  // By a clock that is never set back.
+  double Elapsed() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
 
   void AwaitTurn(const BenchPlan::Request& request) {
     if (plan_.concurrency == 0) {
@@ -76,7 +80,7 @@ class Run {
   const absl::Duration timeout_;
   Client& client_;
   std::atomic<int64_t>& finished_;
-  const absl::Time start_ = absl::Now();
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   absl::Mutex mutex_;
   int running_ = 0;
   std::vector<BenchRecord> records_;
