@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/finish_unary.h"
 #include "server/grpc_status.h"
 #include "server/refused_stream.h"
 #include "server/translate_response.h"
@@ -29,9 +30,7 @@ grpc::ServerUnaryReactor* ExpertsService::GetStats(grpc::CallbackServerContext* 
                                                    v1::ExpertStats* response) {
   const auto serving = slot_.Require();
   if (serving.ok()) Fill(*(*serving)->model, request->per_expert(), response);
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(serving.status(), *context));
-  return reactor;
+  return FinishUnary(context, serving.status());
 }
 
 grpc::ServerWriteReactor<v1::ExpertStats>* ExpertsService::Watch(

@@ -2,30 +2,31 @@
 
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "server/grpc_status.h"
 #include "server/refused_stream.h"
+#include "server/stream_buffer.h"
 #include "server/submit.h"
+#include "server/vllm_stream_buffer.h"
 
 namespace moed::server {
-namespace {
-
-StreamBuffer::Options BufferOptions(const engine::Request& request) {
-  return {.with_logprobs = request.sampling.logprobs >= 0,
-          .first_prompt_token = request.prompt.front()};
-}
-
-}  // namespace
-
-GenerateWriter* GenerateReactor::Start(grpc::CallbackServerContext* context, const Serving& serving,
-                                       absl::StatusOr<engine::Request> request) {
+template <typename Buffer>
+auto GenerateReactor<Buffer>::Start(grpc::CallbackServerContext* context, const Serving& serving,
+                                    absl::StatusOr<engine::Request> request) -> Writer* {
   if (!request.ok()) {
     serving.metrics.CountEnd(static_cast<grpc::StatusCode>(request.status().code()));
-    return RefusedStream<v1::GenerateResponse>::Start(context, request.status());
+    return RefusedStream<Response>::Start(context, request.status());
   }
-  std::shared_ptr<GenerateReactor> reactor(new GenerateReactor(context, serving, *request));
+  const typename Buffer::Options options = Buffer::OptionsFor(*request);
+  return Start(context, serving, *std::move(request), options);
+}
+
+template <typename Buffer>
+auto GenerateReactor<Buffer>::Start(grpc::CallbackServerContext* context, const Serving& serving,
+                                    engine::Request request,
+                                    const typename Buffer::Options& options) -> Writer* {
+  std::shared_ptr<GenerateReactor> reactor(new GenerateReactor(context, serving, request, options));
   reactor->self_ = reactor;
-  const absl::Status status = Submit(*serving.model, *context, *std::move(request), reactor);
+  const absl::Status status = Submit(*serving.model, *context, std::move(request), reactor);
   if (!status.ok()) {
     absl::MutexLock lock(&reactor->mutex_);
     reactor->Close(status);
@@ -34,25 +35,28 @@ GenerateWriter* GenerateReactor::Start(grpc::CallbackServerContext* context, con
   return reactor.get();
 }
 
-GenerateReactor::GenerateReactor(grpc::CallbackServerContext* context, const Serving& serving,
-                                 const engine::Request& request)
+template <typename Buffer>
+GenerateReactor<Buffer>::GenerateReactor(grpc::CallbackServerContext* context,
+                                         const Serving& serving, const engine::Request& request,
+                                         const typename Buffer::Options& options)
     : context_(context),
       engine_(serving.model->engine.get()),
       metrics_(&serving.metrics),
       request_id_(request.id),
       timer_(metrics_, request.n),
-      buffer_(BufferOptions(request)) {
-  outgoing_.set_request_id(request_id_);
-}
+      buffer_(options) {}
 
-void GenerateReactor::OnPromptLogprobs(std::vector<std::vector<model::TokenLogprob>> logprobs) {
+template <typename Buffer>
+void GenerateReactor<Buffer>::OnPromptLogprobs(
+    std::vector<std::vector<model::TokenLogprob>> logprobs) {
   absl::MutexLock lock(&mutex_);
   if (closed_) return;
   buffer_.PushPromptLogprobs(std::move(logprobs));
   Pump();
 }
 
-void GenerateReactor::OnDelta(engine::Delta delta) {
+template <typename Buffer>
+void GenerateReactor<Buffer>::OnDelta(engine::Delta delta) {
   timer_.OnDelta(delta);
   bool overflow = false;
   {
@@ -68,12 +72,16 @@ void GenerateReactor::OnDelta(engine::Delta delta) {
   if (overflow) engine_->Cancel(request_id_);
 }
 
-void GenerateReactor::OnSequenceFinish(engine::SequenceFinish finish) {
+template <typename Buffer>
+void GenerateReactor<Buffer>::OnSequenceFinish(engine::SequenceFinish finish) {
   absl::MutexLock lock(&mutex_);
-  if (!closed_) buffer_.PushSequenceFinish(std::move(finish));
+  if (closed_) return;
+  buffer_.PushSequenceFinish(std::move(finish));
+  Pump();
 }
 
-void GenerateReactor::OnDone(const absl::Status& status, const engine::Usage& usage) {
+template <typename Buffer>
+void GenerateReactor<Buffer>::OnDone(const absl::Status& status, const engine::Usage& usage) {
   if (status.ok()) timer_.OnDone(usage);
   absl::MutexLock lock(&mutex_);
   if (closed_) return;
@@ -82,14 +90,16 @@ void GenerateReactor::OnDone(const absl::Status& status, const engine::Usage& us
   Pump();
 }
 
-void GenerateReactor::OnWriteDone(bool ok) {
+template <typename Buffer>
+void GenerateReactor<Buffer>::OnWriteDone(bool ok) {
   absl::MutexLock lock(&mutex_);
   writing_ = false;
   if (!ok && !closed_) Close(absl::CancelledError("the client is gone"));
   Pump();
 }
 
-void GenerateReactor::OnCancel() {
+template <typename Buffer>
+void GenerateReactor<Buffer>::OnCancel() {
   {
     absl::MutexLock lock(&mutex_);
     if (closed_ || finished_) return;
@@ -99,28 +109,36 @@ void GenerateReactor::OnCancel() {
   engine_->Cancel(request_id_);
 }
 
-void GenerateReactor::OnDone() { self_.reset(); }
+template <typename Buffer>
+void GenerateReactor<Buffer>::OnDone() {
+  self_.reset();
+}
 
-void GenerateReactor::Close(const absl::Status& status) {
+template <typename Buffer>
+void GenerateReactor<Buffer>::Close(const absl::Status& status) {
   closed_ = true;
   buffer_.Clear();
   result_ = status;
 }
 
-void GenerateReactor::Pump() {
+template <typename Buffer>
+void GenerateReactor<Buffer>::Pump() {
   if (writing_ || finished_) return;
   if (buffer_.Take(&outgoing_)) {
     writing_ = true;
     grpc::WriteOptions options;
     // More is at hand: let the transport gather messages into one packet.
     if (!buffer_.empty() || result_) options.set_buffer_hint();
-    StartWrite(&outgoing_, options);
+    this->StartWrite(&outgoing_, options);
     return;
   }
   if (!result_) return;
   finished_ = true;
   metrics_->CountEnd(static_cast<grpc::StatusCode>(result_->code()));
-  Finish(ToGrpcStatus(*result_, *context_));
+  this->Finish(ToGrpcStatus(*result_, *context_));
 }
+
+template class GenerateReactor<StreamBuffer>;
+template class GenerateReactor<VllmStreamBuffer>;
 
 }  // namespace moed::server

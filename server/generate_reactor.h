@@ -2,6 +2,9 @@
 // one write at a time, from a bounded buffer. The engine's output thread never waits for a client:
 // a slow one gets joined deltas, one that stops reading is cut off.
 //
+// `Buffer` (StreamBuffer, VllmStreamBuffer) is what differs between the APIs: it makes the
+// messages.
+//
 // Owned jointly by gRPC, until its OnDone, and by the engine, until its own; either may end first.
 // gRPC's threads and the engine's output thread meet in `mutex_`.
 #pragma once
@@ -17,21 +20,25 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "proto/moed/v1/inference.pb.h"
 #include "runtime/engine/request.h"
 #include "server/model_slot.h"
 #include "server/request_metrics.h"
-#include "server/stream_buffer.h"
 
 namespace moed::server {
 
-using GenerateWriter = grpc::ServerWriteReactor<v1::GenerateResponse>;
-
-class GenerateReactor final : public GenerateWriter, public engine::OutputSink {
+template <typename Buffer>
+class GenerateReactor final : public grpc::ServerWriteReactor<typename Buffer::Response>,
+                              public engine::OutputSink {
  public:
-  // Submits `request`; a reactor that finishes at once if it is not OK or refused.
-  static GenerateWriter* Start(grpc::CallbackServerContext* context, const Serving& serving,
-                               absl::StatusOr<engine::Request> request);
+  using Response = typename Buffer::Response;
+  using Writer = grpc::ServerWriteReactor<Response>;
+
+  // Submits `request`; a reactor that finishes at once if it is not OK or refused. `options` are
+  // the buffer's, if the request alone does not say them.
+  static Writer* Start(grpc::CallbackServerContext* context, const Serving& serving,
+                       absl::StatusOr<engine::Request> request);
+  static Writer* Start(grpc::CallbackServerContext* context, const Serving& serving,
+                       engine::Request request, const typename Buffer::Options& options);
 
   // From the engine.
   void OnPromptLogprobs(std::vector<std::vector<model::TokenLogprob>> logprobs) override;
@@ -46,7 +53,7 @@ class GenerateReactor final : public GenerateWriter, public engine::OutputSink {
 
  private:
   GenerateReactor(grpc::CallbackServerContext* context, const Serving& serving,
-                  const engine::Request& request);
+                  const engine::Request& request, const typename Buffer::Options& options);
 
   // Writes the next message if none is outstanding; finishes after the last.
   void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -61,8 +68,8 @@ class GenerateReactor final : public GenerateWriter, public engine::OutputSink {
   std::shared_ptr<GenerateReactor> self_;  // gRPC's share
 
   absl::Mutex mutex_;
-  StreamBuffer buffer_ ABSL_GUARDED_BY(mutex_);
-  v1::GenerateResponse outgoing_;  // belongs to the write that is outstanding
+  Buffer buffer_ ABSL_GUARDED_BY(mutex_);
+  Response outgoing_;  // belongs to the write that is outstanding
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;

@@ -3,6 +3,7 @@
 #include <google/protobuf/util/time_util.h>
 
 #include <cstdint>
+#include <iterator>
 #include <string>
 
 #include "absl/strings/cord.h"
@@ -17,6 +18,13 @@ namespace {
 // Payloads by which details travel inside an absl::Status.
 constexpr char kFieldPayload[] = "moed/field";
 constexpr char kRetryPayload[] = "moed/retry-delay-ms";
+
+// By code.
+constexpr const char* kCodeNames[] = {
+    "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+    "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+    "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+    "DATA_LOSS", "UNAUTHENTICATED"};
 
 // 0: the status bears none.
 int64_t RetryDelayMs(const absl::Status& status) {
@@ -85,6 +93,16 @@ grpc::Status ToGrpcStatus(const absl::Status& status, grpc::ServerContextBase& c
   const int64_t delay_ms = RetryDelayMs(status);
   if (delay_ms > 0) context.AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(delay_ms));
   return ToGrpcStatus(status);
+}
+
+const char* CodeName(int code) {
+  const bool known = code >= 0 && code < static_cast<int>(std::size(kCodeNames));
+  return known ? kCodeNames[code] : "UNKNOWN";
+}
+
+bool IsServerFault(grpc::StatusCode code) {
+  return code == grpc::StatusCode::UNKNOWN || code == grpc::StatusCode::INTERNAL ||
+         code == grpc::StatusCode::DATA_LOSS;
 }
 
 }  // namespace moed::server

@@ -28,4 +28,10 @@ grpc::Status ToGrpcStatus(const absl::Status& status);
 // the status bears a retry delay.
 grpc::Status ToGrpcStatus(const absl::Status& status, grpc::ServerContextBase& context);
 
+// "OK", "RESOURCE_EXHAUSTED", …; "UNKNOWN" for what is no code.
+const char* CodeName(int code);
+
+// Whether a call's code speaks of a fault of the server, not of its client or of load.
+bool IsServerFault(grpc::StatusCode code);
+
 }  // namespace moed::server

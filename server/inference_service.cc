@@ -1,31 +1,22 @@
 #include "server/inference_service.h"
 
+#include "server/finish_unary.h"
 #include "server/generate_once_reactor.h"
 #include "server/generate_reactor.h"
-#include "server/grpc_status.h"
 #include "server/refused_stream.h"
+#include "server/stream_buffer.h"
 #include "server/translate_request.h"
 #include "server/translate_response.h"
 
 namespace moed::server {
-namespace {
-
-grpc::ServerUnaryReactor* FinishUnary(grpc::CallbackServerContext* context,
-                                      const absl::Status& status) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status, *context));
-  return reactor;
-}
-
-}  // namespace
-
-GenerateWriter* InferenceService::Generate(grpc::CallbackServerContext* context,
-                                           const v1::GenerateRequest* request) {
+grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
+    grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
   const auto serving = slot_.Require();
   if (!serving.ok()) {
     return RefusedStream<v1::GenerateResponse>::Start(context, serving.status());
   }
-  return GenerateReactor::Start(context, **serving, ToEngineRequest(*request, *(*serving)->model));
+  return GenerateReactor<StreamBuffer>::Start(context, **serving,
+                                              ToEngineRequest(*request, *(*serving)->model));
 }
 
 grpc::ServerUnaryReactor* InferenceService::GenerateOnce(grpc::CallbackServerContext* context,
@@ -37,13 +28,14 @@ grpc::ServerUnaryReactor* InferenceService::GenerateOnce(grpc::CallbackServerCon
                                     ToEngineRequest(*request, *(*serving)->model), response);
 }
 
-GenerateWriter* InferenceService::Chat(grpc::CallbackServerContext* context,
-                                       const v1::ChatRequest* request) {
+grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Chat(
+    grpc::CallbackServerContext* context, const v1::ChatRequest* request) {
   const auto serving = slot_.Require();
   if (!serving.ok()) {
     return RefusedStream<v1::GenerateResponse>::Start(context, serving.status());
   }
-  return GenerateReactor::Start(context, **serving, ToEngineRequest(*request, *(*serving)->model));
+  return GenerateReactor<StreamBuffer>::Start(context, **serving,
+                                              ToEngineRequest(*request, *(*serving)->model));
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,

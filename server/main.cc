@@ -1,5 +1,4 @@
 // The moed daemon.
-#include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <cstdio>
@@ -7,6 +6,7 @@
 #include <iostream>
 
 #include "server/listen_address.h"
+#include "server/log.h"
 #include "server/model_host.h"
 #include "server/options.h"
 #include "server/server.h"
@@ -21,9 +21,7 @@ int main(int argc, char** argv) {
     return parsed.exit_code;
   }
   const Options& options = *parsed.options;
-  spdlog::set_default_logger(spdlog::stderr_color_mt("moed"));
-  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%l%$ %v");
-  spdlog::set_level(spdlog::level::from_str(options.log_level));
+  StartLog(options.log_format, options.log_level);
 
   const auto server = Server::Create(options, LoadModel);
   if (!server.ok()) {

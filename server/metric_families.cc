@@ -1,10 +1,10 @@
 #include "server/metric_families.h"
 
-#include <grpcpp/support/status_code_enum.h>
-
 #include <limits>
 #include <string>
 #include <utility>
+
+#include "server/grpc_status.h"
 
 namespace moed::server {
 namespace {
@@ -14,11 +14,6 @@ using prometheus::MetricFamily;
 using prometheus::MetricType;
 using Labels = std::vector<ClientMetric::Label>;
 
-constexpr const char* kCodeNames[RequestMetrics::kNumCodes] = {
-    "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
-    "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
-    "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
-    "DATA_LOSS", "UNAUTHENTICATED"};
 constexpr const char* kFinishNames[] = {"stop", "length", "cancelled", "failed"};
 constexpr const char* kPathNames[cache::kNumBytePaths] = {"disk", "link", "cpu"};
 
@@ -128,7 +123,7 @@ void AppendRequestFamilies(const ServedModel& model, const RequestMetrics& metri
                                 "Generate, GenerateOnce and Chat calls by gRPC status");
   for (int code = 0; code < RequestMetrics::kNumCodes; ++code) {
     const int64_t calls = metrics.ended(code);
-    if (calls > 0) ended.Add(static_cast<double>(calls), {{"code", kCodeNames[code]}});
+    if (calls > 0) ended.Add(static_cast<double>(calls), {{"code", CodeName(code)}});
   }
   ended.AppendTo(families);
   const struct {

@@ -17,10 +17,16 @@ class MetricsListener {
   static absl::StatusOr<std::unique_ptr<MetricsListener>> Start(const std::string& host, int port,
                                                                 const ModelSlot* slot);
 
+  // Ends at once; the exposer alone would look up from its accept only every two seconds.
+  ~MetricsListener();
+
   int port() const { return exposer_->GetListeningPorts().front(); }
 
  private:
-  MetricsListener(std::unique_ptr<prometheus::Exposer> exposer, const ModelSlot* slot);
+  MetricsListener(const std::string& host, std::unique_ptr<prometheus::Exposer> exposer,
+                  const ModelSlot* slot);
+
+  const std::string host_;
 
   // The exposer holds weak references.
   std::shared_ptr<ServingCollector> serving_;

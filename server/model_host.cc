@@ -70,6 +70,9 @@ absl::Status LoadText(const std::string& directory, ServedModel* served) {
   }
   if (!tokenizer.ok()) return tokenizer.status();
   served->tokenizer = *std::move(tokenizer);
+  auto bundle = PackTokenizer(directory);
+  if (!bundle.ok()) return bundle.status();
+  served->tokenizer_bundle = *std::move(bundle);
   auto chat_template = text::LoadChatTemplate(directory);
   if (chat_template.ok()) {
     served->chat_template = *std::move(chat_template);

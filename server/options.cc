@@ -142,6 +142,15 @@ void AddMemoryFlags(CLI::App& app, Options& options) {
       ->check(CheckPolicy);
 }
 
+void AddLogFlags(CLI::App& app, Options& options) {
+  static const std::map<std::string, LogFormat> kFormats = {{"text", LogFormat::kText},
+                                                            {"json", LogFormat::kJson}};
+  app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off [info]")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
+  app.add_option("--log-format", options.log_format, "text or json [text]")
+      ->transform(CLI::CheckedTransformer(kFormats));
+}
+
 // MOED_SOME_FLAG for --some-flag.
 std::string EnvironmentName(const std::string& flag) {
   return absl::StrCat("MOED_", absl::AsciiStrToUpper(absl::StrReplaceAll(flag, {{"-", "_"}})));
@@ -178,8 +187,7 @@ ParsedCommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddNetworkFlags(app, options);
   AddBatchingFlags(app, options);
   AddMemoryFlags(app, options);
-  app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off [info]")
-      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
+  AddLogFlags(app, options);
 
   std::vector<std::string> all = WithEnvironment(app, arguments);
   std::reverse(all.begin(), all.end());  // as App::parse wants it

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/model/checkpoint.h"
+#include "server/log.h"
 
 namespace moed::server {
 
@@ -42,6 +43,7 @@ struct Options {
   std::string expert_policy = "recency-frequency";
 
   std::string log_level = "info";
+  LogFormat log_format = LogFormat::kText;
 };
 
 // What a command line means: options to serve with, or a text to print before leaving.

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "runtime/model/model_runner.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
+#include "server/tokenizer_bundle.h"
 
 namespace moed::server {
 
@@ -54,6 +56,7 @@ struct ServedModel {
   model::GenerationDefaults generation;
   std::unique_ptr<text::Tokenizer> tokenizer;         // null: served by token ids
   std::unique_ptr<text::ChatTemplate> chat_template;  // null: no Chat
+  std::optional<TokenizerBundle> tokenizer_bundle;    // for gateways; with a tokenizer
   std::unique_ptr<model::StepRunner> runner;
   // What the expert cache last published; never null.
   std::function<std::shared_ptr<const model::ExpertSnapshot>()> experts;

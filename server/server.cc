@@ -1,9 +1,5 @@
 #include "server/server.h"
 
-#include <grpcpp/ext/proto_server_reflection_plugin.h>
-#include <grpcpp/health_check_service_interface.h>
-#include <grpcpp/resource_quota.h>
-#include <grpcpp/server_builder.h>
 #include <spdlog/spdlog.h>
 
 #include <utility>
@@ -16,33 +12,8 @@ namespace moed::server {
 namespace {
 
 constexpr absl::Duration kTick = absl::Milliseconds(200);
-// For what drained calls still have to write, and to end endless ones (Watch).
-constexpr absl::Duration kCloseGrace = absl::Seconds(1);
-// Of messages and buffers that clients can make gRPC hold at once.
-constexpr size_t kGrpcMemoryBytes = size_t{256} << 20;
-constexpr int kMaxStreamsPerConnection = 16384;
-constexpr int kMaxMetadataBytes = 16 << 10;
-// Clients and proxies ping as often as every 30 s, even idle; gRPC would refuse below 5 minutes.
-constexpr int kMinClientPingMs = 10'000;
-// Finds clients that vanished without closing.
-constexpr int kKeepaliveMs = 60'000;
-constexpr int kKeepaliveTimeoutMs = 20'000;
-
-void SetLimits(const Options& options, grpc::ServerBuilder* builder) {
-  builder->SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
-  builder->SetMaxSendMessageSize(-1);
-  builder->SetResourceQuota(grpc::ResourceQuota("moed").Resize(
-      kGrpcMemoryBytes + static_cast<size_t>(options.max_message_bytes)));
-  builder->AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
-  builder->AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
-  builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-                              kMinClientPingMs);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
-  // Two servers on one port would each get some of the connections, instead of an error.
-  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-}
+// For what drained calls still have to write.
+constexpr absl::Duration kCloseGrace = absl::Seconds(5);
 
 }  // namespace
 
@@ -55,10 +26,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Create(const Options& options, M
   return server;
 }
 
-Server::Server(const Options& options) : options_(options), inference_(&slot_), experts_(&slot_) {}
+Server::Server(const Options& options)
+    : options_(options), inference_(&slot_), experts_(&slot_), vllm_(&slot_, &ready_) {}
 
 Server::~Server() {
-  if (grpc_server_ != nullptr) grpc_server_->Shutdown(absl::ToChronoTime(absl::Now()));
+  api_.reset();  // no call may outlive what it runs on
   if (loader_thread_.joinable()) loader_thread_.join();
 }
 
@@ -67,19 +39,16 @@ absl::Status Server::Listen() {
   if (!metrics.ok()) return metrics.status();
   metrics_ = *std::move(metrics);
 
-  grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  grpc::ServerBuilder builder;
-  SetLimits(options_, &builder);
-  builder.RegisterService(&inference_);
-  builder.RegisterService(&experts_);
-  const std::string address = ListenAddress(options_.host, options_.port);
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port_);
-  grpc_server_ = builder.BuildAndStart();
-  if (grpc_server_ == nullptr || port_ == 0) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", address,
-                                               "; is the port in use? choose another with --port"));
-  }
+  GrpcListenerOptions api;
+  api.address = ListenAddress(options_.host, options_.port);
+  api.flag = "--port";
+  api.credentials = grpc::InsecureServerCredentials();
+  api.services = {&inference_, &experts_, &vllm_};
+  api.reflection = true;
+  api.max_message_bytes = options_.max_message_bytes;
+  auto listener = GrpcListener::Start(api);
+  if (!listener.ok()) return listener.status();
+  api_ = *std::move(listener);
   PublishHealth(EvaluateHealth(/*snapshot=*/nullptr, absl::Now()));
   return absl::OkStatus();
 }
@@ -125,20 +94,18 @@ absl::Status Server::CheckModel() {
 void Server::PublishHealth(const Health& health) {
   if (health_published_ == health) return;
   health_published_ = health;
-  grpc::HealthCheckServiceInterface* service = grpc_server_->GetHealthCheckService();
-  service->SetServingStatus("", health.live);
-  for (const char* name : {v1::Inference::service_full_name(), v1::Experts::service_full_name()}) {
-    service->SetServingStatus(name, health.ready);
-  }
+  ready_.store(health.ready, std::memory_order_relaxed);
+  api_->SetHealth(health);
 }
 
 void Server::Drain(absl::Duration patience) {
   PublishHealth({.live = health_published_->live, .ready = false});
   const Serving* serving = slot_.get();
-  if (serving != nullptr && !serving->model->engine->Drain(absl::Now() + patience)) {
+  const bool drained = serving == nullptr || serving->model->engine->Drain(absl::Now() + patience);
+  if (!drained) {
     spdlog::warn("requests still run after {}; cancelling them", absl::FormatDuration(patience));
   }
-  grpc_server_->Shutdown(absl::ToChronoTime(absl::Now() + kCloseGrace));
+  api_->Shutdown(drained ? kCloseGrace : absl::ZeroDuration());
 }
 
 }  // namespace moed::server

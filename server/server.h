@@ -5,8 +5,7 @@
 //   absl::Status status = (*server)->Run(stop_requested);
 #pragma once
 
-#include <grpcpp/server.h>
-
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -19,11 +18,13 @@
 #include "absl/time/time.h"
 #include "server/activity_log.h"
 #include "server/experts_service.h"
+#include "server/grpc_listener.h"
 #include "server/health.h"
 #include "server/inference_service.h"
 #include "server/metrics_listener.h"
 #include "server/model_slot.h"
 #include "server/options.h"
+#include "server/vllm_service.h"
 
 namespace moed::server {
 
@@ -42,7 +43,7 @@ class Server {
   // Waits for the loader, which cannot be interrupted.
   ~Server();
 
-  int port() const { return port_; }
+  int port() const { return api_->port(); }
   int metrics_port() const { return metrics_->port(); }
   bool loaded() const { return slot_.get() != nullptr; }
 
@@ -64,10 +65,11 @@ class Server {
   const Options options_;
   ModelSlot slot_;  // before the services, which read it
   InferenceService inference_;
+  std::atomic<bool> ready_ = false;  // the health last published
   ExpertsService experts_;
+  VllmService vllm_;
   std::unique_ptr<MetricsListener> metrics_;
-  std::unique_ptr<grpc::Server> grpc_server_;
-  int port_ = 0;
+  std::unique_ptr<GrpcListener> api_;
   std::optional<Health> health_published_;
   ActivityLog activity_;
   absl::Mutex load_mutex_;

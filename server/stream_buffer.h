@@ -1,32 +1,36 @@
-// What waits to be written to one streaming client. While the client keeps up, each delta is a
-// message; when it lags, deltas of one sequence are joined, so that messages stay few, and past a
-// limit of bytes the buffer refuses more. Owned by a reactor, which guards it.
+// What waits to be written to one client of moed.v1.Inference: bounded deltas (DeltaQueue), then
+// one message with all finishes. Owned by a reactor, which guards it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "proto/moed/v1/inference.pb.h"
 #include "runtime/engine/request.h"
+#include "server/delta_queue.h"
 
 namespace moed::server {
 
 class StreamBuffer {
  public:
+  using Response = v1::GenerateResponse;
   struct Options {
     bool with_logprobs = false;
     int32_t first_prompt_token = 0;  // for PromptLogprobs
+    std::string request_id = {};     // on every message
     size_t max_messages = 32;        // deltas queued before they are joined
     size_t max_bytes = 1 << 20;      // of tokens and text waiting
   };
-  explicit StreamBuffer(const Options& options) : options_(options) {}
+  explicit StreamBuffer(const Options& options)
+      : options_(options), deltas_(options.max_messages, options.max_bytes) {}
+  static Options OptionsFor(const engine::Request& request);
 
   // False if the limit of bytes is passed; the delta is dropped.
-  bool Push(engine::Delta delta);
+  bool Push(engine::Delta delta) { return deltas_.Push(std::move(delta)); }
   void PushPromptLogprobs(std::vector<std::vector<model::TokenLogprob>> logprobs);
   void PushSequenceFinish(engine::SequenceFinish finish);
   // The last event: usage and all finishes so far.
@@ -38,11 +42,8 @@ class StreamBuffer {
   bool Take(v1::GenerateResponse* message);
 
  private:
-  bool Join(engine::Delta& delta);
-
   Options options_;
-  std::deque<engine::Delta> deltas_;
-  size_t bytes_ = 0;  // of deltas_
+  DeltaQueue deltas_;
   std::optional<std::vector<std::vector<model::TokenLogprob>>> prompt_logprobs_;
   std::vector<engine::SequenceFinish> finishes_;
   std::optional<engine::Usage> usage_;
