@@ -61,6 +61,8 @@ v1::GenerateRequest Request(int64_t max_tokens) {
   return request;
 }
 
+// Arguments: streams, and how long the runner takes for a step: 0 is as fast as it is asked, far more
+// than can be written one by one.
 void BM_TokensEndToEnd(benchmark::State& state) {
   const int streams = static_cast<int>(state.range(0));
   Options options;
@@ -77,6 +79,7 @@ void BM_TokensEndToEnd(benchmark::State& state) {
         .IgnoreError();
   });
   while (!(*server)->loaded()) absl::SleepFor(absl::Milliseconds(1));
+  runner->SetStepTime(absl::Microseconds(state.range(1)));
   const auto stub = v1::Inference::NewStub(grpc::CreateChannel(
       absl::StrCat("127.0.0.1:", (*server)->port()), grpc::InsecureChannelCredentials()));
   const v1::GenerateRequest request = Request(2000);
@@ -93,12 +96,22 @@ void BM_TokensEndToEnd(benchmark::State& state) {
     }
   }
   state.SetItemsProcessed(tokens);
+  state.counters["messages_per_second"] =
+      benchmark::Counter(static_cast<double>(messages), benchmark::Counter::kIsRate);
   state.counters["messages_per_token"] =
       static_cast<double>(messages) / static_cast<double>(tokens);
   stop.Notify();
   run.join();
 }
-BENCHMARK(BM_TokensEndToEnd)->Arg(1)->Arg(64)->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(BM_TokensEndToEnd)
+    ->ArgNames({"streams", "step_us"})
+    ->Args({1, 0})
+    ->Args({64, 0})
+    ->Args({64, 1000})
+    ->Args({64, 500})
+    ->Args({64, 350})
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
 
 }  // namespace
 }  // namespace moed::server
