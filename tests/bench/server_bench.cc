@@ -61,8 +61,8 @@ v1::GenerateRequest Request(int64_t max_tokens) {
   return request;
 }
 
-// Arguments: streams, and how long the runner takes for a step: 0 is as fast as it is asked, far more
-// than can be written one by one.
+// Arguments: streams, and how long the runner takes for a step: 0 is as fast as it is asked, far
+// more than can be written one by one.
 void BM_TokensEndToEnd(benchmark::State& state) {
   const int streams = static_cast<int>(state.range(0));
   Options options;

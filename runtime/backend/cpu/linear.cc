@@ -152,7 +152,7 @@ void DenseProduct::ComputePartialPanel(const Chunk& chunk, int64_t row_begin, in
   const int64_t width = chunk.weight.out_features();
   const int64_t first = panel * kPanelColumns;
   float* out = chunk.out + row_begin * width + first;
-  std::array<float, kMaxBlockRows * kPanelColumns> sums = {};
+  std::array<float, kMaxBlockRows* kPanelColumns> sums = {};
   for (int64_t r = 0; r < rows; ++r) {
     StartSums(chunk.weight, out + r * width, chunk.accumulate, first, width - first,
               sums.data() + r * kPanelColumns);
