@@ -204,6 +204,10 @@ void ExpertCache::CountBytes(int layer, BytePath path, int64_t bytes) {
   state_.counters[layer].bytes_total[static_cast<int>(path)] += bytes;
 }
 
+void ExpertCache::CountMisses(int layer, int64_t misses) {
+  state_.counters[layer].misses_total += misses;
+}
+
 void ExpertCache::CountStall(int layer, double seconds) {
   state_.counters[layer].stall_seconds_total += seconds;
 }

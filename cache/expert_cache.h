@@ -114,6 +114,8 @@ class ExpertCache {
   // For the caller to report what its fills and waits cost.
   void CountBytes(int layer, BytePath path, int64_t bytes);
   void CountStall(int layer, double seconds);
+  // Experts that found no slot in Demand and were used without one (device-driven only).
+  void CountMisses(int layer, int64_t misses);
 
   // Keeps an expert resident from its next fill on (until UnpinExpert), and admits it before all
   // others. INVALID_ARGUMENT: no such expert; RESOURCE_EXHAUSTED: kept experts would leave fewer

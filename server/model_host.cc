@@ -32,9 +32,11 @@ std::string ModelName(const Options& options, const std::string& directory) {
   return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
 }
 
-// Auto is the CPU as long as the CUDA backend does not run whole models.
 absl::StatusOr<std::unique_ptr<backend::Backend>> CreateBackend(const Options& options) {
-  if (options.device == Device::kCuda) return backend::CreateCudaBackend({});
+  if (options.device == Device::kCuda ||
+      (options.device == Device::kAuto && backend::CudaAvailable())) {
+    return backend::CreateCudaBackend({});
+  }
   return backend::CreateCpuBackend({.num_threads = options.cpu_threads});
 }
 
@@ -48,6 +50,7 @@ absl::StatusOr<std::unique_ptr<model::ModelRunner>> CreateRunner(const Options& 
   if (!backend.ok()) return backend.status();
   model::ModelRunnerOptions runner_options;
   runner_options.memory_limit_bytes = backend::AvailableMemoryBytes() - kReserveBytes;
+  runner_options.gpu_memory_utilization = options.gpu_memory_utilization;
   runner_options.expert_budget = options.expert_budget;
   runner_options.expert_policy = options.expert_policy;
   runner_options.max_num_seqs = options.max_num_seqs;

@@ -128,6 +128,9 @@ void AddMemoryFlags(CLI::App& app, Options& options) {
       {"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}};
   app.add_option("--device", options.device, "auto, cpu or cuda [auto]")
       ->transform(CLI::CheckedTransformer(kDevices));
+  app.add_option("--gpu-memory-utilization", options.gpu_memory_utilization,
+                 "Share of the GPU's memory to use, 0.05 to 1 [0.9]")
+      ->check(CLI::Range(0.05, 1.0));
   app.add_option("--cpu-threads", options.cpu_threads, "Compute threads [auto]")
       ->transform(CLI::Validator(ParseCountOrAuto, "N|auto"))
       ->check(CLI::Range(0, 4096));

@@ -37,6 +37,7 @@ struct Options {
 
   // Memory and compute.
   Device device = Device::kAuto;
+  double gpu_memory_utilization = 0.9;
   int cpu_threads = 0;                 // 0: by affinity and cgroup quota
   int64_t kv_cache_bytes = 0;          // 0: chosen from what memory is left
   std::string expert_budget = "auto";  // see model::ParseExpertBudget

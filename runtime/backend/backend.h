@@ -11,12 +11,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "runtime/backend/buffer.h"
+#include "runtime/backend/device_experts.h"
 #include "runtime/backend/expert_format.h"
 #include "runtime/backend/tensor.h"
 
@@ -35,6 +38,14 @@ class LinearWeight {
   virtual int64_t in_features() const = 0;
 };
 
+inline constexpr int kMaxLinearProducts = 3;
+
+// One of several products of the same rows.
+struct LinearProduct {
+  const LinearWeight* weight = nullptr;
+  Tensor out;  // [T, out] f32
+};
+
 // How a router turns logits [T, E] into k experts and their weights.
 struct RouterSpec {
   enum class Scoring : uint8_t { kSoftmax, kSigmoid };
@@ -45,6 +56,21 @@ struct RouterSpec {
   float scale = 1.0f;               // routed_scaling_factor
   int num_experts = 0;              // E
   int top_k = 0;                    // k
+};
+
+// A layer's router from the residual on: everything that Route takes and gives, and what comes
+// before.
+struct RouterStep {
+  RouterSpec spec;
+  Tensor x;            // [T, H] f32
+  Tensor norm_weight;  // [H] f32
+  float norm_epsilon = 0.0f;
+  Tensor router;      // [E, H] f32
+  Tensor normed;      // [T, H] bf16, out: the experts' input
+  Tensor normed_f32;  // [T, H] f32, out: the router's input
+  Tensor logits;      // [T, E] f32, out
+  Tensor ids;         // [T, k] i32, out
+  Tensor weights;     // [T, k] f32, out
 };
 
 // Rotary embedding of one model: the first `rotary_dims` of each head are rotated.
@@ -99,6 +125,12 @@ struct ExpertWork {
   std::span<const int32_t> rows;
 };
 
+// The device's own memory.
+struct DeviceMemory {
+  int64_t total_bytes = 0;
+  int64_t free_bytes = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -106,13 +138,24 @@ class Backend {
   // "cpu (AVX-512, 16 threads)" or "NVIDIA H200".
   virtual std::string Description() const = 0;
 
+  // Nullopt if the device computes in host memory.
+  virtual std::optional<DeviceMemory> Memory() = 0;
+
   // RESOURCE_EXHAUSTED, naming bytes and `what`, if the memory cannot be had.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes, MemoryKind kind, std::string_view what) = 0;
   virtual absl::Status CopyFromHost(std::span<const std::byte> source, std::byte* destination) = 0;
+  // The same as CopyFromHost from any thread, beside the ops.
+  virtual absl::Status Upload(std::span<const std::byte> source, std::byte* destination) = 0;
   virtual absl::Status CopyToHost(const std::byte* source, std::span<std::byte> destination) = 0;
 
   // Waits for everything issued. Returns the first device error, then and for ever (sticky).
   virtual absl::Status Synchronize() = 0;
+
+  // Experts that the device finds by itself. `options` as described there; the memory it names must
+  // outlive the result, and so must this backend. UNIMPLEMENTED for a shape or format that the
+  // device's kernels cannot take.
+  virtual absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
+      const DeviceExpertsOptions& options) = 0;
 
   // Takes a copy of `weight` [out, in] (bf16, host memory) and `bias` [out] f32 (or empty).
   virtual absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(const Tensor& weight,
@@ -122,6 +165,11 @@ class Backend {
   // what its kernels need of the batch, once. The spans must live until the step's last op.
   virtual void BeginStep(std::span<const int32_t> token_ids,
                          std::span<const AttentionSegment> segments) = 0;
+
+  // Issues the ops of a step through `issue`, or repeats what it issued for the same `key` before,
+  // without calling it: it must then issue the same ops on the same memory. What differs from step
+  // to step lies in that memory and in the arguments of BeginStep, which comes first.
+  virtual void RunRecorded(uint64_t key, absl::FunctionRef<void()> issue) = 0;
 
   // table [V, H] bf16, token_ids [T] i32 (host) -> out [T, H] f32.
   virtual void Embed(const Tensor& table, std::span<const int32_t> token_ids,
@@ -135,6 +183,13 @@ class Backend {
   // x [T, in] bf16 -> out [T, out] f32; added to what is there if `accumulate`.
   virtual void Linear(const LinearWeight& weight, const Tensor& x, const Tensor& out,
                       bool accumulate) = 0;
+
+  // Linear without accumulation for each of `products`, at most kMaxLinearProducts.
+  virtual void LinearGroup(std::span<const LinearProduct> products, const Tensor& x) = 0;
+
+  // RmsNorm of x into `normed`, then LinearGroup of that.
+  virtual void NormLinearGroup(const Tensor& x, const Tensor& norm_weight, float epsilon,
+                               const Tensor& normed, std::span<const LinearProduct> products) = 0;
 
   // Same product with float32 on both sides (the router): weight [out, in] f32, x [T, in] f32.
   virtual void LinearF32(const Tensor& weight, const Tensor& x, const Tensor& out) = 0;
@@ -156,6 +211,9 @@ class Backend {
   // last), distinct and in [0, E) whatever the logits; weights [T, k] f32, which pass NaN on.
   virtual void Route(const RouterSpec& spec, const Tensor& logits, const Tensor& ids,
                      const Tensor& weights) = 0;
+
+  // RmsNorm, LinearF32 and Route in one.
+  virtual void NormRoute(const RouterStep& step) = 0;
 
   // For each work item, out[row] = expert(x[row / k]) for its rows. x [T, H] bf16, out [T * k, H]
   // f32. An expert's output does not depend on which other experts are in `work`.

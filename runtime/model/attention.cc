@@ -34,10 +34,10 @@ void RunAttention(const ModelConfig& config, int layer, const AttentionWeights& 
   const backend::Tensor normed = activations.normed(step.tokens);
   const backend::AttentionSpec spec = AttentionSpecOf(config, layer);
 
-  backend.RmsNorm(residual, weights.norm.view, config.norm_epsilon, normed, backend::Tensor());
-  backend.Linear(*weights.query, normed, act.query, /*accumulate=*/false);
-  backend.Linear(*weights.key, normed, act.key, /*accumulate=*/false);
-  backend.Linear(*weights.value, normed, act.value, /*accumulate=*/false);
+  const backend::LinearProduct products[] = {{weights.query.get(), act.query},
+                                             {weights.key.get(), act.key},
+                                             {weights.value.get(), act.value}};
+  backend.NormLinearGroup(residual, weights.norm.view, config.norm_epsilon, normed, products);
   backend.PrepareQkv(QkPrepareOf(config, weights, step.rope), spec, step.segments, act.query,
                      act.key, act.value, kv);
   backend.Attention(spec, step.segments, act.query, kv, act.output);

@@ -9,6 +9,14 @@
 namespace moed::model {
 namespace {
 
+// Two being copied, two being computed.
+constexpr int kStagingSlots = 4;
+constexpr int64_t kMostStagingBytes = int64_t{1} << 30;
+
+int NumStagingSlots(int64_t blob_bytes) {
+  return static_cast<int>(std::clamp<int64_t>(kMostStagingBytes / blob_bytes, 1, kStagingSlots));
+}
+
 std::vector<int> ExpertsPerLayer(const ModelConfig& config) {
   std::vector<int> experts;
   for (const LayerConfig& layer : config.layers) {
@@ -23,16 +31,57 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
                                                                  const ExpertStoreOptions& options,
                                                                  const ExpertSource& source,
                                                                  backend::Backend& backend) {
-  auto cache = cache::ExpertCache::Create({.experts_per_layer = ExpertsPerLayer(config),
-                                           .top_k = config.router.top_k,
-                                           .num_slots = options.num_slots,
-                                           .policy = options.policy});
+  const bool on_device = options.device_tokens > 0;
+  auto cache = cache::ExpertCache::Create(
+      {.experts_per_layer = ExpertsPerLayer(config),
+       .top_k = config.router.top_k,
+       .num_slots = options.num_slots,
+       .policy = options.policy,
+       .driver = on_device ? cache::CacheDriver::kDevice : cache::CacheDriver::kHost});
   if (!cache.ok()) return cache.status();
-  const size_t arena_bytes = (*cache)->num_slots() * source.format().blob_bytes();
-  auto arena = backend.Allocate(arena_bytes, backend::MemoryKind::kHost, "expert slots");
+  const size_t blob_bytes = source.format().blob_bytes();
+  size_t arena_bytes = (*cache)->num_slots() * blob_bytes;
+  if (on_device) arena_bytes += StagingBytes(static_cast<int64_t>(blob_bytes));
+  auto arena = backend.Allocate(
+      arena_bytes, on_device ? backend::MemoryKind::kDevice : backend::MemoryKind::kHost,
+      "expert slots");
   if (!arena.ok()) return arena.status();
-  return std::unique_ptr<ExpertStore>(new ExpertStore(source, *std::move(cache), *std::move(arena),
-                                                      ExpertsPerLayer(config), options.io_threads));
+  if (!on_device) {
+    return std::unique_ptr<ExpertStore>(new ExpertStore(
+        source, *std::move(cache), *std::move(arena), ExpertsPerLayer(config), options.io_threads));
+  }
+  auto host = HostExperts::Load(source, ExpertsPerLayer(config), options.io_threads,
+                                options.progress, backend);
+  if (!host.ok()) return host.status();
+  std::unique_ptr<ExpertStore> store(new ExpertStore(**host, *std::move(cache), *std::move(arena),
+                                                     ExpertsPerLayer(config), options.io_threads));
+  store->host_experts_ = *std::move(host);
+  if (absl::Status status = store->CreateDevice(config, options, backend); !status.ok()) {
+    return status;
+  }
+  return store;
+}
+
+absl::Status ExpertStore::CreateDevice(const ModelConfig& config, const ExpertStoreOptions& options,
+                                       backend::Backend& backend) {
+  first_staging_slot_ = cache_->num_slots();
+  for (int i = 0; i < NumStagingSlots(static_cast<int64_t>(format().blob_bytes())); ++i) {
+    idle_staging_slots_.push_back(first_staging_slot_ + i);
+  }
+  auto device = backend.CreateDeviceExperts({.format = format(),
+                                             .experts_per_layer = experts_per_layer_,
+                                             .top_k = config.router.top_k,
+                                             .max_tokens = options.device_tokens,
+                                             .num_slots = cache_->num_slots(),
+                                             .host_experts = host_experts_->data(),
+                                             .slots = arena_.data()});
+  if (!device.ok()) return device.status();
+  device_ = *std::move(device);
+  return absl::OkStatus();
+}
+
+int64_t ExpertStore::StagingBytes(int64_t blob_bytes) {
+  return NumStagingSlots(blob_bytes) * blob_bytes;
 }
 
 ExpertStore::ExpertStore(const ExpertSource& source, std::unique_ptr<cache::ExpertCache> cache,
@@ -79,6 +128,7 @@ absl::Status ExpertStore::ForEach(int layer, std::span<const int> experts,
   while (!pending_.empty() || !loading_.empty()) {
     // Every read that can begin does, before anything is computed.
     if (!pending_.empty()) Demand(layer, traffic);
+    if (device_ != nullptr) Stage(layer, traffic);
     const bool idle = ready_.empty();
     Compute(compute);
     ABSL_RAW_CHECK(!idle || !loading_.empty(), "the expert cache granted nothing");
@@ -114,17 +164,37 @@ void ExpertStore::Demand(int layer, LayerTraffic* traffic) {
   }
 }
 
+// Streams experts that have no slot: device-driven, slots in use are not given up to a prompt.
+void ExpertStore::Stage(int layer, LayerTraffic* traffic) {
+  while (!pending_.empty() && !idle_staging_slots_.empty()) {
+    const int expert = pending_.back();
+    pending_.pop_back();
+    cache::Grant grant;
+    grant.key = {layer, expert};
+    grant.slot = idle_staging_slots_.back();
+    idle_staging_slots_.pop_back();
+    traffic->misses.push_back(expert);
+    cache_->CountMisses(layer, 1);
+    loader_.Start(grant.key, grant.slot, Slot(grant.slot));
+    loading_.push_back(std::move(grant));
+  }
+}
+
 void ExpertStore::Compute(absl::FunctionRef<void(std::span<const Ready>)> compute) {
   if (ready_.empty()) return;
   group_.clear();
   for (const cache::Grant& grant : ready_) {
 #ifndef NDEBUG
-    ABSL_RAW_CHECK(cache_->Verify(grant.key, grant.slot, grant.generation).ok(),
-                   "a slot does not hold the expert that it was granted for");
+    ABSL_RAW_CHECK(
+        IsStaging(grant.slot) || cache_->Verify(grant.key, grant.slot, grant.generation).ok(),
+        "a slot does not hold the expert that it was granted for");
 #endif
     group_.push_back({grant.key.expert, Slot(grant.slot).data()});
   }
   compute(group_);
+  for (const cache::Grant& grant : ready_) {
+    if (IsStaging(grant.slot)) idle_staging_slots_.push_back(grant.slot);
+  }
   ready_.clear();
 }
 
@@ -137,8 +207,8 @@ absl::Status ExpertStore::TakeCompletions(int layer, bool wait, LayerTraffic* tr
     loader_.Poll(&completions_);
   }
   const auto blob_bytes = static_cast<int64_t>(format().blob_bytes());
-  cache_->CountBytes(layer, cache::BytePath::kDisk,
-                     static_cast<int64_t>(completions_.size()) * blob_bytes);
+  const cache::BytePath path = device_ == nullptr ? cache::BytePath::kDisk : cache::BytePath::kLink;
+  cache_->CountBytes(layer, path, static_cast<int64_t>(completions_.size()) * blob_bytes);
   return Settle();
 }
 
@@ -155,7 +225,13 @@ absl::Status ExpertStore::Settle() {
 void ExpertStore::SettleOne(const ExpertLoader::Completion& completion) {
   const auto grant = std::find_if(loading_.begin(), loading_.end(),
                                   [&](const cache::Grant& g) { return g.slot == completion.slot; });
-  if (completion.status.ok()) {
+  if (IsStaging(completion.slot)) {
+    if (completion.status.ok()) {
+      ready_.push_back(std::move(*grant));
+    } else {
+      idle_staging_slots_.push_back(completion.slot);
+    }
+  } else if (completion.status.ok()) {
     ABSL_RAW_CHECK(cache_->Filled(grant->slot, grant->generation), "a pinned slot was taken away");
     ready_.push_back(std::move(*grant));
   } else {
@@ -169,6 +245,9 @@ void ExpertStore::Abandon() {
   while (loader_.outstanding() > 0) {
     loader_.Wait(&completions_);
     Settle().IgnoreError();
+  }
+  for (const cache::Grant& grant : ready_) {
+    if (IsStaging(grant.slot)) idle_staging_slots_.push_back(grant.slot);
   }
   ready_.clear();
   pending_.clear();

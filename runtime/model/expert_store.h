@@ -1,6 +1,11 @@
 // The experts that are resident and the way in for the rest: an arena of equal slots, the cache
 // that decides what they hold, and the loader that fills them. Owned by the model runner; engine
 // thread only.
+//
+// Host-driven, slots lie in host memory and are read from the checkpoint. Device-driven, slots lie
+// in device memory, every expert lies in host memory, and steps of a few tokens go through device()
+// alone; longer ones go through ForEach, which finds residents in their slots and streams the rest
+// through a few staging slots.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +22,7 @@
 #include "runtime/model/expert_loader.h"
 #include "runtime/model/expert_source.h"
 #include "runtime/model/expert_traffic.h"
+#include "runtime/model/host_experts.h"
 #include "runtime/model/load_progress.h"
 #include "runtime/model/model_config.h"
 
@@ -26,6 +32,9 @@ struct ExpertStoreOptions {
   int num_slots = 0;
   std::string policy;
   int io_threads = 0;  // at least 1
+  // Device-driven, for steps of at most this many tokens; 0: host-driven.
+  int device_tokens = 0;
+  LoadProgress progress = {};  // of Create, which device-driven reads every expert
 };
 
 class ExpertStore {
@@ -36,9 +45,9 @@ class ExpertStore {
     const std::byte* blob = nullptr;
   };
 
-  // Takes the arena from `backend` as host memory that its device can read: the I/O threads write
-  // it, the ops read it where it lies. `source` must outlive the store. RESOURCE_EXHAUSTED: no
-  // memory, or too few slots.
+  // Takes the arena from `backend`. `source` must outlive the store. RESOURCE_EXHAUSTED: no memory,
+  // or too few slots; UNIMPLEMENTED: experts that the device's kernels cannot take; device-driven
+  // also the errors of reading every expert.
   static absl::StatusOr<std::unique_ptr<ExpertStore>> Create(const ModelConfig& config,
                                                              const ExpertStoreOptions& options,
                                                              const ExpertSource& source,
@@ -60,23 +69,36 @@ class ExpertStore {
   cache::ExpertCache& cache() { return *cache_; }
   const cache::ExpertCache& cache() const { return *cache_; }
   const backend::ExpertFormat& format() const { return source_.format(); }
+  // Null if host-driven.
+  backend::DeviceExperts* device() { return device_.get(); }
+
+  // Device memory beside the slots, for experts of `blob_bytes`: the staging slots.
+  static int64_t StagingBytes(int64_t blob_bytes);
 
  private:
   ExpertStore(const ExpertSource& source, std::unique_ptr<cache::ExpertCache> cache,
               backend::Buffer arena, std::vector<int> experts_per_layer, int io_threads);
+  absl::Status CreateDevice(const ModelConfig& config, const ExpertStoreOptions& options,
+                            backend::Backend& backend);
 
   std::span<std::byte> Slot(int32_t slot) const;
+  bool IsStaging(int32_t slot) const { return device_ != nullptr && slot >= first_staging_slot_; }
   void StartPrefetch(cache::ExpertKey key);
   void Demand(int layer, LayerTraffic* traffic);
+  void Stage(int layer, LayerTraffic* traffic);
   void Compute(absl::FunctionRef<void(std::span<const Ready>)> compute);
   absl::Status TakeCompletions(int layer, bool wait, LayerTraffic* traffic);
   absl::Status Settle();
   void SettleOne(const ExpertLoader::Completion& completion);
   void Abandon();
 
-  const ExpertSource& source_;
-  backend::Buffer arena_;  // num_slots * blob_bytes
+  const ExpertSource& source_;  // host_experts_ if device-driven
+  std::unique_ptr<HostExperts> host_experts_;
+  backend::Buffer arena_;  // slots, then staging slots; blob_bytes each
   std::unique_ptr<cache::ExpertCache> cache_;
+  std::unique_ptr<backend::DeviceExperts> device_;
+  int32_t first_staging_slot_ = 0;
+  std::vector<int32_t> idle_staging_slots_;
   std::vector<int> experts_per_layer_;  // 0 for a layer without a router
   // Grants being read, and grants to compute; both empty between calls. After cache_, since their
   // pins must go first.

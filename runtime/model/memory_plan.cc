@@ -57,7 +57,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryRequest& request) {
   const absl::StatusOr<int> slots = ResolveExpertSlots(
       request.expert_budget, {.num_experts = request.num_experts,
                               .expert_bytes = request.expert_bytes,
-                              .top_k = request.top_k,
+                              .top_k = request.min_slots,
                               .available_bytes = left_bytes - blocks * request.kv_block_bytes});
   if (!slots.ok()) return slots.status();
   return MemoryPlan{

@@ -21,7 +21,8 @@ struct MemoryRequest {
   int64_t max_model_len = 0;
   int64_t num_experts = 0;  // of all layers
   int64_t expert_bytes = 0;
-  int top_k = 0;
+  int min_slots =
+      0;  // top-k if layers are computed from slots alone, 0 with experts in host memory
   ExpertBudget expert_budget = {};
 };
 

@@ -25,6 +25,28 @@ int IoThreads(int wanted) {
   return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 2, 8);
 }
 
+// A GPU finds its experts itself if all of them fit into host memory, where it can reach them; if
+// not, slots lie in host memory too and are read from files.
+bool DeviceDriven(const ModelRunnerOptions& options, const Checkpoint& checkpoint,
+                  backend::Backend& backend) {
+  const auto expert_bytes = static_cast<int64_t>(checkpoint.experts().format().blob_bytes());
+  return backend.Memory().has_value() &&
+         ComputeModelSize(checkpoint.config()).num_experts * expert_bytes <=
+             options.memory_limit_bytes;
+}
+
+// Tokens of the largest step that goes without the host: a decode batch.
+int DeviceTokens(const ModelRunnerOptions& options) {
+  return static_cast<int>(
+      std::min<int64_t>(std::clamp(options.max_num_seqs, 64, 256), options.max_num_batched_tokens));
+}
+
+int64_t GpuLimitBytes(const ModelRunnerOptions& options, const backend::DeviceMemory& memory) {
+  const double kept_free =
+      (1 - options.gpu_memory_utilization) * static_cast<double>(memory.total_bytes);
+  return memory.free_bytes - static_cast<int64_t>(kept_free);
+}
+
 absl::Status CheckOptions(const ModelRunnerOptions& options) {
   if (options.max_num_seqs < 1 || options.max_num_batched_tokens < 1) {
     return absl::InvalidArgumentError(
@@ -37,24 +59,34 @@ absl::Status CheckOptions(const ModelRunnerOptions& options) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<MemoryPlan> Plan(const ModelRunnerOptions& options, const Checkpoint& checkpoint) {
+absl::StatusOr<MemoryPlan> Plan(const ModelRunnerOptions& options, const Checkpoint& checkpoint,
+                                backend::Backend& backend) {
   const absl::StatusOr<ExpertBudget> budget = ParseExpertBudget(options.expert_budget);
   if (!budget.ok()) return budget.status();
   const ModelConfig& config = checkpoint.config();
   const ModelSize size = ComputeModelSize(config);
+  const auto expert_bytes = static_cast<int64_t>(checkpoint.experts().format().blob_bytes());
+  const bool device_driven = DeviceDriven(options, checkpoint, backend);
+  int64_t limit_bytes = options.memory_limit_bytes;
+  int64_t activation_bytes = Activations::Bytes(config, options.max_num_batched_tokens,
+                                                LogitsTileRows(config, options.max_num_seqs));
+  if (device_driven) {
+    limit_bytes = GpuLimitBytes(options, *backend.Memory());
+    activation_bytes += Transformer::DeviceLogitsBytes(config, DeviceTokens(options)) +
+                        ExpertStore::StagingBytes(expert_bytes);
+  }
   return PlanMemory(
-      {.limit_bytes = options.memory_limit_bytes,
+      {.limit_bytes = limit_bytes,
        .dense_bytes = size.dense_bytes,
-       .activation_bytes = Activations::Bytes(config, options.max_num_batched_tokens,
-                                              LogitsTileRows(config, options.max_num_seqs)),
+       .activation_bytes = activation_bytes,
        .kv_block_bytes = KvBlockBytes(config),
        .kv_block_tokens = kKvBlockTokens,
        .kv_cache_bytes = options.kv_cache_bytes,
        .max_num_seqs = options.max_num_seqs,
        .max_model_len = options.max_model_len > 0 ? options.max_model_len : config.max_positions,
        .num_experts = size.num_experts,
-       .expert_bytes = static_cast<int64_t>(checkpoint.experts().format().blob_bytes()),
-       .top_k = config.router.top_k,
+       .expert_bytes = expert_bytes,
+       .min_slots = device_driven ? 0 : config.router.top_k,
        .expert_budget = *budget});
 }
 
@@ -64,7 +96,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
     std::unique_ptr<backend::Backend> backend) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  const absl::StatusOr<MemoryPlan> plan = Plan(options, *checkpoint);
+  const absl::StatusOr<MemoryPlan> plan = Plan(options, *checkpoint, *backend);
   if (!plan.ok()) return plan.status();
   std::unique_ptr<ModelRunner> runner(
       new ModelRunner(std::move(options), std::move(checkpoint), std::move(backend), *plan));
@@ -82,7 +114,10 @@ ModelRunner::ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint>
       sampler_(static_cast<int>(checkpoint_->config().vocab_size)) {}
 
 absl::Status ModelRunner::Load() {
-  const int64_t total = plan_.dense_bytes + plan_.expert_slot_bytes;
+  const bool device_driven = DeviceDriven(options_, *checkpoint_, *backend_);
+  const auto expert_bytes = static_cast<int64_t>(expert_format().blob_bytes());
+  const int64_t total = plan_.dense_bytes + plan_.expert_slot_bytes +
+                        (device_driven ? size_.num_experts * expert_bytes : 0);
   const auto report = [&](int64_t before, int64_t bytes_done) {
     if (options_.progress) options_.progress(std::min(before + bytes_done, total), total);
   };
@@ -90,18 +125,9 @@ absl::Status ModelRunner::Load() {
       LoadWeights(*checkpoint_, *backend_, [&](int64_t done, int64_t) { report(0, done); });
   if (!weights.ok()) return weights.status();
 
-  auto experts = ExpertStore::Create(config(),
-                                     {.num_slots = plan_.num_expert_slots,
-                                      .policy = options_.expert_policy,
-                                      .io_threads = IoThreads(options_.io_threads)},
-                                     checkpoint_->experts(), *backend_);
-  if (!experts.ok()) return experts.status();
-  experts_ = *std::move(experts);
-  if (options_.warm_experts) {
-    absl::Status status =
-        experts_->Warm([&](int64_t done, int64_t) { report(plan_.dense_bytes, done); });
-    if (!status.ok()) return status;
-  }
+  absl::Status status =
+      LoadExperts([&](int64_t done, int64_t) { report(plan_.dense_bytes, done); });
+  if (!status.ok()) return status;
 
   auto transformer =
       Transformer::Create(config(),
@@ -114,6 +140,25 @@ absl::Status ModelRunner::Load() {
   report(total, 0);
   PublishSnapshot();
   return absl::OkStatus();
+}
+
+absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
+  const bool device_driven = DeviceDriven(options_, *checkpoint_, *backend_);
+  auto experts = ExpertStore::Create(config(),
+                                     {.num_slots = plan_.num_expert_slots,
+                                      .policy = options_.expert_policy,
+                                      .io_threads = IoThreads(options_.io_threads),
+                                      .device_tokens = device_driven ? DeviceTokens(options_) : 0,
+                                      .progress = progress},
+                                     checkpoint_->experts(), *backend_);
+  if (!experts.ok()) return experts.status();
+  experts_ = *std::move(experts);
+  if (!options_.warm_experts) return absl::OkStatus();
+  const auto expert_bytes = static_cast<int64_t>(expert_format().blob_bytes());
+  const int64_t before = device_driven ? size_.num_experts * expert_bytes : 0;
+  return experts_->Warm([&](int64_t done, int64_t total) {
+    if (progress) progress(before + done, before + total);
+  });
 }
 
 absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {

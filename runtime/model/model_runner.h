@@ -26,8 +26,11 @@
 namespace moed::model {
 
 struct ModelRunnerOptions {
-  // Memory of the backend's device that weights, KV cache, slots and activations may take in all.
+  // Host memory that the model may take: on the CPU weights, KV cache, slots and activations; with
+  // a GPU every expert.
   int64_t memory_limit_bytes = 0;
+  // Share of the GPU's memory that may be in use, what others took included.
+  double gpu_memory_utilization = 0.9;
   std::string expert_budget = "auto";  // see ParseExpertBudget
   std::string expert_policy = "recency-frequency";
   int max_num_seqs = 0;
@@ -80,6 +83,7 @@ class ModelRunner : public StepRunner {
   ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
               std::unique_ptr<backend::Backend> backend, const MemoryPlan& plan);
   absl::Status Load();
+  absl::Status LoadExperts(const LoadProgress& progress);
   absl::Status CheckStep(const StepInput& input) const;
   void ListLogits(const StepInput& input);
   void UseLogits(const SequenceChunk& chunk, const LogitsUse& use, std::span<const float> logits,

@@ -12,7 +12,9 @@ MoeLayer::MoeLayer(const ModelConfig& config, int64_t max_tokens, ExpertStore& e
       experts_(experts),
       backend_(backend),
       groups_(config.router.num_experts, config.router.top_k, max_tokens),
-      traffic_(static_cast<int64_t>(experts.format().blob_bytes())) {}
+      traffic_(static_cast<int64_t>(experts.format().blob_bytes())) {
+  if (experts.device() != nullptr) link_.emplace(experts.cache(), *experts.device());
+}
 
 void MoeLayer::BeginStep(const StepInput& input) {
   experts_.cache().BeginStep();
@@ -27,9 +29,7 @@ absl::Status MoeLayer::Run(int layer, const LayerWeights& weights, int64_t token
   const Tensor normed = activations.normed(tokens);
   const Tensor ids = activations.expert_ids(tokens);
 
-  backend_.RmsNorm(residual, weights.ffn_norm.view, config_.norm_epsilon, normed, act.router_input);
-  backend_.LinearF32(weights.router.view, act.router_input, act.router_logits);
-  backend_.Route(config_.router, act.router_logits, ids, act.weights);
+  Route(weights, act, residual, normed, ids);
   if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
 
   groups_.Build({ids.As<int32_t>(), static_cast<size_t>(ids.num_elements())});
@@ -41,6 +41,53 @@ absl::Status MoeLayer::Run(int layer, const LayerWeights& weights, int64_t token
   backend_.CombineExperts(act.expert_output, act.weights, residual);
   if (config_.shared_intermediate > 0) AddSharedExpert(weights, act, normed, residual);
   return absl::OkStatus();
+}
+
+bool MoeLayer::OnDevice(int64_t tokens) const {
+  return link_.has_value() && tokens <= experts_.device()->max_tokens();
+}
+
+absl::Status MoeLayer::BeginDeviceStep(const StepInput& input) {
+  traffic_.BeginStep(input);
+  return link_->Publish();
+}
+
+void MoeLayer::IssueOnDevice(int layer, const LayerWeights& weights, int64_t rows,
+                             const Activations& activations) {
+  RegionCutter phase = activations.Phase();
+  const MoeActivations act = MoeActivations::Cut(config_, rows, &phase);
+  const Tensor residual = activations.residual(rows);
+  const Tensor normed = activations.normed(rows);
+  const Tensor ids = experts_.device()->ids(layer, rows);
+
+  Route(weights, act, residual, normed, ids);
+  experts_.device()->Run(layer, act.weights, normed, residual);
+  if (config_.shared_intermediate > 0) AddSharedExpert(weights, act, normed, residual);
+}
+
+absl::Status MoeLayer::EndDeviceStep(int64_t tokens) {
+  const auto expert_bytes = static_cast<int64_t>(experts_.format().blob_bytes());
+  for (int layer = 0; layer < config_.num_layers(); ++layer) {
+    if (!config_.layers[layer].is_moe) continue;
+    groups_.Build(experts_.device()->StepIds(layer, tokens));
+    link_->AddLayer(layer, groups_, traffic_.Loads(groups_), expert_bytes, &layer_traffic_);
+    traffic_.Charge(groups_, layer_traffic_);
+  }
+  return link_->Replay();
+}
+
+void MoeLayer::Route(const LayerWeights& weights, const MoeActivations& act, const Tensor& residual,
+                     const Tensor& normed, const Tensor& ids) {
+  backend_.NormRoute({.spec = config_.router,
+                      .x = residual,
+                      .norm_weight = weights.ffn_norm.view,
+                      .norm_epsilon = config_.norm_epsilon,
+                      .router = weights.router.view,
+                      .normed = normed,
+                      .normed_f32 = act.router_input,
+                      .logits = act.router_logits,
+                      .ids = ids,
+                      .weights = act.weights});
 }
 
 absl::Status MoeLayer::RunExperts(int layer, const Tensor& input, const Tensor& output) {

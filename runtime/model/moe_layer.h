@@ -1,9 +1,13 @@
-// The MoE half of a decoder layer, host-driven: route, come by the experts wherever they live,
-// compute them as they become ready, combine in rank order. Each (token, rank) output is complete
-// before it is added, so the bits depend neither on the budget nor on the order of arrival
-// (docs/DESIGN.md, contract a). One object serves all layers; engine thread only.
+// The MoE half of a decoder layer: route, come by the experts wherever they live, compute and
+// combine them. One object serves all layers; engine thread only.
+//
+// Host-driven (Run), experts are computed as they become ready and combined in rank order: each
+// (token, rank) output is complete before it is added, so the bits depend neither on the budget nor
+// on the order of arrival (docs/DESIGN.md, contract a). Device-driven (IssueOnDevice), the device
+// finds the experts itself; the host only issues ops, and learns at the step's end what was used.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,6 +18,7 @@
 #include "runtime/model/expert_store.h"
 #include "runtime/model/expert_traffic.h"
 #include "runtime/model/model_config.h"
+#include "runtime/model/residency_link.h"
 #include "runtime/model/weights.h"
 
 namespace moed::model {
@@ -32,10 +37,26 @@ class MoeLayer {
   absl::Status Run(int layer, const LayerWeights& weights, int64_t tokens,
                    const Activations& activations);
 
+  // True if a step of `tokens` can go without the host: BeginDeviceStep, IssueOnDevice for every
+  // MoE layer and IssueEndOnDevice, and EndDeviceStep once the device has finished.
+  bool OnDevice(int64_t tokens) const;
+  // DeviceExperts::PaddedTokens.
+  int64_t PaddedTokens(int64_t tokens) const { return experts_.device()->PaddedTokens(tokens); }
+  absl::Status BeginDeviceStep(const StepInput& input);
+  // As Run, for `rows` padded rows. May be recorded.
+  void IssueOnDevice(int layer, const LayerWeights& weights, int64_t rows,
+                     const Activations& activations);
+  void IssueEndOnDevice() { experts_.device()->FinishStep(); }
+  // Statistics, traffic and the cache follow the step. INTERNAL: the device broke the protocol.
+  absl::Status EndDeviceStep(int64_t tokens);
+
   // [chunks] of the step so far.
   std::span<const ExpertShare> shares() const { return traffic_.shares(); }
 
  private:
+  void Route(const LayerWeights& weights, const MoeActivations& act,
+             const backend::Tensor& residual, const backend::Tensor& normed,
+             const backend::Tensor& ids);
   absl::Status RunExperts(int layer, const backend::Tensor& input, const backend::Tensor& output);
   void AddSharedExpert(const LayerWeights& weights, const MoeActivations& act,
                        const backend::Tensor& input, const backend::Tensor& residual);
@@ -47,6 +68,7 @@ class MoeLayer {
   ExpertTraffic traffic_;
   LayerTraffic layer_traffic_;
   std::vector<backend::ExpertWork> work_;
+  std::optional<ResidencyLink> link_;  // device-driven only
 };
 
 }  // namespace moed::model

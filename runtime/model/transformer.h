@@ -37,6 +37,9 @@ class Transformer {
                                                              Weights weights, ExpertStore& experts,
                                                              backend::Backend& backend);
 
+  // What device-driven steps of up to `rows` tokens take beside the activations.
+  static int64_t DeviceLogitsBytes(const ModelConfig& config, int64_t rows);
+
   // Runs all layers over the tokens of `input`, at most max_num_batched_tokens, and fills the KV
   // cache with them. `shares` gets each chunk's part of the expert traffic.
   absl::Status Forward(const StepInput& input, std::vector<ExpertShare>* shares);
@@ -52,7 +55,11 @@ class Transformer {
               backend::Backend& backend);
 
   AttentionStep PrepareStep(const StepInput& input);
+  absl::Status ForwardOnDevice(const StepInput& input, AttentionStep step);
+  void IssueOnDevice(const AttentionStep& step);
   absl::Status RunFfn(int layer, int64_t tokens);
+  void RunDenseFfn(int layer, int64_t tokens);
+  absl::Status VisitDeviceLogits(std::span<const int32_t> rows, LogitsVisitor visit);
 
   const ModelConfig& config_;
   backend::Backend& backend_;
@@ -63,6 +70,10 @@ class Transformer {
   std::vector<float> inverse_frequencies_;  // [rotary_dims / 2]
   std::vector<backend::AttentionSegment> segments_;
   int64_t tokens_ = 0;  // of the last Forward
+  // Device-driven: logits of all rows of a step [rows, V], on the device.
+  backend::Buffer device_logits_;
+  bool logits_on_device_ = false;    // of the last Forward
+  std::vector<int32_t> padded_ids_;  // its token ids and padding
 };
 
 }  // namespace moed::model

@@ -1,6 +1,7 @@
 #include "tests/golden/golden_case.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <limits>
 
@@ -13,6 +14,12 @@ namespace moed::testing {
 namespace {
 
 constexpr char kGoldenFile[] = "golden.safetensors";
+
+// A bundle that was carried to another machine names its own folder.
+std::string SourceDirectory() {
+  const char* root = std::getenv("MOED_TEST_ROOT");
+  return root != nullptr ? root : MOED_SOURCE_DIR;
+}
 
 // The values of a tensor, whose dtype must have T's size.
 template <typename T>
@@ -52,7 +59,7 @@ absl::StatusOr<GoldenPrompt> ReadPrompt(const model::TensorFiles& files, int ind
 }  // namespace
 
 std::string GoldenPath(const std::string& file) {
-  return absl::StrCat(MOED_SOURCE_DIR, "/tests/golden/", file);
+  return absl::StrCat(SourceDirectory(), "/tests/golden/", file);
 }
 
 std::span<const float> GoldenPrompt::LogitsAt(int position) const {
@@ -91,7 +98,7 @@ absl::StatusOr<GoldenCase> LoadGoldenCase(const std::string& name) {
   golden.name = name;
   const std::string folder = GoldenPath(name);
   golden.checkpoint_directory =
-      name == "demo" ? absl::StrCat(MOED_SOURCE_DIR, "/models/demo") : folder;
+      name == "demo" ? absl::StrCat(SourceDirectory(), "/models/demo") : folder;
   const auto directory = model::CheckpointDirectory::Open(folder);
   if (!directory.ok()) return directory.status();
   const auto files = model::TensorFiles::OpenFile(*directory, kGoldenFile);

@@ -7,6 +7,7 @@
 #include "runtime/backend/cpu/attention.h"
 #include "runtime/backend/cpu/cpu_count.h"
 #include "runtime/backend/cpu/cpu_features.h"
+#include "runtime/backend/cpu/device_experts.h"
 #include "runtime/backend/cpu/elementwise.h"
 #include "runtime/backend/cpu/experts.h"
 #include "runtime/backend/cpu/host_memory.h"
@@ -31,6 +32,8 @@ class CpuBackend : public Backend {
     return absl::StrFormat("cpu (%s, %d threads)", InstructionSetName(), pool_.num_threads());
   }
 
+  std::optional<DeviceMemory> Memory() override { return std::nullopt; }
+
   absl::StatusOr<Buffer> Allocate(size_t bytes, MemoryKind, std::string_view what) override {
     return AllocateHostMemory(bytes, what);
   }
@@ -38,11 +41,19 @@ class CpuBackend : public Backend {
     std::memcpy(destination, source.data(), source.size());
     return absl::OkStatus();
   }
+  absl::Status Upload(std::span<const std::byte> source, std::byte* destination) override {
+    return CopyFromHost(source, destination);
+  }
   absl::Status CopyToHost(const std::byte* source, std::span<std::byte> destination) override {
     std::memcpy(destination.data(), source, destination.size());
     return absl::OkStatus();
   }
   absl::Status Synchronize() override { return absl::OkStatus(); }
+
+  absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
+      const DeviceExpertsOptions& options) override {
+    return std::make_unique<CpuDeviceExperts>(options, *this);
+  }
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(const Tensor& weight,
                                                               const Tensor& bias) override {
@@ -51,6 +62,8 @@ class CpuBackend : public Backend {
 
   // The CPU's ops read the batch from their own arguments.
   void BeginStep(std::span<const int32_t>, std::span<const AttentionSegment>) override {}
+
+  void RunRecorded(uint64_t, absl::FunctionRef<void()> issue) override { issue(); }
 
   void Embed(const Tensor& table, std::span<const int32_t> token_ids, const Tensor& out) override {
     EmbedRows(pool_, table, token_ids, out);
@@ -62,6 +75,16 @@ class CpuBackend : public Backend {
   void Linear(const LinearWeight& weight, const Tensor& x, const Tensor& out,
               bool accumulate) override {
     linear_.Run(static_cast<const PackedWeight&>(weight), x, out, accumulate);
+  }
+  void LinearGroup(std::span<const LinearProduct> products, const Tensor& x) override {
+    for (const LinearProduct& product : products) {
+      Linear(*product.weight, x, product.out, /*accumulate=*/false);
+    }
+  }
+  void NormLinearGroup(const Tensor& x, const Tensor& norm_weight, float epsilon,
+                       const Tensor& normed, std::span<const LinearProduct> products) override {
+    RmsNorm(x, norm_weight, epsilon, normed, Tensor());
+    LinearGroup(products, normed);
   }
   void LinearF32(const Tensor& weight, const Tensor& x, const Tensor& out) override {
     LinearF32Rows(pool_, weight, x, out);
@@ -81,6 +104,11 @@ class CpuBackend : public Backend {
   void Route(const RouterSpec& spec, const Tensor& logits, const Tensor& ids,
              const Tensor& weights) override {
     RouteTokens(pool_, spec, logits, ids, weights);
+  }
+  void NormRoute(const RouterStep& step) override {
+    RmsNorm(step.x, step.norm_weight, step.norm_epsilon, step.normed, step.normed_f32);
+    LinearF32(step.router, step.normed_f32, step.logits);
+    Route(step.spec, step.logits, step.ids, step.weights);
   }
   void Experts(const ExpertFormat& format, std::span<const ExpertWork> work, int top_k,
                const Tensor& x, const Tensor& out) override {

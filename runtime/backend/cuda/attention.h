@@ -1,5 +1,6 @@
-// Causal grouped-query attention over the paged cache (Attention of backend.h): every (query token,
-// KV head, split of the context) is one block, and a second kernel joins the splits.
+// Causal grouped-query attention over the paged cache (Attention of backend.h) on tensor cores:
+// every (query token, KV head, split of the context) is one block; of a token's splits, the block
+// that ends last joins them.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,20 +19,25 @@ struct AttentionArguments {
   const __nv_bfloat16* values = nullptr;
   __nv_bfloat16* out = nullptr;  // [T, query_heads * head_dim]
   float* scratch = nullptr;      // AttentionScratchBytes(), if splits > 1
+  int* arrived = nullptr;        // [kMaxSplitGroups] zeros, zeros again afterwards
   int tokens = 0;
   int query_heads = 0;
   int kv_heads = 0;
-  int head_dim = 0;  // a multiple of 32, at most 256
+  int head_dim = 0;  // a multiple of 8, at most 256
   int block_tokens = 0;
   int sliding_window = 0;
   float scale = 0;
   int splits = 1;
 };
 
+// Tokens times groups of heads up to which the context is split.
+inline constexpr int kMaxSplitGroups = 4096;
+
 size_t AttentionScratchBytes(int tokens, int query_heads, int head_dim, int splits);
 
 // How many splits keep the device busy for a step of `tokens` rows.
-int AttentionSplits(int tokens, int kv_heads, int max_context, int multiprocessors);
+int AttentionSplits(int tokens, int query_heads, int kv_heads, int max_context,
+                    int multiprocessors);
 
 // False if the head dimension is not supported.
 bool LaunchAttention(const AttentionArguments& arguments, cudaStream_t stream);

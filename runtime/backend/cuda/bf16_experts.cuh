@@ -54,6 +54,33 @@ struct Bf16Experts {
     }
   }
 
+  // Writes what Load read to the same place of another blob; columns beyond `hidden` are left.
+  __device__ static void Store(const GateUp& values, int hidden, int column, int lane,
+                               std::byte* tile) {
+    std::byte* neuron = tile + (lane / 4) * NeuronBytes(hidden);
+    const int row = RowValues(hidden);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int first = column + c * 32 + lane % 4 * 8;
+      if (first >= hidden) continue;
+      *reinterpret_cast<uint4*>(neuron + 2 * first) = values.gate[c];
+      *reinterpret_cast<uint4*>(neuron + 2 * (row + first)) = values.up[c];
+    }
+  }
+
+  __device__ static void Store(const Down& values, int hidden, int column, int lane,
+                               std::byte* tile) {
+    const size_t stride = NeuronBytes(hidden);
+    std::byte* even = tile + 2 * (lane % 4) * stride + 4 * RowValues(hidden);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int first = column + h * 64 + lane / 4 * 8;
+      if (first >= hidden) continue;
+      *reinterpret_cast<uint4*>(even + 2 * first) = values.even[h];
+      *reinterpret_cast<uint4*>(even + stride + 2 * first) = values.odd[h];
+    }
+  }
+
   // sums[16 = gate of 8 neurons then up, 8 tokens] += weights x tokens over the warp's columns.
   // `tokens`: this lane's token (g) at the warp's first column, shared memory.
   __device__ static void MultiplyGateUp(const GateUp& weights, const __nv_bfloat16* tokens,

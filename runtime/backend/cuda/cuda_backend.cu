@@ -6,42 +6,23 @@
 #include <vector>
 
 #include "runtime/backend/cuda/attention.h"
+#include "runtime/backend/cuda/cublas.h"
 #include "runtime/backend/cuda/cuda_status.h"
+#include "runtime/backend/cuda/dense_weight.h"
+#include "runtime/backend/cuda/device_experts.h"
 #include "runtime/backend/cuda/elementwise.h"
 #include "runtime/backend/cuda/experts.h"
 #include "runtime/backend/cuda/linear.h"
+#include "runtime/backend/cuda/pinned_memory.h"
 #include "runtime/backend/cuda/prepare_qkv.h"
 #include "runtime/backend/cuda/routing.h"
+#include "runtime/backend/cuda/step_graphs.h"
 #include "runtime/backend/cuda/step_tables.h"
+#include "runtime/backend/cuda/upload_streams.h"
 #include "runtime/backend/cuda/workspace.h"
 
 namespace moed::backend {
 namespace {
-
-class CudaLinear : public LinearWeight {
- public:
-  CudaLinear(Buffer weight, Buffer bias, int64_t out_features, int64_t in_features)
-      : weight_(std::move(weight)),
-        bias_(std::move(bias)),
-        out_features_(out_features),
-        in_features_(in_features) {}
-  int64_t out_features() const override { return out_features_; }
-  int64_t in_features() const override { return in_features_; }
-  const __nv_bfloat16* weight() const {
-    return reinterpret_cast<const __nv_bfloat16*>(weight_.data());
-  }
-  const float* bias() const { return reinterpret_cast<const float*>(bias_.data()); }
-
- private:
-  Buffer weight_;
-  Buffer bias_;
-  int64_t out_features_;
-  int64_t in_features_;
-};
-
-std::span<const std::byte> Bytes(const Tensor& tensor) {
-  return {tensor.As<const std::byte>(), static_cast<size_t>(tensor.num_bytes())};
-}
 
 class CudaBackend : public Backend {
  public:
@@ -49,16 +30,32 @@ class CudaBackend : public Backend {
 
   std::string Description() const override { return properties_.name; }
 
+  std::optional<DeviceMemory> Memory() override;
   absl::StatusOr<Buffer> Allocate(size_t bytes, MemoryKind kind, std::string_view what) override;
   absl::Status CopyFromHost(std::span<const std::byte> source, std::byte* destination) override;
+  absl::Status Upload(std::span<const std::byte> source, std::byte* destination) override {
+    return uploads_.Copy(source, destination);
+  }
   absl::Status CopyToHost(const std::byte* source, std::span<std::byte> destination) override;
   absl::Status Synchronize() override;
   absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(const Tensor& weight,
-                                                              const Tensor& bias) override;
+                                                              const Tensor& bias) override {
+    return MakeCudaLinear(weight, bias, *this);
+  }
+  absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
+      const DeviceExpertsOptions& options) override {
+    return CudaDeviceExperts::Create(options, step_tables_, stream(),
+                                     properties_.multiProcessorCount);
+  }
 
   void BeginStep(std::span<const int32_t> token_ids,
                  std::span<const AttentionSegment> segments) override {
     Note(step_tables_.Upload(token_ids, segments, stream()));
+  }
+
+  void RunRecorded(uint64_t key, absl::FunctionRef<void()> issue) override {
+    const uint64_t moves = step_tables_.moves() + attention_workspace_.moves();
+    Note(graphs_.Run({key, step_tables_.max_context()}, moves, issue, stream()));
   }
 
   void Embed(const Tensor& table, std::span<const int32_t> token_ids, const Tensor& out) override {
@@ -74,6 +71,9 @@ class CudaBackend : public Backend {
   }
   void Linear(const LinearWeight& weight, const Tensor& x, const Tensor& out,
               bool accumulate) override;
+  void LinearGroup(std::span<const LinearProduct> products, const Tensor& x) override;
+  void NormLinearGroup(const Tensor& x, const Tensor& norm_weight, float epsilon,
+                       const Tensor& normed, std::span<const LinearProduct> products) override;
   void LinearF32(const Tensor& weight, const Tensor& x, const Tensor& out) override {
     LaunchLinearF32(weight.As<float>(), x.As<float>(), static_cast<int>(x.dim(0)),
                     static_cast<int>(weight.dim(1)), static_cast<int>(weight.dim(0)),
@@ -93,6 +93,7 @@ class CudaBackend : public Backend {
     LaunchRoute(spec, logits.As<float>(), static_cast<int>(logits.dim(0)), ids.As<int32_t>(),
                 weights.As<float>(), stream());
   }
+  void NormRoute(const RouterStep& step) override;
   void Experts(const ExpertFormat& format, std::span<const ExpertWork> work, int top_k,
                const Tensor& x, const Tensor& out) override {
     Note(experts_->Run(format, work, top_k, x, out));
@@ -121,10 +122,12 @@ class CudaBackend : public Backend {
   cudaDeviceProp properties_;
   absl::Status status_;
   CudaStream stream_;
-  CublasHandle cublas_;
+  std::unique_ptr<Cublas> cublas_;
   StepTables step_tables_;
-  Workspace cublas_workspace_{WorkspaceMemory::kDevice};
+  StepGraphs graphs_;
+  UploadStreams uploads_;
   Workspace attention_workspace_{WorkspaceMemory::kDevice};
+  Buffer arrived_;  // [kMaxSplitGroups] i32: blocks that ended, zeros between launches
   Workspace rows_workspace_{WorkspaceMemory::kDevice};
   std::unique_ptr<CudaExperts> experts_;
   // Inverse frequencies by their place in host memory, which the model keeps.
@@ -139,39 +142,38 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int device) {
   status.Update(
       CudaStatus(cudaStreamCreateWithFlags(backend->stream_.receive(), cudaStreamNonBlocking),
                  "creating a CUDA stream"));
-  status.Update(CublasStatus(cublasCreate(backend->cublas_.receive()), "creating cuBLAS"));
   if (!status.ok()) return status;
-  // A fixed workspace lets cuBLAS be captured in graphs.
-  constexpr size_t kCublasWorkspaceBytes = 32 << 20;
-  absl::StatusOr<std::byte*> workspace = backend->cublas_workspace_.Reserve(kCublasWorkspaceBytes);
-  if (!workspace.ok()) return workspace.status();
-  status.Update(CublasStatus(cublasSetStream(backend->cublas_.get(), backend->stream()),
-                             "giving cuBLAS its stream"));
-  status.Update(
-      CublasStatus(cublasSetWorkspace(backend->cublas_.get(), *workspace, kCublasWorkspaceBytes),
-                   "giving cuBLAS its workspace"));
+  auto cublas = Cublas::Create(backend->stream());
+  if (!cublas.ok()) return cublas.status();
+  backend->cublas_ = *std::move(cublas);
+  constexpr size_t kArrivedBytes = kMaxSplitGroups * sizeof(int);
+  auto arrived = backend->Allocate(kArrivedBytes, MemoryKind::kDevice, "counters of blocks");
+  if (!arrived.ok()) return arrived.status();
+  backend->arrived_ = *std::move(arrived);
+  status = CudaStatus(cudaMemset(backend->arrived_.data(), 0, kArrivedBytes),
+                      "clearing the counters of blocks");
   if (!status.ok()) return status;
-  backend->experts_ = std::make_unique<CudaExperts>(backend->cublas_.get(), backend->stream(),
+  backend->experts_ = std::make_unique<CudaExperts>(*backend->cublas_, backend->stream(),
                                                     backend->properties_.multiProcessorCount);
   return backend;
 }
 
+std::optional<DeviceMemory> CudaBackend::Memory() {
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  Note(CudaStatus(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for the free VRAM"));
+  return DeviceMemory{static_cast<int64_t>(total_bytes), static_cast<int64_t>(free_bytes)};
+}
+
 absl::StatusOr<Buffer> CudaBackend::Allocate(size_t bytes, MemoryKind kind, std::string_view what) {
+  if (kind == MemoryKind::kHost) return AllocatePinnedMemory(bytes, what);
+  if (bytes == 0) return Buffer();
   void* data = nullptr;
-  const bool on_device = kind == MemoryKind::kDevice;
-  const cudaError_t error = on_device ? cudaMalloc(&data, bytes) : cudaMallocHost(&data, bytes);
-  absl::Status status = CudaStatus(
-      error, absl::StrCat("taking ", bytes,
-                          on_device ? " bytes of VRAM for " : " bytes of pinned memory for ",
-                          std::string(what)));
+  absl::Status status =
+      CudaStatus(cudaMalloc(&data, bytes),
+                 absl::StrCat("taking ", bytes, " bytes of VRAM for ", std::string(what)));
   if (!status.ok()) return status;
-  return Buffer(data, bytes, [on_device](void* memory, size_t) {
-    if (on_device) {
-      cudaFree(memory);
-    } else {
-      cudaFreeHost(memory);
-    }
-  });
+  return Buffer(data, bytes, [](void* memory, size_t) { cudaFree(memory); });
 }
 
 absl::Status CudaBackend::CopyFromHost(std::span<const std::byte> source, std::byte* destination) {
@@ -198,38 +200,28 @@ absl::Status CudaBackend::Synchronize() {
   return status_;
 }
 
-absl::StatusOr<std::unique_ptr<LinearWeight>> CudaBackend::PrepareLinear(const Tensor& weight,
-                                                                         const Tensor& bias) {
-  absl::StatusOr<Buffer> values =
-      Allocate(weight.num_bytes(), MemoryKind::kDevice, "a dense weight");
-  if (!values.ok()) return values.status();
-  absl::Status status = CopyFromHost(Bytes(weight), values->data());
-  if (!status.ok()) return status;
-  Buffer bias_values;
-  if (!bias.empty()) {
-    absl::StatusOr<Buffer> buffer = Allocate(bias.num_bytes(), MemoryKind::kDevice, "a bias");
-    if (!buffer.ok()) return buffer.status();
-    status = CopyFromHost(Bytes(bias), buffer->data());
-    if (!status.ok()) return status;
-    bias_values = *std::move(buffer);
-  }
-  return std::make_unique<CudaLinear>(*std::move(values), std::move(bias_values), weight.dim(0),
-                                      weight.dim(1));
-}
-
 void CudaBackend::Linear(const LinearWeight& weight, const Tensor& x, const Tensor& out,
                          bool accumulate) {
-  const auto& linear = static_cast<const CudaLinear&>(weight);
-  LinearArguments arguments;
-  arguments.weight = linear.weight();
-  arguments.bias = linear.bias();
-  arguments.x = x.As<__nv_bfloat16>();
-  arguments.out = out.As<float>();
-  arguments.rows = static_cast<int>(x.dim(0));
-  arguments.in_features = static_cast<int>(linear.in_features());
-  arguments.out_features = static_cast<int>(linear.out_features());
-  arguments.accumulate = accumulate;
-  Note(LaunchLinear(arguments, cublas_.get(), stream()));
+  const LinearProduct product = {&weight, out};
+  Note(LaunchLinear(ArgumentsOf({&product, 1}, x, accumulate), *cublas_, stream()));
+}
+
+void CudaBackend::LinearGroup(std::span<const LinearProduct> products, const Tensor& x) {
+  Note(LaunchLinear(ArgumentsOf(products, x, /*accumulate=*/false), *cublas_, stream()));
+}
+
+void CudaBackend::NormLinearGroup(const Tensor& x, const Tensor& norm_weight, float epsilon,
+                                  const Tensor& normed, std::span<const LinearProduct> products) {
+  LinearArguments arguments = ArgumentsOf(products, normed, /*accumulate=*/false);
+  if (LinearNorms(arguments.rows, arguments.in_features)) {
+    arguments.residual = x.As<float>();
+    arguments.norm_weight = norm_weight.As<float>();
+    arguments.normed = normed.As<__nv_bfloat16>();
+    arguments.norm_epsilon = epsilon;
+  } else {
+    RmsNorm(x, norm_weight, epsilon, normed, Tensor());
+  }
+  Note(LaunchLinear(arguments, *cublas_, stream()));
 }
 
 const float* CudaBackend::DeviceFrequencies(const Tensor& host) {
@@ -239,7 +231,7 @@ const float* CudaBackend::DeviceFrequencies(const Tensor& host) {
         Allocate(host.num_bytes(), MemoryKind::kDevice, "rotary frequencies");
     Note(buffer.status());
     if (!buffer.ok()) return nullptr;
-    Note(CopyFromHost(Bytes(host), buffer->data()));
+    Note(CopyFromHost({host.As<const std::byte>(), buffer->bytes()}, buffer->data()));
     entry->second = *std::move(buffer);
   }
   return reinterpret_cast<const float*>(entry->second.data());
@@ -272,6 +264,30 @@ void CudaBackend::PrepareQkv(const QkPrepare& prepare, const AttentionSpec& spec
   LaunchPrepareQkv(arguments, stream());
 }
 
+void CudaBackend::NormRoute(const RouterStep& step) {
+  const int tokens = static_cast<int>(step.x.dim(0));
+  const int hidden = static_cast<int>(step.x.dim(1));
+  if (!NormRouteSupports(tokens, hidden)) {
+    RmsNorm(step.x, step.norm_weight, step.norm_epsilon, step.normed, step.normed_f32);
+    LinearF32(step.router, step.normed_f32, step.logits);
+    Route(step.spec, step.logits, step.ids, step.weights);
+    return;
+  }
+  LaunchNormRoute({.spec = step.spec,
+                   .x = step.x.As<float>(),
+                   .norm_weight = step.norm_weight.As<float>(),
+                   .router = step.router.As<float>(),
+                   .normed = step.normed.As<__nv_bfloat16>(),
+                   .normed_f32 = step.normed_f32.As<float>(),
+                   .logits = step.logits.As<float>(),
+                   .ids = step.ids.As<int32_t>(),
+                   .weights = step.weights.As<float>(),
+                   .arrived = reinterpret_cast<int*>(arrived_.data()),
+                   .epsilon = step.norm_epsilon,
+                   .hidden = hidden},
+                  tokens, stream());
+}
+
 void CudaBackend::Attention(const AttentionSpec& spec, std::span<const AttentionSegment>,
                             const Tensor& q, const KvLayer& cache, const Tensor& out) {
   AttentionArguments arguments;
@@ -287,8 +303,9 @@ void CudaBackend::Attention(const AttentionSpec& spec, std::span<const Attention
   arguments.block_tokens = cache.block_tokens;
   arguments.sliding_window = spec.sliding_window;
   arguments.scale = spec.scale;
-  arguments.splits = AttentionSplits(arguments.tokens, spec.kv_heads, step_tables_.max_context(),
-                                     properties_.multiProcessorCount);
+  arguments.splits = AttentionSplits(arguments.tokens, spec.query_heads, spec.kv_heads,
+                                     step_tables_.max_context(), properties_.multiProcessorCount);
+  arguments.arrived = reinterpret_cast<int*>(arrived_.data());
   absl::StatusOr<std::byte*> scratch = attention_workspace_.Reserve(std::max<size_t>(
       256,
       AttentionScratchBytes(arguments.tokens, spec.query_heads, spec.head_dim, arguments.splits)));
@@ -298,7 +315,7 @@ void CudaBackend::Attention(const AttentionSpec& spec, std::span<const Attention
   if (!LaunchAttention(arguments, stream())) {
     Note(absl::UnimplementedError(
         absl::StrCat("the CUDA backend has no attention for head_dim ", spec.head_dim,
-                     "; it has 32, 64, 96, 128 and 256. Serve the model with --device cpu")));
+                     "; it takes multiples of 8 up to 256. Serve the model with --device cpu")));
   }
 }
 

@@ -1,7 +1,6 @@
-// CUDA and cuBLAS results as absl::Status, and the owners of their handles. CUDA backend only.
+// CUDA results as absl::Status, and the owners of its handles. CUDA backend only.
 #pragma once
 
-#include <cublas_v2.h>
 #include <cuda_runtime.h>
 
 #include <string>
@@ -30,11 +29,6 @@ inline absl::Status CudaStatus(cudaError_t error, std::string_view what) {
   }
 }
 
-inline absl::Status CublasStatus(cublasStatus_t status, std::string_view what) {
-  if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(std::string(what), ": ", cublasGetStatusString(status)));
-}
-
 // Owns one handle of a C API; `Destroy` frees it.
 template <typename Handle, auto Destroy>
 class CudaHandle {
@@ -60,6 +54,5 @@ class CudaHandle {
 
 using CudaStream = CudaHandle<cudaStream_t, cudaStreamDestroy>;
 using CudaEvent = CudaHandle<cudaEvent_t, cudaEventDestroy>;
-using CublasHandle = CudaHandle<cublasHandle_t, cublasDestroy>;
 
 }  // namespace moed::backend

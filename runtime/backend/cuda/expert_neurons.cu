@@ -35,6 +35,15 @@ __device__ void AddDown(const uint4* down, int lane, float scale, float (&sum)[8
   }
 }
 
+// Copies a neuron from shared memory into a slot.
+template <int kChunks>
+__device__ void FillNeuron(const uint4* values, int lane, std::byte* slot) {
+#pragma unroll
+  for (int c = 0; c < 3 * kChunks; ++c) {
+    reinterpret_cast<uint4*>(slot)[c * 32 + lane] = values[c * 32 + lane];
+  }
+}
+
 // Adds the warps' sums to the output; `scratch` is [kWarps][hidden] floats of shared memory.
 template <int kChunks>
 __device__ void AddToOutput(const float (&sum)[8 * kChunks], int warp, int lane, float* scratch,
@@ -63,12 +72,14 @@ __global__ void __launch_bounds__(kThreads, 1) NeuronExperts(ExpertNeuronsArgume
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ uint64_t barriers[kWarps][kSlots];
   __shared__ const std::byte* blob[kMaxNeuronTasks];
+  __shared__ std::byte* fill[kMaxNeuronTasks];
   __shared__ float weight[kMaxNeuronTasks];
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int num_tasks = a.tasks->num_tasks;
   if (threadIdx.x < num_tasks) {
     blob[threadIdx.x] = a.tasks->tasks[threadIdx.x].blob;
+    fill[threadIdx.x] = a.tasks->tasks[threadIdx.x].fill;
     weight[threadIdx.x] = a.tasks->tasks[threadIdx.x].weight[0];
   }
   constexpr uint32_t kBytes = kNeuronBytes<kChunks>;
@@ -104,6 +115,9 @@ __global__ void __launch_bounds__(kThreads, 1) NeuronExperts(ExpertNeuronsArgume
     const float activation = __bfloat162float(__float2bfloat16(Silu(gate) * up));
     AddDown<kChunks>(values + 2 * kChunks * 32, lane, activation * weight[neuron / a.intermediate],
                      sum);
+    if (std::byte* slot = fill[neuron / a.intermediate]; slot != nullptr) {
+      FillNeuron<kChunks>(values, lane, slot + size_t(neuron % a.intermediate) * kBytes);
+    }
     __syncwarp();
     ring.Fetch(sequence + kSlots, address(neuron + kSlots * stride));
   }

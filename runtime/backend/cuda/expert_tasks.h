@@ -15,6 +15,7 @@ inline constexpr int kTileNeurons = 8;
 
 struct ExpertTask {
   const std::byte* blob = nullptr;  // VRAM slot or mapped host memory
+  std::byte* fill = nullptr;        // the slot to write the expert into on the way, or null
   int32_t expert = 0;
   int32_t num_tokens = 0;
   int32_t first_tile = 0;  // tiles of all tasks before this one

@@ -50,6 +50,13 @@ class TaskCursor {
   int index_ = 0;
 };
 
+// Where tile `tile` lies in the slot that its task fills; null if it fills none.
+template <class Format>
+__device__ std::byte* FillAddress(const ExpertTask& task, int tile, int hidden) {
+  if (task.fill == nullptr) return nullptr;
+  return task.fill + (tile - task.first_tile) * size_t{kTileNeurons} * Format::NeuronBytes(hidden);
+}
+
 struct SharedState {
   float partial[kWarps][4][33];  // gate and up sums of each warp's columns
   __align__(16) __nv_bfloat16 activations[kTaskTokens][kTileNeurons];
@@ -118,7 +125,7 @@ __device__ void Flush(const ExpertTask& task, int hidden, int column, int lane, 
       const int token = 2 * (lane % 4) + r % 2;
       const int target = column + Format::OutputColumn(lane, m, r);
       if (token < task.num_tokens && target < hidden) {
-        atomicAdd(output + size_t(task.token[token]) * hidden + target,
+        atomicAdd(output + size_t(task.target[token]) * hidden + target,
                   task.weight[token] * out[m][r]);
       }
       out[m][r] = 0.0f;
@@ -158,14 +165,17 @@ __global__ void __launch_bounds__(kThreads, 1) FusedTiles(ExpertTilesArguments a
     // This tile's down rows and the next tile's gate and up are on their way while it multiplies.
     typename Format::Down down;
     Format::Load(next.TileAddress<Format>(tile, a.hidden), a.hidden, column, lane, &down);
+    std::byte* const fill = FillAddress<Format>(shared.task, tile, a.hidden);
     float sums[4] = {};
     Format::MultiplyGateUp(gate_up, tokens + lane / 4 * TokenStride(a.hidden) + column, lane, sums);
+    if (fill != nullptr) Format::Store(gate_up, a.hidden, column, lane, fill);
     if (tile + 1 < end) {
       next.MoveTo(tile + 1);
       Format::Load(next.TileAddress<Format>(tile + 1, a.hidden), a.hidden, column, lane, &gate_up);
     }
     Activate(sums, warp, lane, &shared);
     Format::MultiplyDown(down, ActivationPair(shared.activations, lane), out);
+    if (fill != nullptr) Format::Store(down, a.hidden, column, lane, fill);
   }
   Flush<Format>(shared.task, a.hidden, column, lane, a.output, out);
 }
@@ -194,6 +204,7 @@ __global__ void __launch_bounds__(kThreads, 1) GateUpTiles(ExpertTilesArguments 
       LoadTask(next.task(), &shared);
       LoadTokens(shared, a.x, a.hidden, tokens);
     }
+    std::byte* const fill = FillAddress<Format>(shared.task, tile, a.hidden);
     float sums[4] = {};
     for (int slice = 0; slice < slices; ++slice) {
       const int column = slice * kSliceColumns + warp * kWarpColumns;
@@ -207,6 +218,7 @@ __global__ void __launch_bounds__(kThreads, 1) GateUpTiles(ExpertTilesArguments 
                      lane, &gate_up);
       }
       Format::MultiplyGateUp(now, tokens + lane / 4 * TokenStride(a.hidden) + column, lane, sums);
+      if (fill != nullptr) Format::Store(now, a.hidden, column, lane, fill);
     }
     Activate(sums, warp, lane, &shared);
     if (threadIdx.x < kTaskTokens) {
@@ -269,6 +281,8 @@ __global__ void __launch_bounds__(kThreads, 1) DownTiles(ExpertTilesArguments a)
           column = column_of(unit);
         }
         Format::MultiplyDown(down[i], activations[i], out);
+        std::byte* const fill = FillAddress<Format>(back.task(), tile_of(unit), a.hidden);
+        if (fill != nullptr) Format::Store(down[i], a.hidden, column, lane, fill);
         if (unit + kAhead < end) {
           advance(&front, unit + kAhead);
           activations[i] = load(front, unit + kAhead, &down[i]);

@@ -2,10 +2,10 @@
 // or cold experts alike (a task's blob may lie in VRAM or in mapped host memory).
 //
 // One block of 16 warps per multiprocessor walks a range of tiles of 8 neurons; each warp owns 128
-// columns of the hidden size and loads weights straight into fragments. With a hidden size of at
-// most 2048 one kernel does it all; beyond, the down product needs more accumulators than a block
-// has registers for, so gate and up write activations and a second kernel takes the columns in
-// slices of 2048.
+// columns of the hidden size and loads weights straight into fragments; a task's slot is filled
+// from them on the way. With a hidden size of at most 2048 one kernel does it all; beyond, the down
+// product needs more accumulators than a block has registers for, so gate and up write activations
+// and a second kernel takes the columns in slices of 2048.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -4,6 +4,7 @@
 
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/elementwise.h"
+#include "runtime/backend/cuda/expert_products.h"
 #include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/experts.h"
 
@@ -11,7 +12,7 @@ namespace moed::backend {
 namespace {
 
 // Rows of an expert from which whole matrix products beat reading the weights once per eight rows.
-constexpr size_t kManyRows = 48;
+constexpr size_t kManyRows = 24;
 constexpr int kThreads = 256;
 
 constexpr size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -71,17 +72,39 @@ absl::Status CudaExperts::Run(const ExpertFormat& format, std::span<const Expert
                               int top_k, const Tensor& x, const Tensor& out) {
   const bool whole_tiles = format.intermediate() % kTileNeurons == 0 && format.hidden() % 8 == 0;
   std::vector<ExpertWork> few;
+  std::vector<ExpertWork> many;
   for (const ExpertWork& item : work) {
     if (item.rows.empty()) continue;
-    // The tile kernels want whole tiles and 16-byte rows; cuBLAS takes any shape.
-    if (item.rows.size() < kManyRows && whole_tiles) {
-      few.push_back(item);
+    if (whole_tiles) {
+      (item.rows.size() < kManyRows ? few : many).push_back(item);
       continue;
     }
-    absl::Status status = RunManyRows(format, item, top_k, x, out);
+    absl::Status status = RunAnyShape(format, item, top_k, x, out);
     if (!status.ok()) return status;
   }
-  return few.empty() ? absl::OkStatus() : RunFewRows(format, few, top_k, x, out);
+  absl::Status status;
+  if (!few.empty()) status = RunFewRows(format, few, top_k, x, out);
+  if (status.ok() && !many.empty()) status = RunManyRows(format, many, top_k, x, out);
+  return status;
+}
+
+// Pinned memory for `bytes`, and as much device memory, once the last copy between them is over.
+absl::StatusOr<std::byte*> CudaExperts::Stage(size_t bytes) {
+  absl::Status status = CudaStatus(cudaStreamSynchronize(stream_), "waiting for the last experts");
+  if (!status.ok()) return status;
+  const absl::StatusOr<std::byte*> device = tasks_.Reserve(bytes);
+  if (!device.ok()) return device.status();
+  return staging_.Reserve(bytes);
+}
+
+absl::StatusOr<std::byte*> CudaExperts::Upload(size_t bytes) {
+  const absl::StatusOr<std::byte*> staging = staging_.Reserve(bytes);
+  const absl::StatusOr<std::byte*> device = tasks_.Reserve(bytes);
+  absl::Status status =
+      CudaStatus(cudaMemcpyAsync(*device, *staging, bytes, cudaMemcpyHostToDevice, stream_),
+                 "copying the list of expert tasks");
+  if (!status.ok()) return status;
+  return *device;
 }
 
 absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const ExpertWork> work,
@@ -96,25 +119,19 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
   const std::vector<ExpertTask> tasks = MakeTasks(work, top_k, tiles_per_expert);
   const size_t task_bytes = tasks.size() * sizeof(ExpertTask);
   const size_t bytes = Aligned(sizeof(ExpertTaskList)) + task_bytes;
-  // The last call's copy out of the staging memory must be over.
-  absl::Status status = CudaStatus(cudaStreamSynchronize(stream_), "waiting for the last experts");
-  if (!status.ok()) return status;
-  absl::StatusOr<std::byte*> staging = staging_.Reserve(bytes);
+  const absl::StatusOr<std::byte*> staging = Stage(bytes);
   if (!staging.ok()) return staging.status();
-  absl::StatusOr<std::byte*> device = tasks_.Reserve(bytes);
-  if (!device.ok()) return device.status();
   const int num_tiles = tiles_per_expert * static_cast<int>(tasks.size());
-  auto* device_tasks = reinterpret_cast<ExpertTask*>(*device + Aligned(sizeof(ExpertTaskList)));
+  const absl::StatusOr<std::byte*> scratch =
+      scratch_.Reserve(std::max<size_t>(256, ExpertTilesScratchBytes(hidden, num_tiles)));
+  if (!scratch.ok()) return scratch.status();
+  const absl::StatusOr<std::byte*> target = tasks_.Reserve(bytes);
+  auto* device_tasks = reinterpret_cast<ExpertTask*>(*target + Aligned(sizeof(ExpertTaskList)));
   const ExpertTaskList list{static_cast<int32_t>(tasks.size()), num_tiles, device_tasks};
   std::memcpy(*staging, &list, sizeof(list));
   std::memcpy(*staging + Aligned(sizeof(list)), tasks.data(), task_bytes);
-  absl::StatusOr<std::byte*> scratch =
-      scratch_.Reserve(std::max<size_t>(256, ExpertTilesScratchBytes(hidden, num_tiles)));
-  if (!scratch.ok()) return scratch.status();
-
-  status = CudaStatus(cudaMemcpyAsync(*device, *staging, bytes, cudaMemcpyHostToDevice, stream_),
-                      "copying the list of expert tasks");
-  if (!status.ok()) return status;
+  const absl::StatusOr<std::byte*> device = Upload(bytes);
+  if (!device.ok()) return device.status();
   ZeroRows<<<static_cast<int>(tasks.size()), kThreads, 0, stream_>>>(device_tasks, hidden,
                                                                      out.As<float>());
   ExpertTilesArguments arguments;
@@ -127,7 +144,45 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
   return CudaStatus(LaunchExpertTiles(arguments, stream_), "launching the expert kernels");
 }
 
-absl::Status CudaExperts::RunManyRows(const ExpertFormat& format, const ExpertWork& work, int top_k,
+absl::Status CudaExperts::RunManyRows(const ExpertFormat& format, std::span<const ExpertWork> work,
+                                      int top_k, const Tensor& x, const Tensor& out) {
+  std::vector<ExpertProductTile> tiles;
+  std::vector<int32_t> rows;
+  for (const ExpertWork& item : work) {
+    for (size_t begin = 0; begin < item.rows.size(); begin += kProductRows) {
+      const size_t count = std::min<size_t>(kProductRows, item.rows.size() - begin);
+      tiles.push_back({.blob = item.blob,
+                       .first_row = static_cast<int32_t>(rows.size() + begin),
+                       .num_rows = static_cast<int32_t>(count)});
+    }
+    rows.insert(rows.end(), item.rows.begin(), item.rows.end());
+  }
+  const size_t tiles_bytes = Aligned(tiles.size() * sizeof(tiles[0]));
+  const size_t bytes = tiles_bytes + rows.size() * sizeof(rows[0]);
+  const absl::StatusOr<std::byte*> staging = Stage(bytes);
+  if (!staging.ok()) return staging.status();
+  std::memcpy(*staging, tiles.data(), tiles.size() * sizeof(tiles[0]));
+  std::memcpy(*staging + tiles_bytes, rows.data(), rows.size() * sizeof(rows[0]));
+  const absl::StatusOr<std::byte*> scratch =
+      scratch_.Reserve(rows.size() * format.intermediate() * sizeof(__nv_bfloat16));
+  if (!scratch.ok()) return scratch.status();
+  const absl::StatusOr<std::byte*> device = Upload(bytes);
+  if (!device.ok()) return device.status();
+  const ExpertProductsArguments arguments = {
+      .tiles = reinterpret_cast<const ExpertProductTile*>(*device),
+      .num_tiles = static_cast<int>(tiles.size()),
+      .rows = reinterpret_cast<const int32_t*>(*device + tiles_bytes),
+      .x = x.As<__nv_bfloat16>(),
+      .activations = reinterpret_cast<__nv_bfloat16*>(*scratch),
+      .out = out.As<float>(),
+      .top_k = top_k,
+      .hidden = static_cast<int>(format.hidden()),
+      .intermediate = static_cast<int>(format.intermediate()),
+      .row_values = static_cast<int>(format.row_values())};
+  return CudaStatus(LaunchExpertProducts(arguments, stream_), "launching the expert products");
+}
+
+absl::Status CudaExperts::RunAnyShape(const ExpertFormat& format, const ExpertWork& work, int top_k,
                                       const Tensor& x, const Tensor& out) {
   const int hidden = static_cast<int>(format.hidden());
   const int neurons = static_cast<int>(format.intermediate());
@@ -157,23 +212,31 @@ absl::Status CudaExperts::RunManyRows(const ExpertFormat& format, const ExpertWo
   const auto* weights = reinterpret_cast<const __nv_bfloat16*>(work.blob);
   const int row = static_cast<int>(format.row_values());
   const int stride = 3 * row;
-  const float one = 1.0f;
-  const float zero = 0.0f;
   for (int half = 0; half < 2 && status.ok(); ++half) {
-    status =
-        CublasStatus(cublasGemmEx(cublas_, CUBLAS_OP_T, CUBLAS_OP_N, neurons, rows, hidden, &one,
-                                  weights + half * row, CUDA_R_16BF, stride, gathered, CUDA_R_16BF,
-                                  hidden, &zero, gate_up + half * neurons, CUDA_R_32F, 2 * neurons,
-                                  CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-                     "an expert's gate and up products");
+    status = cublas_.Multiply({.transpose_a = true,
+                               .m = neurons,
+                               .n = rows,
+                               .k = hidden,
+                               .a = weights + half * row,
+                               .a_stride = stride,
+                               .b = gathered,
+                               .b_stride = hidden,
+                               .c = gate_up + half * neurons,
+                               .c_stride = 2 * neurons},
+                              "an expert's gate and up products");
   }
   if (!status.ok()) return status;
   LaunchSwiGlu(gate_up, rows, neurons, activations, stream_);
-  status = CublasStatus(
-      cublasGemmEx(cublas_, CUBLAS_OP_N, CUBLAS_OP_N, hidden, rows, neurons, &one,
-                   weights + 2 * row, CUDA_R_16BF, stride, activations, CUDA_R_16BF, neurons, &zero,
-                   y, CUDA_R_32F, hidden, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-      "an expert's down product");
+  status = cublas_.Multiply({.m = hidden,
+                             .n = rows,
+                             .k = neurons,
+                             .a = weights + 2 * row,
+                             .a_stride = stride,
+                             .b = activations,
+                             .b_stride = neurons,
+                             .c = y,
+                             .c_stride = hidden},
+                            "an expert's down product");
   if (!status.ok()) return status;
   ScatterRows<<<rows, kThreads, 0, stream_>>>(y, row_ids, hidden, out.As<float>());
   return CudaStatus(cudaGetLastError(), "launching an expert's products");

@@ -1,22 +1,23 @@
 // Experts of backend.h on CUDA: the host lists which expert computes which rows. Few rows an expert
-// go through expert_tiles.h; many are gathered and multiplied by cuBLAS straight from the
-// neuron-major blob, whose rows it reads through a leading dimension of three hidden sizes.
+// go through expert_tiles.h, many through expert_products.h; shapes that their 16-byte loads cannot
+// take are gathered and multiplied by cuBLAS, expert by expert.
 #pragma once
 
-#include <cublas_v2.h>
 #include <cuda_runtime.h>
 
 #include <span>
 
 #include "absl/status/status.h"
 #include "runtime/backend/backend.h"
+#include "runtime/backend/cuda/cublas.h"
 #include "runtime/backend/cuda/workspace.h"
 
 namespace moed::backend {
 
 class CudaExperts {
  public:
-  CudaExperts(cublasHandle_t cublas, cudaStream_t stream, int multiprocessors)
+  // `cublas` must outlive this.
+  CudaExperts(const Cublas& cublas, cudaStream_t stream, int multiprocessors)
       : cublas_(cublas), stream_(stream), multiprocessors_(multiprocessors) {}
 
   // Shapes as in backend.h. Returns when the work is issued.
@@ -26,10 +27,15 @@ class CudaExperts {
  private:
   absl::Status RunFewRows(const ExpertFormat& format, std::span<const ExpertWork> work, int top_k,
                           const Tensor& x, const Tensor& out);
-  absl::Status RunManyRows(const ExpertFormat& format, const ExpertWork& work, int top_k,
+  absl::Status RunManyRows(const ExpertFormat& format, std::span<const ExpertWork> work, int top_k,
                            const Tensor& x, const Tensor& out);
+  absl::Status RunAnyShape(const ExpertFormat& format, const ExpertWork& work, int top_k,
+                           const Tensor& x, const Tensor& out);
+  // Where the host may write `bytes` for the device; Upload then copies them to tasks_.
+  absl::StatusOr<std::byte*> Stage(size_t bytes);
+  absl::StatusOr<std::byte*> Upload(size_t bytes);
 
-  cublasHandle_t cublas_;
+  const Cublas& cublas_;
   cudaStream_t stream_;
   int multiprocessors_;
   int prepared_hidden_ = 0;

@@ -7,55 +7,163 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
-constexpr int kColumnsPerPass = 32 * 8;
+constexpr int kBlockOutputs = 16;
+constexpr int kPairColumns = 64;  // a warp takes 128 bytes of each weight row at a time
+constexpr int kTileTokens = 8;
+constexpr int kFewBlocks = 256;  // fewer leave multiprocessors without work
+constexpr int kBatchPairs = 2;   // of a warp, in flight at once
 
-__device__ void Store(const LinearArguments& a, int row, int output, float value) {
-  float& target = a.out[size_t(row) * a.out_features + output];
-  if (a.bias != nullptr) value += a.bias[output];
-  target = a.accumulate ? target + value : value;
+__host__ __device__ int BlocksOf(const LinearPart& part) {
+  return (part.out_features + kBlockOutputs - 1) / kBlockOutputs;
 }
 
-// A warp to an output: its weight row is read once for all kRows rows of x, which lie in shared
-// memory. in_features is a multiple of 8.
-template <int kRows>
-__global__ void __launch_bounds__(kThreads) FewRows(LinearArguments a) {
-  extern __shared__ __align__(16) __nv_bfloat16 x[];
-  for (int i = threadIdx.x * 8; i < kRows * a.in_features; i += kThreads * 8) {
-    *reinterpret_cast<uint4*>(x + i) = *reinterpret_cast<const uint4*>(a.x + i);
+// The part that `block` of the launch belongs to; `block` becomes the one within it.
+__device__ LinearPart PartOf(const LinearArguments& a, int* block) {
+  LinearPart part = a.parts[0];
+#pragma unroll
+  for (int i = 1; i < kMaxLinearProducts; ++i) {
+    if (i >= a.num_parts || *block < BlocksOf(part)) continue;
+    *block -= BlocksOf(part);
+    part = a.parts[i];
+  }
+  return part;
+}
+
+// The bf16 row that the products of a single row take, normed by the block itself, which costs less
+// than a launch; block 0 also leaves it in a.normed.
+__device__ void NormRow(const LinearArguments& a, __nv_bfloat16* row) {
+  __shared__ float partial[kWarps];
+  float squares = 0.0f;
+  for (int i = threadIdx.x * 4; i < a.in_features; i += kThreads * 4) {
+    const float4 x = *reinterpret_cast<const float4*>(a.residual + i);
+    squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+  }
+  squares = WarpSum(squares);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
+  __syncthreads();
+  float total = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) total += partial[w];
+  const float scale = rsqrtf(total / a.in_features + a.norm_epsilon);
+  for (int i = threadIdx.x * 4; i < a.in_features; i += kThreads * 4) {
+    const float4 x = *reinterpret_cast<const float4*>(a.residual + i);
+    const float4 w = *reinterpret_cast<const float4*>(a.norm_weight + i);
+    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(x.x * scale * w.x, x.y * scale * w.y),
+                                     __floats2bfloat162_rn(x.z * scale * w.z, x.w * scale * w.w)};
+    *reinterpret_cast<uint2*>(row + i) = *reinterpret_cast<const uint2*>(pairs);
+    if (blockIdx.x == 0) {
+      *reinterpret_cast<uint2*>(a.normed + i) = *reinterpret_cast<const uint2*>(pairs);
+    }
   }
   __syncthreads();
-  const int lane = threadIdx.x % 32;
-  const int step = gridDim.x * kWarps;
-  for (int output = blockIdx.x * kWarps + threadIdx.x / 32; output < a.out_features;
-       output += step) {
-    const __nv_bfloat16* weight = a.weight + size_t(output) * a.in_features;
-    float sums[kRows] = {};
-#pragma unroll 8
-    for (int column = lane * 8; column < a.in_features; column += kColumnsPerPass) {
-      const uint4 w = LoadStreaming(weight + column);
+}
+
+// What a lane holds of a batch of weights: pairs of 128 bytes of the rows g and g + 8.
+struct WeightBatch {
+  uint4 low[kBatchPairs * 2];
+  uint4 high[kBatchPairs * 2];
+
+  // Pairs `first`, `first` + kWarps, ...; what is beyond `end` or in_features reads as zero.
+  __device__ void Load(const __nv_bfloat16* low_row, const __nv_bfloat16* high_row, int first,
+                       int end, int in_features, int t) {
 #pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        sums[row] += Dot8(w, *reinterpret_cast<const uint4*>(x + row * a.in_features + column));
+    for (int i = 0; i < kBatchPairs * 2; ++i) {
+      const int column = ColumnOf(first, i, t);
+      const bool inside = column < in_features && first + i / 2 * kWarps < end;
+      low[i] = inside ? LoadStreaming(low_row + column) : make_uint4(0, 0, 0, 0);
+      high[i] = inside ? LoadStreaming(high_row + column) : make_uint4(0, 0, 0, 0);
+    }
+  }
+  __device__ static int ColumnOf(int first, int i, int t) {
+    return (first + i / 2 * kWarps) * kPairColumns + i % 2 * 32 + t * 8;
+  }
+};
+
+// A block to 16 outputs, whose input features its warps share out; weights are read once for all
+// rows of x. Lane 4 g + t holds weight rows g and g + 8 and token g at columns c + t * 8 to + 7: k
+// is permuted alike on both sides, so that 16-byte loads are fragments as they stand. A batch of
+// weights is on its way before the first is used, or the row normed. in_features is a multiple
+// of 8.
+template <int kTiles>
+__global__ void __launch_bounds__(kThreads, 3) FewRows(LinearArguments a) {
+  extern __shared__ __align__(16) __nv_bfloat16 normed[];
+  __shared__ float partial[kWarps][kTiles * 4][33];
+  int block = blockIdx.x;
+  const LinearPart part = PartOf(a, &block);
+  const int first_output = block * kBlockOutputs;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  const int last = part.out_features - 1;
+  const __nv_bfloat16* low = part.weight + size_t(min(first_output + g, last)) * a.in_features;
+  const __nv_bfloat16* high = part.weight + size_t(min(first_output + g + 8, last)) * a.in_features;
+  const int all_pairs = (a.in_features + kPairColumns - 1) / kPairColumns;
+  const int begin = all_pairs * blockIdx.y / gridDim.y;
+  const int end = all_pairs * (blockIdx.y + 1) / gridDim.y;
+
+  WeightBatch weights;
+  weights.Load(low, high, begin + warp, end, a.in_features, t);
+  const __nv_bfloat16* x = a.x;
+  if (a.residual != nullptr) {
+    NormRow(a, normed);
+    x = normed;
+  }
+  float sums[kTiles][4] = {};
+  for (int first = begin + warp; first < end; first += kBatchPairs * kWarps) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int row = tile * kTileTokens + g;
+      const __nv_bfloat16* tokens = x + size_t(row) * a.in_features;
+      uint4 token[kBatchPairs * 2];
+#pragma unroll
+      for (int i = 0; i < kBatchPairs * 2; ++i) {
+        const int column = WeightBatch::ColumnOf(first, i, t);
+        const bool inside = column < a.in_features && row < a.rows;
+        token[i] =
+            inside ? *reinterpret_cast<const uint4*>(tokens + column) : make_uint4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatchPairs * 2; ++i) {
+        const uint4& w0 = weights.low[i];
+        const uint4& w1 = weights.high[i];
+        MmaK16(sums[tile], w0.x, w1.x, w0.y, w1.y, token[i].x, token[i].y);
+        MmaK16(sums[tile], w0.z, w1.z, w0.w, w1.w, token[i].z, token[i].w);
       }
     }
+    const int next = first + kBatchPairs * kWarps;
+    if (next < end) weights.Load(low, high, next, end, a.in_features, t);
+  }
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      const float sum = WarpSum(sums[row]);
-      if (lane == 0) Store(a, row, output, sum);
+  for (int i = 0; i < kTiles * 4; ++i) partial[warp][i][lane] = sums[i / 4][i % 4];
+  __syncthreads();
+  // Element r of a tile: output g + r / 2 * 8, token 2 t + r % 2.
+  for (int i = warp; i < kTiles * 4; i += kWarps) {
+    const int r = i % 4;
+    const int output = first_output + g + r / 2 * 8;
+    const int row = i / 4 * kTileTokens + 2 * t + r % 2;
+    if (row >= a.rows || output > last) continue;
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += partial[w][i][lane];
+    float* const target = part.out + size_t(row) * part.out_features + output;
+    if (part.bias != nullptr && blockIdx.y == 0) sum += part.bias[output];
+    if (a.accumulate) {
+      atomicAdd(target, sum);
+    } else {
+      *target = sum;
     }
   }
 }
 
-template <int kRows>
+template <int kTiles>
 absl::Status LaunchFewRows(const LinearArguments& a, cudaStream_t stream) {
-  const int shared_bytes = kRows * a.in_features * 2;
-  absl::Status status =
-      CudaStatus(cudaFuncSetAttribute(FewRows<kRows>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      shared_bytes),
-                 "shared memory of a dense product");
-  if (!status.ok()) return status;
-  const int blocks = (a.out_features + kWarps - 1) / kWarps;
-  FewRows<kRows><<<blocks, kThreads, shared_bytes, stream>>>(a);
+  int blocks = 0;
+  for (int i = 0; i < a.num_parts; ++i) blocks += BlocksOf(a.parts[i]);
+  const size_t shared_bytes = a.residual == nullptr ? 0 : a.in_features * sizeof(__nv_bfloat16);
+  // What is added to the output may come in parts, so that few outputs keep the device busy too.
+  const int slices = a.accumulate && blocks < kFewBlocks ? 2 : 1;
+  FewRows<kTiles><<<dim3(blocks, slices), kThreads, shared_bytes, stream>>>(a);
   return CudaStatus(cudaGetLastError(), "launching a dense product");
 }
 
@@ -65,20 +173,27 @@ __global__ void AddBias(const float* bias, int out_features, float* out) {
   }
 }
 
-absl::Status LaunchCublas(const LinearArguments& a, cublasHandle_t cublas, cudaStream_t stream) {
-  const float one = 1.0f;
-  const float beta = a.accumulate ? 1.0f : 0.0f;
-  absl::Status status = CublasStatus(
-      cublasGemmEx(cublas, CUBLAS_OP_T, CUBLAS_OP_N, a.out_features, a.rows, a.in_features, &one,
-                   a.weight, CUDA_R_16BF, a.in_features, a.x, CUDA_R_16BF, a.in_features, &beta,
-                   a.out, CUDA_R_32F, a.out_features, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-      "a dense product");
-  if (status.ok() && a.bias != nullptr) {
-    AddBias<<<a.rows, kThreads, 0, stream>>>(a.bias, a.out_features, a.out);
+absl::Status LaunchCublas(const LinearArguments& a, const LinearPart& part, const Cublas& cublas,
+                          cudaStream_t stream) {
+  absl::Status status = cublas.Multiply({.transpose_a = true,
+                                         .m = part.out_features,
+                                         .n = a.rows,
+                                         .k = a.in_features,
+                                         .a = part.weight,
+                                         .a_stride = a.in_features,
+                                         .b = a.x,
+                                         .b_stride = a.in_features,
+                                         .beta = a.accumulate ? 1.0f : 0.0f,
+                                         .c = part.out,
+                                         .c_stride = part.out_features},
+                                        "a dense product");
+  if (status.ok() && part.bias != nullptr) {
+    AddBias<<<a.rows, kThreads, 0, stream>>>(part.bias, part.out_features, part.out);
   }
   return status;
 }
 
+// A warp to an output and row.
 __global__ void __launch_bounds__(kThreads)
     LinearF32(const float* weight, const float* x, int in_features, int out_features, float* out) {
   const int output = blockIdx.x * kWarps + threadIdx.x / 32;
@@ -94,30 +209,20 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-absl::Status LaunchLinear(const LinearArguments& a, cublasHandle_t cublas, cudaStream_t stream) {
-  // The own kernel keeps all rows in shared memory and loads 16 bytes at a time.
-  constexpr int kMaxSharedBytes = 200 << 10;
-  if (a.rows > kFewRows || a.in_features % 8 != 0 || a.rows * a.in_features * 2 > kMaxSharedBytes) {
-    return LaunchCublas(a, cublas, stream);
+absl::Status LaunchLinear(const LinearArguments& a, const Cublas& cublas, cudaStream_t stream) {
+  if (a.rows > kFewRows || a.in_features % 8 != 0) {
+    absl::Status status;
+    for (int i = 0; i < a.num_parts && status.ok(); ++i) {
+      status = LaunchCublas(a, a.parts[i], cublas, stream);
+    }
+    return status;
   }
-  switch (a.rows) {
-    case 1:
-      return LaunchFewRows<1>(a, stream);
-    case 2:
-      return LaunchFewRows<2>(a, stream);
-    case 3:
-      return LaunchFewRows<3>(a, stream);
-    case 4:
-      return LaunchFewRows<4>(a, stream);
-    case 5:
-      return LaunchFewRows<5>(a, stream);
-    case 6:
-      return LaunchFewRows<6>(a, stream);
-    case 7:
-      return LaunchFewRows<7>(a, stream);
-    default:
-      return LaunchFewRows<8>(a, stream);
-  }
+  if (a.rows <= kTileTokens) return LaunchFewRows<1>(a, stream);
+  return LaunchFewRows<2>(a, stream);
+}
+
+bool LinearNorms(int rows, int in_features) {
+  return rows == 1 && in_features % 8 == 0 && in_features <= kMostNormedFeatures;
 }
 
 void LaunchLinearF32(const float* weight, const float* x, int rows, int in_features,

@@ -1,29 +1,46 @@
 // Dense products on CUDA: own kernels that read each weight once for a few rows, cuBLAS beyond.
 #pragma once
 
-#include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include "absl/status/status.h"
+#include "runtime/backend/backend.h"
+#include "runtime/backend/cuda/cublas.h"
 
 namespace moed::backend {
 
 // Rows up to which the own kernel is faster than cuBLAS.
-inline constexpr int kFewRows = 8;
+inline constexpr int kFewRows = 16;
 
-struct LinearArguments {
+// One weight of a launch, and where its product goes.
+struct LinearPart {
   const __nv_bfloat16* weight = nullptr;  // [out, in]
   const float* bias = nullptr;            // [out], or null
-  const __nv_bfloat16* x = nullptr;       // [rows, in]
   float* out = nullptr;                   // [rows, out]
+  int out_features = 0;
+};
+
+struct LinearArguments {
+  LinearPart parts[kMaxLinearProducts];
+  int num_parts = 0;
+  const __nv_bfloat16* x = nullptr;  // [rows, in]
+  // If set, x is made here from this row (RmsNorm of backend.h), and left in `normed`; only where
+  // LinearNorms().
+  const float* residual = nullptr;     // [1, in]
+  const float* norm_weight = nullptr;  // [in]
+  __nv_bfloat16* normed = nullptr;     // [1, in]
+  float norm_epsilon = 0.0f;
   int rows = 0;
   int in_features = 0;
-  int out_features = 0;
   bool accumulate = false;
 };
 
-absl::Status LaunchLinear(const LinearArguments& arguments, cublasHandle_t cublas,
+// Whether a product of `rows` rows can norm them itself.
+inline constexpr int kMostNormedFeatures = 16384;
+bool LinearNorms(int rows, int in_features);
+
+absl::Status LaunchLinear(const LinearArguments& arguments, const Cublas& cublas,
                           cudaStream_t stream);
 
 // Both sides float32 (the router): weight [out, in], x [rows, in] -> out [rows, out].

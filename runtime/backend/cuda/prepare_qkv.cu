@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(kThreads) PrepareQkv(PrepareQkvArguments a) {
   }
   const int block = a.step.kv_blocks[a.step.block_begin[token] + position / a.block_tokens];
   const size_t row = (size_t(block) * a.block_tokens + position % a.block_tokens) * kv_width;
-  for (int head = warp; head < a.query_heads + a.kv_heads; head += kWarps) {
+  const int heads = a.query_heads + a.kv_heads;
+  for (int head = blockIdx.y * kWarps + warp; head < heads; head += gridDim.y * kWarps) {
     if (head < a.query_heads) {
       PrepareHead(a, a.q_norm, q_scale, head, position, q + head * a.head_dim);
       continue;
@@ -96,7 +97,10 @@ __global__ void __launch_bounds__(kThreads) PrepareQkv(PrepareQkvArguments a) {
 }  // namespace
 
 void LaunchPrepareQkv(const PrepareQkvArguments& arguments, cudaStream_t stream) {
-  PrepareQkv<<<arguments.tokens, kThreads, 0, stream>>>(arguments);
+  // A norm over the whole projection reads what other heads' warps write: one block a token then.
+  const int heads = arguments.query_heads + arguments.kv_heads;
+  const int blocks = arguments.norm_per_head ? (heads + kWarps - 1) / kWarps : 1;
+  PrepareQkv<<<dim3(arguments.tokens, blocks), kThreads, 0, stream>>>(arguments);
 }
 
 }  // namespace moed::backend

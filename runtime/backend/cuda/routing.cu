@@ -6,18 +6,34 @@
 namespace moed::backend {
 namespace {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * 32;
+// Logits of a row that a warp holds in registers, 32 each.
+constexpr int kMostPerLane = 16;
+constexpr int kAhead = 16;  // weights of a lane that are loaded before the norm, four each
+
+struct RouteArguments {
+  RouterSpec spec;
+  const float* logits = nullptr;  // [T, E]
+  int32_t* ids = nullptr;         // [T, k]
+  float* weights = nullptr;       // [T, k]
+};
 
 // A NaN logit ranks below every number, so a broken row still names valid experts.
 __device__ float RankValue(float logit) { return isnan(logit) ? -INFINITY : logit; }
 
-// The best expert of the row that comes after (value, id) in falling order; every lane gets it.
-__device__ int NextBest(const float* logits, int experts, float value, int id, int lane) {
+// Moves (value, id) to the next expert in falling order of value, rising order of id; every lane
+// gets it. Expert e = i * 32 + lane is `values[i]`.
+template <int kPerLane>
+__device__ void MoveToNextBest(const float (&values)[kPerLane], int experts, int lane, float* value,
+                               int* id) {
   float best = -INFINITY;
   int best_id = experts;
-  for (int e = lane; e < experts; e += 32) {
-    const float candidate = RankValue(logits[e]);
-    const bool after = candidate < value || (candidate == value && e > id);
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = i * 32 + lane;
+    const float candidate = RankValue(values[i]);
+    const bool after = e < experts && (candidate < *value || (candidate == *value && e > *id));
     if (after && (best_id == experts || candidate > best)) {
       best = candidate;
       best_id = e;
@@ -34,28 +50,33 @@ __device__ int NextBest(const float* logits, int experts, float value, int id, i
       best_id = other_id;
     }
   }
-  return best_id;
+  *value = best;
+  *id = best_id;
 }
 
-__global__ void Route(RouterSpec spec, const float* logits, int tokens, int32_t* ids,
-                      float* weights) {
-  const int token = blockIdx.x * kWarps + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (token >= tokens) return;
-  const float* row = logits + size_t(token) * spec.num_experts;
-  int32_t* chosen = ids + size_t(token) * spec.top_k;
-  float* weight = weights + size_t(token) * spec.top_k;
-
+// The router's choice for one token, by one warp.
+template <int kPerLane>
+__device__ void RouteToken(const RouteArguments& a, int token, int lane) {
+  const RouterSpec& spec = a.spec;
+  const float* row = a.logits + size_t(token) * spec.num_experts;
+  int32_t* chosen = a.ids + size_t(token) * spec.top_k;
+  float* weight = a.weights + size_t(token) * spec.top_k;
+  float values[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = i * 32 + lane;
+    values[i] = e < spec.num_experts ? row[e] : 0.0f;
+  }
   float value = INFINITY;
   int id = -1;
   float maximum = 0.0f;
   float chosen_sum = 0.0f;
   const bool sigmoid = spec.scoring == RouterSpec::Scoring::kSigmoid;
   for (int rank = 0; rank < spec.top_k; ++rank) {
-    id = NextBest(row, spec.num_experts, value, id, lane);
-    value = RankValue(row[id]);
-    if (rank == 0) maximum = row[id];
-    const float score = sigmoid ? 1.0f / (1.0f + __expf(-row[id])) : __expf(row[id] - maximum);
+    MoveToNextBest(values, spec.num_experts, lane, &value, &id);
+    const float logit = value > -INFINITY ? value : row[id];  // which may be NaN
+    if (rank == 0) maximum = logit;
+    const float score = sigmoid ? 1.0f / (1.0f + __expf(-logit)) : __expf(logit - maximum);
     chosen_sum += score;
     if (lane == 0) {
       chosen[rank] = id;
@@ -67,7 +88,10 @@ __global__ void Route(RouterSpec spec, const float* logits, int tokens, int32_t*
     denominator = chosen_sum;
     if (!spec.softmax_after_topk) {
       float sum = 0.0f;
-      for (int e = lane; e < spec.num_experts; e += 32) sum += __expf(row[e] - maximum);
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        if (i * 32 + lane < spec.num_experts) sum += __expf(values[i] - maximum);
+      }
       denominator = WarpSum(sum);
     }
   }
@@ -77,12 +101,113 @@ __global__ void Route(RouterSpec spec, const float* logits, int tokens, int32_t*
   for (int rank = lane; rank < spec.top_k; rank += 32) weight[rank] *= scale;
 }
 
+__device__ void RouteAnyToken(const RouteArguments& a, int token, int lane) {
+  if (a.spec.num_experts <= 4 * 32) {
+    RouteToken<4>(a, token, lane);
+  } else {
+    RouteToken<kMostPerLane>(a, token, lane);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) Route(RouteArguments a, int tokens) {
+  const int token = blockIdx.x * kWarps + threadIdx.x / 32;
+  if (token < tokens) RouteAnyToken(a, token, threadIdx.x % 32);
+}
+
+// x * rsqrt(mean(x^2) + epsilon) * weight of the block's row into shared memory.
+__device__ void NormRow(const NormRouteArguments& a, const float* x, float* normed) {
+  __shared__ float partial[kWarps];
+  float squares = 0.0f;
+  for (int i = threadIdx.x; i < a.hidden; i += kThreads) {
+    const float value = x[i];
+    normed[i] = value;
+    squares += value * value;
+  }
+  squares = WarpSum(squares);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
+  __syncthreads();
+  float total = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) total += partial[w];
+  const float scale = rsqrtf(total / a.hidden + a.epsilon);
+  for (int i = threadIdx.x; i < a.hidden; i += kThreads) normed[i] *= scale * a.norm_weight[i];
+  __syncthreads();
+}
+
+// True in the block of a row that ends last: it sees the logits of all.
+__device__ bool LastBlock(int* arrived, int blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(arrived, 1) == blocks - 1;
+    if (last) *arrived = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+__device__ float Dot4(const float4& w, const float* values) {
+  const float4 x = *reinterpret_cast<const float4*>(values);
+  return w.x * x.x + w.y * x.y + w.z * x.z + w.w * x.w;
+}
+
+// Grid: (experts by 8, token). Every block norms the row for itself, which costs less than a
+// launch.
+__global__ void __launch_bounds__(kThreads) NormRoute(NormRouteArguments a) {
+  extern __shared__ __align__(16) float normed[];
+  const int token = blockIdx.y;
+  const int lane = threadIdx.x % 32;
+  const size_t first = size_t(token) * a.hidden;
+  const int expert = blockIdx.x * kWarps + threadIdx.x / 32;
+  const float* row = a.router + size_t(min(expert, a.spec.num_experts - 1)) * a.hidden;
+  // The first weights are on their way while the row is normed.
+  float4 ahead[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    const int column = (i * 32 + lane) * 4;
+    if (column < a.hidden) ahead[i] = *reinterpret_cast<const float4*>(row + column);
+  }
+  NormRow(a, a.x + first, normed);
+  if (blockIdx.x == 0) {
+    for (int i = threadIdx.x; i < a.hidden; i += kThreads) {
+      a.normed[first + i] = __float2bfloat16(normed[i]);
+      a.normed_f32[first + i] = normed[i];
+    }
+  }
+  if (expert < a.spec.num_experts) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int column = (i * 32 + lane) * 4;
+      if (column < a.hidden) sum += Dot4(ahead[i], normed + column);
+    }
+    for (int column = (kAhead * 32 + lane) * 4; column < a.hidden; column += 32 * 4) {
+      sum += Dot4(*reinterpret_cast<const float4*>(row + column), normed + column);
+    }
+    sum = WarpSum(sum);
+    if (lane == 0) a.logits[size_t(token) * a.spec.num_experts + expert] = sum;
+  }
+  if (!LastBlock(a.arrived + token, gridDim.x) || threadIdx.x >= 32) return;
+  RouteAnyToken({a.spec, a.logits, a.ids, a.weights}, token, lane);
+}
+
 }  // namespace
 
 void LaunchRoute(const RouterSpec& spec, const float* logits, int tokens, int32_t* ids,
                  float* weights, cudaStream_t stream) {
-  Route<<<(tokens + kWarps - 1) / kWarps, kWarps * 32, 0, stream>>>(spec, logits, tokens, ids,
-                                                                    weights);
+  Route<<<(tokens + kWarps - 1) / kWarps, kThreads, 0, stream>>>({spec, logits, ids, weights},
+                                                                 tokens);
+}
+
+bool NormRouteSupports(int tokens, int hidden) {
+  return tokens <= kMostNormRouteTokens && hidden % 4 == 0 && hidden * sizeof(float) <= 48 << 10;
+}
+
+void LaunchNormRoute(const NormRouteArguments& arguments, int tokens, cudaStream_t stream) {
+  const dim3 grid((arguments.spec.num_experts + kWarps - 1) / kWarps, tokens);
+  NormRoute<<<grid, kThreads, arguments.hidden * sizeof(float), stream>>>(arguments);
 }
 
 }  // namespace moed::backend

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/step_tables.h"
@@ -24,6 +25,7 @@ absl::Status StepTables::Reserve(size_t words) {
                       "device memory for the step's tables");
   if (!status.ok()) return status;
   capacity_words_ = capacity;
+  ++moves_;
   return absl::OkStatus();
 }
 
@@ -55,6 +57,7 @@ absl::Status StepTables::Upload(std::span<const int32_t> token_ids,
     next_block += static_cast<int32_t>(segment.kv_blocks.size());
     max_context_ = std::max(max_context_, segment.context_start + segment.num_tokens);
   }
+  max_context_ = static_cast<int>(std::bit_ceil(static_cast<uint32_t>(max_context_)));
   view_ = {device_, device_ + tokens, device_ + 2 * tokens, device_ + 3 * tokens};
   return CudaStatus(cudaMemcpyAsync(device_, staging_, words * 4, cudaMemcpyHostToDevice, stream),
                     "copying the step's tables");

@@ -35,7 +35,10 @@ class StepTables {
                       std::span<const AttentionSegment> segments, cudaStream_t stream);
 
   const StepTablesView& view() const { return view_; }
+  // The longest context, rounded up to a power of two, so that few values cover all steps.
   int max_context() const { return max_context_; }
+  // How often the tables moved.
+  uint64_t moves() const { return moves_; }
 
  private:
   absl::Status Reserve(size_t words);
@@ -45,6 +48,7 @@ class StepTables {
   size_t capacity_words_ = 0;
   StepTablesView view_;
   int max_context_ = 0;
+  uint64_t moves_ = 0;
 };
 
 }  // namespace moed::backend

@@ -29,6 +29,7 @@ absl::StatusOr<std::byte*> Workspace::Reserve(size_t bytes) {
   if (!status.ok()) return status;
   data_ = static_cast<std::byte*>(data);
   bytes_ = bytes;
+  ++moves_;
   return data_;
 }
 

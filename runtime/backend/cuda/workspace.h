@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -23,11 +24,14 @@ class Workspace {
 
   // At least `bytes`, 256-byte aligned. RESOURCE_EXHAUSTED if they cannot be had.
   absl::StatusOr<std::byte*> Reserve(size_t bytes);
+  // How often the memory moved.
+  uint64_t moves() const { return moves_; }
 
  private:
   WorkspaceMemory memory_;
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
+  uint64_t moves_ = 0;
 };
 
 }  // namespace moed::backend

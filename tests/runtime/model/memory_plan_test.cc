@@ -23,7 +23,7 @@ MemoryRequest Request() {
           .max_model_len = 4096,
           .num_experts = 100,
           .expert_bytes = 10 * kMiB,
-          .top_k = 4};
+          .min_slots = 4};
 }
 
 TEST(MemoryPlanTest, GivesAllExpertsAndTheStatedKvLengthIfTheyFit) {

@@ -16,25 +16,44 @@ namespace moed::testing {
 using model::SequenceChunk;
 using model::StepInput;
 
+namespace {
+
+// Smaller than most prompts of the golden cases, so that both kinds of step occur.
+constexpr int kCudaDeviceTokens = 16;
+
+}  // namespace
+
+// MOED_TEST_DEVICE=cuda runs the tests of bound (b) on a GPU.
+bool TestsUseCuda() {
+  const char* device = std::getenv("MOED_TEST_DEVICE");
+  return device != nullptr && std::string_view(device) == "cuda";
+}
+
 absl::StatusOr<std::unique_ptr<TestModel>> TestModel::Create(const TestModelOptions& options) {
   std::unique_ptr<TestModel> test(new TestModel());
   auto checkpoint = model::OpenCheckpoint(
       {.directory = options.directory, .load_format = options.load_format, .seed = 1});
   if (!checkpoint.ok()) return checkpoint.status();
   test->checkpoint_ = *std::move(checkpoint);
-  // MOED_TEST_DEVICE=cuda runs the tests of bound (b) on a GPU.
-  const char* device = std::getenv("MOED_TEST_DEVICE");
-  auto backend = device != nullptr && std::string_view(device) == "cuda"
-                     ? backend::CreateCudaBackend({})
-                     : backend::CreateCpuBackend({.num_threads = options.num_threads});
+  auto backend = TestsUseCuda() ? backend::CreateCudaBackend({})
+                                : backend::CreateCpuBackend({.num_threads = options.num_threads});
   if (!backend.ok()) return backend.status();
   test->backend_ = *std::move(backend);
 
   auto weights = model::LoadWeights(*test->checkpoint_, *test->backend_, nullptr);
   if (!weights.ok()) return weights.status();
-  auto experts = model::ExpertStore::Create(
-      test->config(), {.num_slots = options.num_slots, .policy = options.policy, .io_threads = 2},
-      test->checkpoint_->experts(), *test->backend_);
+  model::ExpertStoreOptions store = {
+      .num_slots = options.num_slots,
+      .policy = options.policy,
+      .io_threads = 2,
+      .device_tokens = TestsUseCuda() ? kCudaDeviceTokens : options.device_tokens};
+  auto experts = model::ExpertStore::Create(test->config(), store, test->checkpoint_->experts(),
+                                            *test->backend_);
+  if (absl::IsUnimplemented(experts.status())) {
+    store.device_tokens = 0;
+    experts = model::ExpertStore::Create(test->config(), store, test->checkpoint_->experts(),
+                                         *test->backend_);
+  }
   if (!experts.ok()) return experts.status();
   test->experts_ = *std::move(experts);
   if (options.warm) {

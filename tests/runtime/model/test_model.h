@@ -25,6 +25,9 @@ struct TestModelOptions {
   int64_t max_num_batched_tokens = 256;
   int num_kv_blocks = 64;
   int num_threads = 2;
+  // Steps of up to this many tokens are device-driven; 0: none, or where MOED_TEST_DEVICE is cuda
+  // and the kernels take the experts' shape, 16.
+  int device_tokens = 0;
 };
 
 // Tokens of one sequence, and how many of them each step takes: the last count repeats.
@@ -32,6 +35,9 @@ struct TestSequence {
   std::vector<int32_t> token_ids;
   std::vector<int> chunk_tokens = {1 << 30};
 };
+
+// True if MOED_TEST_DEVICE asks for the GPU.
+bool TestsUseCuda();
 
 class TestModel {
  public:

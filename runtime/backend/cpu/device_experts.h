@@ -1,0 +1,57 @@
+// Device-driven experts (backend/device_experts.h) where the device is the CPU: what the CUDA
+// backend does in kernels, in order and at once. It lets every test of the device-driven path run
+// without a GPU; serving on the CPU is host-driven.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "runtime/backend/backend.h"
+#include "runtime/backend/device_experts.h"
+
+namespace moed::backend {
+
+class CpuDeviceExperts : public DeviceExperts {
+ public:
+  // `backend` computes the experts and must outlive this.
+  CpuDeviceExperts(const DeviceExpertsOptions& options, Backend& backend);
+
+  int max_tokens() const override { return options_.max_tokens; }
+  int64_t PaddedTokens(int64_t tokens) const override { return tokens; }
+  absl::Status Apply(std::span<const ExpertEdit> edits) override;
+  Tensor ids(int layer, int64_t tokens) const override;
+  void Run(int layer, const Tensor& weights, const Tensor& x, const Tensor& residual) override;
+  void FinishStep() override {}
+  std::span<const int32_t> StepIds(int layer, int64_t tokens) const override;
+  std::span<const ExpertUse> Uses(int layer) const override { return layers_[layer].uses; }
+
+ private:
+  struct Entry {
+    int32_t slot = -1;
+    uint32_t generation = 0;
+    bool fill_allowed = false;
+  };
+  struct OfferedSlot {
+    int32_t slot = -1;
+    uint32_t generation = 0;
+  };
+  struct Layer {
+    std::vector<Entry> entries;  // [experts]
+    std::vector<OfferedSlot> offered;
+    std::vector<ExpertUse> uses;         // [experts]
+    std::vector<int32_t> ids;            // [max_tokens * k]
+    const std::byte* experts = nullptr;  // in host memory
+  };
+
+  void ApplyOne(const ExpertEdit& edit);
+  // Marks the use in the layer's trace and returns where the weights lie now.
+  const std::byte* Place(Layer& layer, int expert);
+
+  DeviceExpertsOptions options_;
+  Backend& backend_;
+  std::vector<Layer> layers_;
+  std::vector<float> output_;               // [max_tokens * k, H]
+  std::vector<std::vector<int32_t>> rows_;  // of each expert in the layer being run
+};
+
+}  // namespace moed::backend

@@ -1,0 +1,243 @@
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "runtime/backend/cuda/cuda_status.h"
+#include "runtime/backend/cuda/device_experts.h"
+#include "runtime/backend/cuda/expert_neurons.h"
+#include "runtime/backend/cuda/expert_tiles.h"
+
+namespace moed::backend {
+namespace {
+
+constexpr size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Hands out pieces of an allocation; with a null base it only counts.
+class Cutter {
+ public:
+  explicit Cutter(std::byte* base) : base_(base) {}
+  template <typename T>
+  T* Cut(size_t count) {
+    auto* piece = reinterpret_cast<T*>(base_ == nullptr ? nullptr : base_ + bytes_);
+    bytes_ += Aligned(count * sizeof(T));
+    return piece;
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* base_;
+  size_t bytes_ = 0;
+};
+
+absl::Status CheckShape(const DeviceExpertsOptions& options) {
+  const ExpertFormat& format = options.format;
+  if (format.kind() != ExpertFormatKind::kBF16) {
+    return absl::UnimplementedError(absl::StrCat("the CUDA kernels have no experts in ",
+                                                 std::string(ExpertFormatName(format.kind())),
+                                                 "; use --expert-format bf16"));
+  }
+  if (format.intermediate() % kTileNeurons == 0 && format.hidden() % 8 == 0) {
+    return absl::OkStatus();
+  }
+  return absl::UnimplementedError(
+      absl::StrCat("the CUDA kernels take hidden sizes and intermediate sizes in multiples of 8, "
+                   "not ",
+                   format.hidden(), " and ", format.intermediate()));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DeviceExperts>> CudaDeviceExperts::Create(
+    const DeviceExpertsOptions& options, const StepTables& steps, cudaStream_t stream,
+    int multiprocessors) {
+  if (absl::Status status = CheckShape(options); !status.ok()) return status;
+  std::unique_ptr<CudaDeviceExperts> experts(
+      new CudaDeviceExperts(options, steps, stream, multiprocessors));
+  if (absl::Status status = experts->Allocate(); !status.ok()) return status;
+  return experts;
+}
+
+CudaDeviceExperts::CudaDeviceExperts(const DeviceExpertsOptions& options, const StepTables& steps,
+                                     cudaStream_t stream, int multiprocessors)
+    : options_(options), steps_(steps), stream_(stream), multiprocessors_(multiprocessors) {
+  for (int experts : options_.experts_per_layer) {
+    first_expert_.push_back(total_experts_);
+    total_experts_ += experts;
+  }
+}
+
+absl::Status CudaDeviceExperts::Allocate() {
+  const size_t table_bytes = CutTable(nullptr);
+  const auto table = table_.Reserve(table_bytes);
+  const auto work = work_.Reserve(CutWork(nullptr));
+  trace_bytes_ = UsesOffset() + total_experts_ * sizeof(ExpertUse);
+  const auto device_trace = device_trace_.Reserve(trace_bytes_);
+  const auto host_trace = host_trace_.Reserve(trace_bytes_);
+  for (const absl::Status& status :
+       {table.status(), work.status(), device_trace.status(), host_trace.status()}) {
+    if (!status.ok()) return status;
+  }
+  device_trace_data_ = *device_trace;
+  host_trace_data_ = *host_trace;
+  CutTable(*table);
+  CutWork(*work);
+  absl::Status status = FillTable(table_bytes);
+  const int hidden = static_cast<int>(options_.format.hidden());
+  status.Update(CudaStatus(PrepareExpertTiles(hidden), "preparing the expert kernels"));
+  if (status.ok() && ExpertNeuronsSupports(hidden)) {
+    status = CudaStatus(PrepareExpertNeurons(hidden), "preparing the expert kernels");
+  }
+  return status;
+}
+
+// Lays the table out from `base` on, which may be null; returns its bytes.
+size_t CudaDeviceExperts::CutTable(std::byte* base) {
+  Cutter cutter(base);
+  const size_t num_layers = first_expert_.size();
+  device_layers_ = cutter.Cut<ExpertTableLayer>(num_layers);
+  auto* entries = cutter.Cut<ExpertTableEntry>(total_experts_);
+  auto* offered = cutter.Cut<OfferedSlot>(2 * size_t(total_experts_));
+  auto* num_offered = cutter.Cut<int32_t>(num_layers);
+  auto* uses = reinterpret_cast<ExpertUse*>(device_trace_data_ + UsesOffset());
+  layers_.assign(num_layers, {});
+  for (size_t i = 0; i < num_layers; ++i) {
+    const int first = first_expert_[i];
+    const int num_experts = options_.experts_per_layer[i];
+    layers_[i] = {.entries = entries + first,
+                  .offered = offered + 2 * first,
+                  .num_offered = num_offered + i,
+                  .uses = uses + first,
+                  .experts = options_.host_experts + first * options_.format.blob_bytes(),
+                  .num_experts = num_experts,
+                  .max_offered = 2 * num_experts};
+  }
+  return cutter.bytes();
+}
+
+// The same for the list of a layer's tasks and what the kernels need beside it.
+size_t CudaDeviceExperts::CutWork(std::byte* base) {
+  const auto most =
+      *std::max_element(options_.experts_per_layer.begin(), options_.experts_per_layer.end());
+  const size_t max_tasks = most + StepPairs() / kTaskTokens;
+  const size_t max_tiles = max_tasks * (options_.format.intermediate() / kTileNeurons);
+  const size_t scratch_bytes = ExpertTilesScratchBytes(static_cast<int>(options_.format.hidden()),
+                                                       static_cast<int>(max_tiles));
+  Cutter cutter(base);
+  list_ = cutter.Cut<ExpertTaskList>(1);
+  tasks_ = cutter.Cut<ExpertTask>(max_tasks);
+  activations_ = cutter.Cut<__nv_bfloat16>(scratch_bytes / sizeof(__nv_bfloat16));
+  return cutter.bytes();
+}
+
+// Empty entries, no offers, nothing used.
+absl::Status CudaDeviceExperts::FillTable(size_t table_bytes) {
+  const std::vector<ExpertTableEntry> entries(total_experts_);
+  absl::Status status;
+  for (const cudaError_t error :
+       {cudaMemsetAsync(device_layers_, 0, table_bytes, stream_),
+        cudaMemsetAsync(device_trace_data_, 0, trace_bytes_, stream_),
+        cudaMemcpyAsync(device_layers_, layers_.data(), layers_.size() * sizeof(layers_[0]),
+                        cudaMemcpyHostToDevice, stream_),
+        cudaMemcpyAsync(layers_[0].entries, entries.data(), entries.size() * sizeof(entries[0]),
+                        cudaMemcpyHostToDevice, stream_),
+        cudaStreamSynchronize(stream_)}) {
+    status.Update(CudaStatus(error, "setting up the table of experts"));
+  }
+  return status;
+}
+
+size_t CudaDeviceExperts::StepPairs() const { return size_t(options_.max_tokens) * options_.top_k; }
+
+size_t CudaDeviceExperts::UsesOffset() const {
+  return Aligned(first_expert_.size() * StepPairs() * sizeof(int32_t));
+}
+
+int64_t CudaDeviceExperts::PaddedTokens(int64_t tokens) const {
+  // Powers of two, and from 8 on also one and a half times them.
+  int64_t padded = 1;
+  while (padded < tokens) {
+    padded = padded >= 8 && padded * 3 / 2 >= tokens ? padded * 3 / 2 : padded * 2;
+  }
+  return std::min<int64_t>(padded, options_.max_tokens);
+}
+
+absl::Status CudaDeviceExperts::Apply(std::span<const ExpertEdit> edits) {
+  if (edits.empty()) return absl::OkStatus();
+  // The copy out of the staging memory must be over.
+  absl::Status status = CudaStatus(cudaStreamSynchronize(stream_), "waiting for the last step");
+  if (!status.ok()) return status;
+  const absl::StatusOr<std::byte*> staging = edits_staging_.Reserve(edits.size_bytes());
+  if (!staging.ok()) return staging.status();
+  const absl::StatusOr<std::byte*> device = edits_.Reserve(edits.size_bytes());
+  if (!device.ok()) return device.status();
+  std::memcpy(*staging, edits.data(), edits.size_bytes());
+  status = CudaStatus(
+      cudaMemcpyAsync(*device, *staging, edits.size_bytes(), cudaMemcpyHostToDevice, stream_),
+      "copying edits of the table of experts");
+  if (!status.ok()) return status;
+  return CudaStatus(
+      LaunchApplyEdits(reinterpret_cast<const ExpertEdit*>(*device), static_cast<int>(edits.size()),
+                       device_layers_, static_cast<int>(layers_.size()), stream_),
+      "editing the table of experts");
+}
+
+Tensor CudaDeviceExperts::ids(int layer, int64_t tokens) const {
+  return Tensor(device_trace_data_ + layer * StepPairs() * sizeof(int32_t), DType::kI32,
+                {tokens, options_.top_k});
+}
+
+void CudaDeviceExperts::Run(int layer, const Tensor& weights, const Tensor& x,
+                            const Tensor& residual) {
+  const int rows = static_cast<int>(x.dim(0));
+  PlanExpertsArguments plan;
+  plan.layer = layers_[layer];
+  plan.slots = options_.slots;
+  plan.blob_bytes = options_.format.blob_bytes();
+  plan.tiles_per_expert = static_cast<int>(options_.format.intermediate() / kTileNeurons);
+  plan.ids = ids(layer, rows).As<int32_t>();
+  plan.weights = weights.As<float>();
+  plan.positions = steps_.view().positions;
+  plan.rows = rows;
+  plan.top_k = options_.top_k;
+  plan.list = list_;
+  plan.tasks = tasks_;
+  LaunchPlanExperts(plan, stream_);
+
+  const int hidden = static_cast<int>(options_.format.hidden());
+  if (rows == 1 && options_.top_k <= kMaxNeuronTasks && ExpertNeuronsSupports(hidden)) {
+    ExpertNeuronsArguments neurons;
+    neurons.tasks = list_;
+    neurons.x = x.As<__nv_bfloat16>();
+    neurons.output = residual.As<float>();
+    neurons.hidden = hidden;
+    neurons.intermediate = static_cast<int>(options_.format.intermediate());
+    neurons.multiprocessors = multiprocessors_;
+    LaunchExpertNeurons(neurons, stream_);
+    return;
+  }
+  ExpertTilesArguments tiles;
+  tiles.tasks = list_;
+  tiles.x = x.As<__nv_bfloat16>();
+  tiles.output = residual.As<float>();
+  tiles.activations = activations_;
+  tiles.hidden = hidden;
+  tiles.multiprocessors = multiprocessors_;
+  LaunchExpertTiles(tiles, stream_);
+}
+
+void CudaDeviceExperts::FinishStep() {
+  cudaMemcpyAsync(host_trace_data_, device_trace_data_, trace_bytes_, cudaMemcpyDeviceToHost,
+                  stream_);
+}
+
+std::span<const int32_t> CudaDeviceExperts::StepIds(int layer, int64_t tokens) const {
+  return {reinterpret_cast<const int32_t*>(host_trace_data_) + layer * StepPairs(),
+          size_t(tokens) * options_.top_k};
+}
+
+std::span<const ExpertUse> CudaDeviceExperts::Uses(int layer) const {
+  const auto* uses = reinterpret_cast<const ExpertUse*>(host_trace_data_ + UsesOffset());
+  return {uses + first_expert_[layer], static_cast<size_t>(options_.experts_per_layer[layer])};
+}
+
+}  // namespace moed::backend

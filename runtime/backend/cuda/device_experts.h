@@ -1,0 +1,72 @@
+// Device-driven experts on CUDA (backend/device_experts.h): slots in VRAM, every expert in mapped
+// host memory, the table in between. All device memory is taken when it is created.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "runtime/backend/cuda/expert_table.h"
+#include "runtime/backend/cuda/step_tables.h"
+#include "runtime/backend/cuda/workspace.h"
+#include "runtime/backend/device_experts.h"
+
+namespace moed::backend {
+
+class CudaDeviceExperts : public DeviceExperts {
+ public:
+  // `steps` describes the step whose ops are being issued. UNIMPLEMENTED, naming it, for a shape
+  // that the expert kernels cannot take; RESOURCE_EXHAUSTED: memory.
+  static absl::StatusOr<std::unique_ptr<DeviceExperts>> Create(const DeviceExpertsOptions& options,
+                                                               const StepTables& steps,
+                                                               cudaStream_t stream,
+                                                               int multiprocessors);
+
+  int max_tokens() const override { return options_.max_tokens; }
+  int64_t PaddedTokens(int64_t tokens) const override;
+  absl::Status Apply(std::span<const ExpertEdit> edits) override;
+  Tensor ids(int layer, int64_t tokens) const override;
+  void Run(int layer, const Tensor& weights, const Tensor& x, const Tensor& residual) override;
+  void FinishStep() override;
+  std::span<const int32_t> StepIds(int layer, int64_t tokens) const override;
+  std::span<const ExpertUse> Uses(int layer) const override;
+
+ private:
+  CudaDeviceExperts(const DeviceExpertsOptions& options, const StepTables& steps,
+                    cudaStream_t stream, int multiprocessors);
+  absl::Status Allocate();
+  size_t CutTable(std::byte* base);
+  size_t CutWork(std::byte* base);
+  absl::Status FillTable(size_t table_bytes);
+  // (token, rank) pairs of the largest step.
+  size_t StepPairs() const;
+  // Where the uses begin in the trace, behind the ids.
+  size_t UsesOffset() const;
+
+  DeviceExpertsOptions options_;
+  const StepTables& steps_;
+  cudaStream_t stream_;
+  int multiprocessors_;
+  int total_experts_ = 0;
+  std::vector<int> first_expert_;  // [layers]
+  // The trace, and its copy in pinned memory: ids [layers][max_tokens * k], uses [all experts].
+  Workspace device_trace_{WorkspaceMemory::kDevice};
+  Workspace host_trace_{WorkspaceMemory::kPinned};
+  size_t trace_bytes_ = 0;
+  std::byte* device_trace_data_ = nullptr;
+  std::byte* host_trace_data_ = nullptr;
+  Workspace table_{WorkspaceMemory::kDevice};
+  std::vector<ExpertTableLayer> layers_;
+  ExpertTableLayer* device_layers_ = nullptr;
+  Workspace edits_{WorkspaceMemory::kDevice};
+  Workspace edits_staging_{WorkspaceMemory::kPinned};
+  Workspace work_{WorkspaceMemory::kDevice};  // of the layer being run
+  ExpertTaskList* list_ = nullptr;
+  ExpertTask* tasks_ = nullptr;
+  __nv_bfloat16* activations_ = nullptr;
+};
+
+}  // namespace moed::backend

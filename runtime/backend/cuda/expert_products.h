@@ -1,0 +1,38 @@
+// Experts for many rows (prefill): tensor-core matrix products of a list of experts in one launch
+// each for gate and up, and for down, straight from neuron-major blobs.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace moed::backend {
+
+// Rows of one block; an expert with more has several tiles.
+inline constexpr int kProductRows = 128;
+
+struct ExpertProductTile {
+  const std::byte* blob = nullptr;
+  int32_t first_row = 0;  // into rows
+  int32_t num_rows = 0;   // at most kProductRows
+};
+
+struct ExpertProductsArguments {
+  const ExpertProductTile* tiles = nullptr;  // [num_tiles], device memory
+  int num_tiles = 0;
+  const int32_t* rows = nullptr;         // [total rows]: of the output; of x it is row / top_k
+  const __nv_bfloat16* x = nullptr;      // [T, hidden]
+  __nv_bfloat16* activations = nullptr;  // [total rows, intermediate], scratch
+  float* out = nullptr;                  // [T * top_k, hidden]
+  int top_k = 0;
+  int hidden = 0;        // a multiple of 8
+  int intermediate = 0;  // a multiple of 8
+  int row_values = 0;    // of a stored row
+};
+
+// out[row] = expert(x[row / top_k]) for every row of every tile.
+cudaError_t LaunchExpertProducts(const ExpertProductsArguments& arguments, cudaStream_t stream);
+
+}  // namespace moed::backend

@@ -1,0 +1,82 @@
+// Experts whose place the device looks up by itself, so that nothing between a layer's router and
+// its experts waits for the host. The device keeps a table of which expert lies in which slot; the
+// host changes it between steps and learns from each step's trace what was used from where. The
+// protocol, and why edits instead of tables, is cache/device_table.h's; the model translates.
+//
+// An expert without a slot is computed from host memory, where every expert lies; if its filling is
+// allowed and its layer has an offered slot, it is written there on the way. Owned by the expert
+// store; engine thread. Like all ops, Run and FinishStep are issued in order and may be recorded.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "runtime/backend/expert_format.h"
+#include "runtime/backend/tensor.h"
+
+namespace moed::backend {
+
+enum class ExpertEditKind : int32_t { kInsert, kEvict, kOffer, kWithdraw, kAllowFill, kForbidFill };
+
+// One change of the table.
+struct ExpertEdit {
+  ExpertEditKind kind = ExpertEditKind::kInsert;
+  int32_t layer = 0;
+  int32_t expert = -1;  // -1 for kOffer and kWithdraw
+  int32_t slot = -1;    // -1 for kAllowFill and kForbidFill
+  uint32_t generation = 0;
+};
+
+enum class ExpertUseKind : int32_t { kUnused, kHit, kFilled, kCold };
+
+// How one expert was used in a step. `slot` and `generation` are those it was read from or written
+// into.
+struct ExpertUse {
+  ExpertUseKind kind = ExpertUseKind::kUnused;
+  int32_t slot = -1;
+  uint32_t generation = 0;
+};
+
+struct DeviceExpertsOptions {
+  ExpertFormat format;
+  std::vector<int> experts_per_layer;  // 0 for a layer without a router
+  int top_k = 0;
+  int max_tokens = 0;  // of a step
+  int num_slots = 0;
+  // All experts, layer by layer, blob_bytes() each, in memory of MemoryKind::kHost.
+  const std::byte* host_experts = nullptr;
+  // num_slots * blob_bytes() of MemoryKind::kDevice.
+  std::byte* slots = nullptr;
+};
+
+class DeviceExperts {
+ public:
+  virtual ~DeviceExperts() = default;
+
+  virtual int max_tokens() const = 0;
+  // The rows that a step of `tokens` is padded to, so that few sizes cover all steps. Padding rows
+  // belong to no segment of the step; their results mean nothing.
+  virtual int64_t PaddedTokens(int64_t tokens) const = 0;
+
+  // Changes the table, in order, after the steps issued so far and before the next.
+  virtual absl::Status Apply(std::span<const ExpertEdit> edits) = 0;
+
+  // Where Route puts the choice of `layer`: [tokens, k] i32.
+  virtual Tensor ids(int layer, int64_t tokens) const = 0;
+
+  // residual[t] += sum over ranks r of weights[t, r] * expert ids[t, r] of x[t], in any order.
+  // weights [T, k] f32, x [T, H] bf16, residual [T, H] f32; rows of segments only.
+  virtual void Run(int layer, const Tensor& weights, const Tensor& x, const Tensor& residual) = 0;
+
+  // The last op of a step: what follows is valid after Synchronize, until the next step.
+  virtual void FinishStep() = 0;
+  // [tokens * k]: the experts that the step's tokens chose.
+  virtual std::span<const int32_t> StepIds(int layer, int64_t tokens) const = 0;
+  // [experts of the layer].
+  virtual std::span<const ExpertUse> Uses(int layer) const = 0;
+};
+
+}  // namespace moed::backend

@@ -1,0 +1,81 @@
+#include "runtime/model/residency_link.h"
+
+namespace moed::model {
+namespace {
+
+backend::ExpertEditKind KindOf(cache::TableEditKind kind) {
+  switch (kind) {
+    case cache::TableEditKind::kInsert:
+      return backend::ExpertEditKind::kInsert;
+    case cache::TableEditKind::kEvict:
+      return backend::ExpertEditKind::kEvict;
+    case cache::TableEditKind::kOffer:
+      return backend::ExpertEditKind::kOffer;
+    case cache::TableEditKind::kWithdraw:
+      return backend::ExpertEditKind::kWithdraw;
+    case cache::TableEditKind::kAllowFill:
+      return backend::ExpertEditKind::kAllowFill;
+    case cache::TableEditKind::kForbidFill:
+      return backend::ExpertEditKind::kForbidFill;
+  }
+  return backend::ExpertEditKind::kForbidFill;
+}
+
+cache::DeviceUseKind KindOf(backend::ExpertUseKind kind) {
+  switch (kind) {
+    case backend::ExpertUseKind::kHit:
+      return cache::DeviceUseKind::kHit;
+    case backend::ExpertUseKind::kFilled:
+      return cache::DeviceUseKind::kFilled;
+    case backend::ExpertUseKind::kUnused:
+    case backend::ExpertUseKind::kCold:
+      return cache::DeviceUseKind::kCold;
+  }
+  return cache::DeviceUseKind::kCold;
+}
+
+}  // namespace
+
+absl::Status ResidencyLink::Publish() {
+  if (!cache_.device()->Publish(&update_)) return absl::OkStatus();
+  trace_.table_number = update_.number;
+  edits_.clear();
+  for (const cache::TableEdit& edit : update_.edits) {
+    edits_.push_back({.kind = KindOf(edit.kind),
+                      .layer = edit.layer,
+                      .expert = edit.expert,
+                      .slot = edit.slot,
+                      .generation = edit.generation});
+  }
+  return device_.Apply(edits_);
+}
+
+void ResidencyLink::AddLayer(int layer, const ExpertGroups& groups,
+                             std::span<const cache::ExpertLoad> loads, int64_t expert_bytes,
+                             LayerTraffic* traffic) {
+  traffic->Clear();
+  const std::span<const backend::ExpertUse> uses = device_.Uses(layer);
+  for (size_t i = 0; i < loads.size(); ++i) {
+    const int expert = groups.experts()[i];
+    const backend::ExpertUse& use = uses[expert];
+    trace_.uses.push_back({.kind = KindOf(use.kind),
+                           .layer = layer,
+                           .expert = expert,
+                           .tokens = loads[i].tokens,
+                           .weight = loads[i].weight,
+                           .slot = use.slot,
+                           .generation = use.generation});
+    const bool hit = use.kind == backend::ExpertUseKind::kHit;
+    (hit ? traffic->hits : traffic->misses).push_back(expert);
+  }
+  cache_.CountBytes(layer, cache::BytePath::kLink,
+                    static_cast<int64_t>(traffic->misses.size()) * expert_bytes);
+}
+
+absl::Status ResidencyLink::Replay() {
+  const absl::Status status = cache_.device()->Replay(trace_);
+  trace_.uses.clear();
+  return status;
+}
+
+}  // namespace moed::model

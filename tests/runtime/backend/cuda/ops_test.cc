@@ -1,0 +1,265 @@
+// Every op of the CUDA backend against the CPU backend's, on the same values.
+#include <cmath>
+#include <memory>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "runtime/backend/cpu/cpu_backend.h"
+#include "runtime/backend/cuda/cuda_backend.h"
+
+namespace moed::backend {
+namespace {
+
+using Shapes = std::vector<std::pair<int, int>>;
+
+std::vector<float> RandomFloats(size_t count, uint32_t seed, float scale = 1.0f) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, scale);
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+std::vector<BFloat16> RandomBFloat16s(size_t count, uint32_t seed, float scale = 1.0f) {
+  std::vector<BFloat16> values;
+  for (float value : RandomFloats(count, seed, scale)) values.push_back(ToBFloat16(value));
+  return values;
+}
+
+double RelativeRms(const std::vector<float>& got, const std::vector<float>& want) {
+  double difference = 0;
+  double size = 1e-30;
+  for (size_t i = 0; i < want.size(); ++i) {
+    difference += (double{got[i]} - want[i]) * (double{got[i]} - want[i]);
+    size += double{want[i]} * want[i];
+  }
+  return std::sqrt(difference / size);
+}
+
+// Tensors of one backend, from and to vectors.
+class Memory {
+ public:
+  explicit Memory(Backend& backend) : backend_(backend) {}
+
+  template <typename T>
+  Tensor Put(const std::vector<T>& values, DType dtype, std::initializer_list<int64_t> shape) {
+    const Tensor tensor = Make(dtype, shape);
+    EXPECT_TRUE(backend_.CopyFromHost(std::as_bytes(std::span(values)), Data(tensor)).ok());
+    return tensor;
+  }
+  Tensor Make(DType dtype, std::initializer_list<int64_t> shape) {
+    const Tensor sized(nullptr, dtype, shape);
+    const auto bytes = static_cast<size_t>(sized.num_bytes());
+    buffers_.push_back(backend_.Allocate(bytes, MemoryKind::kDevice, "a test").value());
+    const std::vector<std::byte> zeros(bytes);
+    EXPECT_TRUE(backend_.CopyFromHost(zeros, buffers_.back().data()).ok());
+    return sized.At(buffers_.back().data());
+  }
+  template <typename T>
+  std::vector<T> Get(const Tensor& tensor) {
+    std::vector<T> values(tensor.num_elements());
+    EXPECT_TRUE(backend_.Synchronize().ok());
+    EXPECT_TRUE(backend_.CopyToHost(Data(tensor), std::as_writable_bytes(std::span(values))).ok());
+    return values;
+  }
+  std::vector<float> GetBFloat16(const Tensor& tensor) {
+    std::vector<float> values;
+    for (BFloat16 value : Get<BFloat16>(tensor)) values.push_back(ToFloat(value));
+    return values;
+  }
+
+ private:
+  static std::byte* Data(const Tensor& tensor) { return tensor.As<std::byte>(); }
+
+  Backend& backend_;
+  std::vector<Buffer> buffers_;
+};
+
+class CudaOpsTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!CudaAvailable()) GTEST_SKIP() << "no GPU on this machine, or no CUDA in this build";
+    cpu_ = CreateCpuBackend({.num_threads = 2}).value();
+    cuda_ = CreateCudaBackend({}).value();
+  }
+
+  // The results of `run(backend, memory)` on both backends may differ by `bound`.
+  template <typename Run>
+  void ExpectSame(Run run, double bound) {
+    Memory on_cpu(*cpu_), on_cuda(*cuda_);
+    const std::vector<float> want = run(*cpu_, on_cpu);
+    const std::vector<float> got = run(*cuda_, on_cuda);
+    ASSERT_EQ(got.size(), want.size());
+    EXPECT_LE(RelativeRms(got, want), bound);
+  }
+
+  std::unique_ptr<Backend> cpu_;
+  std::unique_ptr<Backend> cuda_;
+};
+
+TEST_F(CudaOpsTest, LinearAtEveryRowCountWithBiasAndAccumulation) {
+  for (const int rows : {1, 2, 3, 7, 8, 9, 33}) {
+    for (const auto& [in, out] : Shapes{{64, 96}, {520, 40}, {100, 24}}) {
+      for (const bool accumulate : {false, true}) {
+        ExpectSame(
+            [&, in = in, out = out](Backend& backend, Memory& memory) {
+              std::vector<BFloat16> weight = RandomBFloat16s(size_t(in) * out, 1);
+              std::vector<float> bias = RandomFloats(out, 2);
+              const auto linear =
+                  backend.PrepareLinear(Tensor(weight.data(), DType::kBF16, {out, in}),
+                                        Tensor(bias.data(), DType::kF32, {out}));
+              EXPECT_TRUE(linear.ok()) << linear.status();
+              const Tensor x =
+                  memory.Put(RandomBFloat16s(size_t(rows) * in, 3), DType::kBF16, {rows, in});
+              const Tensor y =
+                  memory.Put(RandomFloats(size_t(rows) * out, 4), DType::kF32, {rows, out});
+              backend.Linear(**linear, x, y, accumulate);
+              return memory.Get<float>(y);
+            },
+            1e-5);
+      }
+    }
+  }
+}
+
+TEST_F(CudaOpsTest, RmsNormInBothPrecisions) {
+  ExpectSame(
+      [](Backend& backend, Memory& memory) {
+        const Tensor x = memory.Put(RandomFloats(5 * 300, 1), DType::kF32, {5, 300});
+        const Tensor weight = memory.Put(RandomFloats(300, 2), DType::kF32, {300});
+        const Tensor out = memory.Make(DType::kBF16, {5, 300});
+        const Tensor out_f32 = memory.Make(DType::kF32, {5, 300});
+        backend.RmsNorm(x, weight, 1e-6f, out, out_f32);
+        std::vector<float> all = memory.Get<float>(out_f32);
+        for (float value : memory.GetBFloat16(out)) all.push_back(value);
+        return all;
+      },
+      1e-3);
+}
+
+TEST_F(CudaOpsTest, RouteWithEveryScoring) {
+  for (const bool sigmoid : {false, true}) {
+    for (const bool after : {false, true}) {
+      for (const bool normalize : {false, true}) {
+        const RouterSpec spec = {
+            .scoring = sigmoid ? RouterSpec::Scoring::kSigmoid : RouterSpec::Scoring::kSoftmax,
+            .softmax_after_topk = after,
+            .normalize_topk = normalize,
+            .scale = 2.5f,
+            .num_experts = 70,
+            .top_k = 6};
+        ExpectSame(
+            [&](Backend& backend, Memory& memory) {
+              std::vector<float> values = RandomFloats(9 * 70, 1);
+              values[3] = values[5] = 4.0f;  // a tie goes to the lower id
+              const Tensor logits = memory.Put(values, DType::kF32, {9, 70});
+              const Tensor ids = memory.Make(DType::kI32, {9, 6});
+              const Tensor weights = memory.Make(DType::kF32, {9, 6});
+              backend.Route(spec, logits, ids, weights);
+              std::vector<float> all = memory.Get<float>(weights);
+              for (int32_t id : memory.Get<int32_t>(ids)) all.push_back(static_cast<float>(id));
+              return all;
+            },
+            1e-5);
+      }
+    }
+  }
+}
+
+// Prompts and single tokens, written to the cache and attended to, in blocks that lie scattered.
+TEST_F(CudaOpsTest, PrepareQkvAndAttentionOverAPagedCache) {
+  for (const int head_dim : {32, 64, 96, 128, 256}) {
+    for (const int window : {0, 20}) {
+      const AttentionSpec spec = {.query_heads = 6,
+                                  .kv_heads = 2,
+                                  .head_dim = head_dim,
+                                  .scale = 0.1f,
+                                  .sliding_window = window};
+      const std::vector<int32_t> blocks[] = {{4, 0, 9, 7, 1, 12, 13, 14, 15, 16, 17, 18, 19},
+                                             {2, 11, 5}};
+      const int q_width = spec.query_heads * head_dim;
+      const int kv_width = spec.kv_heads * head_dim;
+      std::vector<float> frequencies = RandomFloats(head_dim / 2, 9);
+      ExpectSame(
+          [&](Backend& backend, Memory& memory) {
+            const KvLayer cache = {memory.Make(DType::kBF16, {20, 16, kv_width}),
+                                   memory.Make(DType::kBF16, {20, 16, kv_width}), 16};
+            QkPrepare prepare;
+            prepare.q_norm = memory.Put(RandomFloats(head_dim, 7), DType::kF32, {head_dim});
+            prepare.k_norm = memory.Put(RandomFloats(head_dim, 8), DType::kF32, {head_dim});
+            prepare.clip_qkv = 2.0f;
+            prepare.rope = {
+                .rotary_dims = head_dim,
+                .inverse_frequencies = Tensor(frequencies.data(), DType::kF32, {head_dim / 2})};
+            std::vector<float> all;
+            // A prompt of 190 and one of 30, then a token of the first beside five of the second.
+            for (int step = 0; step < 2; ++step) {
+              const int first = step == 0 ? 190 : 1;
+              const int second = step == 0 ? 30 : 5;
+              const int rows = first + second;
+              const AttentionSegment segments[] = {{0, first, step == 0 ? 0 : 190, blocks[0]},
+                                                   {first, second, step == 0 ? 0 : 30, blocks[1]}};
+              const std::vector<int32_t> ids(rows);
+              backend.BeginStep(ids, segments);
+              const uint32_t seed = 10 * step;
+              const Tensor q =
+                  memory.Put(RandomFloats(rows * q_width, seed + 1), DType::kF32, {rows, q_width});
+              const Tensor k = memory.Put(RandomFloats(rows * kv_width, seed + 2), DType::kF32,
+                                          {rows, kv_width});
+              const Tensor v = memory.Put(RandomFloats(rows * kv_width, seed + 3), DType::kF32,
+                                          {rows, kv_width});
+              const Tensor out = memory.Make(DType::kBF16, {rows, q_width});
+              backend.PrepareQkv(prepare, spec, segments, q, k, v, cache);
+              backend.Attention(spec, segments, q, cache, out);
+              for (float value : memory.GetBFloat16(out)) all.push_back(value);
+            }
+            return all;
+          },
+          1e-2);
+    }
+  }
+}
+
+// Few rows an expert and many, shapes of whole tiles and others, slices beyond 2048 columns.
+TEST_F(CudaOpsTest, ExpertsAtEveryRowCountAndShape) {
+  for (const auto& [hidden, intermediate] :
+       Shapes{{64, 24}, {256, 64}, {2048, 40}, {2880, 48}, {36, 10}}) {
+    const ExpertFormat format(ExpertFormatKind::kBF16, hidden, intermediate);
+    constexpr int kTokens = 180;
+    const std::vector<int> rows_of[] = {{1}, {3, 5}, {10, 20}, {50, 7}, {150, 30}};
+    for (const std::vector<int>& counts : rows_of) {
+      ExpectSame(
+          [&, hidden = hidden, intermediate = intermediate](Backend& backend, Memory& memory) {
+            std::vector<std::vector<int32_t>> rows;
+            std::vector<Buffer> blobs;
+            std::vector<ExpertWork> work;
+            int32_t next = 0;
+            for (size_t e = 0; e < counts.size(); ++e) {
+              rows.emplace_back();
+              for (int i = 0; i < counts[e]; ++i) rows.back().push_back(next++);
+              auto gate = RandomBFloat16s(hidden * intermediate, 10 * e, 0.2f);
+              auto up = RandomBFloat16s(hidden * intermediate, 10 * e + 1, 0.2f);
+              auto down = RandomBFloat16s(hidden * intermediate, 10 * e + 2, 0.2f);
+              blobs.push_back(
+                  backend.Allocate(format.blob_bytes(), MemoryKind::kHost, "a blob").value());
+              format.Encode(Tensor(gate.data(), DType::kBF16, {intermediate, hidden}),
+                            Tensor(up.data(), DType::kBF16, {intermediate, hidden}),
+                            Tensor(down.data(), DType::kBF16, {hidden, intermediate}),
+                            {blobs.back().data(), format.blob_bytes()});
+            }
+            for (size_t e = 0; e < counts.size(); ++e) work.push_back({blobs[e].data(), rows[e]});
+            const Tensor x = memory.Put(RandomBFloat16s(kTokens / 2 * hidden, 5), DType::kBF16,
+                                        {kTokens / 2, hidden});
+            const Tensor out = memory.Make(DType::kF32, {kTokens, hidden});
+            backend.Experts(format, work, /*top_k=*/2, x, out);
+            return memory.Get<float>(out);
+          },
+          5e-3);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moed::backend
