@@ -7,7 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "runtime/backend/cpu/host_memory.h"
+#include "runtime/backend/host_memory.h"
 #include "runtime/model/dense_shape.h"
 #include "runtime/model/dummy_values.h"
 #include "runtime/model/expert_pieces.h"

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "runtime/backend/cpu/host_memory.h"
+#include "runtime/backend/host_memory.h"
 #include "runtime/model/dense_shape.h"
 #include "runtime/model/file_expert_source.h"
 #include "runtime/model/tensor_files.h"

@@ -17,7 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "benchmark/benchmark.h"
-#include "runtime/backend/cpu/host_memory.h"
+#include "runtime/backend/host_memory.h"
 #include "runtime/model/checkpoint.h"
 #include "runtime/model/input_file.h"
 

@@ -10,7 +10,6 @@
 #include "runtime/backend/cpu/device_experts.h"
 #include "runtime/backend/cpu/elementwise.h"
 #include "runtime/backend/cpu/experts.h"
-#include "runtime/backend/cpu/host_memory.h"
 #include "runtime/backend/cpu/linear.h"
 #include "runtime/backend/cpu/linear_f32.h"
 #include "runtime/backend/cpu/packed_weight.h"
@@ -19,6 +18,7 @@
 #include "runtime/backend/cpu/routing.h"
 #include "runtime/backend/cpu/swiglu.h"
 #include "runtime/backend/cpu/thread_pool.h"
+#include "runtime/backend/host_memory.h"
 
 namespace moed::backend {
 namespace {

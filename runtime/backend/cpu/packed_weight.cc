@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "runtime/backend/cpu/host_memory.h"
+#include "runtime/backend/host_memory.h"
 
 namespace moed::backend {
 namespace {

@@ -1,9 +1,9 @@
 #include <memory>
 #include <utility>
 
-#include "runtime/backend/cpu/host_memory.h"
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/pinned_memory.h"
+#include "runtime/backend/host_memory.h"
 
 namespace moed::backend {
 

@@ -1,4 +1,4 @@
-#include "runtime/backend/cpu/host_memory.h"
+#include "runtime/backend/host_memory.h"
 
 #include <cstdint>
 
