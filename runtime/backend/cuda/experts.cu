@@ -70,6 +70,11 @@ std::vector<ExpertTask> MakeTasks(std::span<const ExpertWork> work, int top_k,
 
 absl::Status CudaExperts::Run(const ExpertFormat& format, std::span<const ExpertWork> work,
                               int top_k, const Tensor& x, const Tensor& out) {
+  if (format.kind() != ExpertFormatKind::kBF16) {
+    return absl::UnimplementedError(absl::StrCat("the CUDA kernels have no experts in ",
+                                                 std::string(ExpertFormatName(format.kind())),
+                                                 "; use --expert-format bf16"));
+  }
   const bool whole_tiles = format.intermediate() % kTileNeurons == 0 && format.hidden() % 8 == 0;
   std::vector<ExpertWork> few;
   std::vector<ExpertWork> many;

@@ -63,6 +63,17 @@ class ExpertStoreTest : public ::testing::Test {
     return *std::move(store);
   }
 
+  std::unique_ptr<ExpertStore> CreateDeviceDrivenStore(int num_slots) {
+    auto store = ExpertStore::Create(config_,
+                                     {.num_slots = num_slots,
+                                      .policy = "recency-frequency",
+                                      .io_threads = 3,
+                                      .device_tokens = 4},
+                                     source_, *backend_);
+    EXPECT_TRUE(store.ok()) << store.status();
+    return *std::move(store);
+  }
+
   // Computes `experts` and checks that each is seen once, with its own weights.
   absl::Status Visit(ExpertStore& store, int layer, const std::vector<int>& experts) {
     std::multiset<int> seen;
@@ -175,6 +186,54 @@ TEST_F(ExpertStoreTest, AFailedReadWhileWarmingIsReported) {
   const std::unique_ptr<ExpertStore> store = CreateStore(2 * kExperts);
   source_.failing_expert = 3;
   EXPECT_EQ(store->Warm(nullptr).code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(ExpertStoreTest, DeviceDrivenStreamsWhatHasNoSlotAndGivesUpNone) {
+  std::mt19937 random(2);
+  for (const int num_slots : {0, 3, 7, 2 * kExperts}) {
+    source_.reads = 0;
+    const std::unique_ptr<ExpertStore> store = CreateDeviceDrivenStore(num_slots);
+    ASSERT_NE(store->device(), nullptr);
+    ASSERT_TRUE(store->Warm(nullptr).ok());
+    const int warm = store->cache().Stats().layers[0].resident;
+    EXPECT_EQ(warm + store->cache().Stats().layers[2].resident, num_slots);
+    int64_t misses = 0;
+    for (int step = 0; step < 40; ++step) {
+      store->cache().BeginStep();
+      for (const int layer : {0, 2}) {
+        const std::vector<int> experts = RandomExperts(random);
+        ASSERT_TRUE(Visit(*store, layer, experts).ok());
+        misses += static_cast<int64_t>(traffic_.misses.size());
+        EXPECT_EQ(traffic_.hits.size() + traffic_.misses.size(), experts.size());
+      }
+    }
+    // Slots and staging were filled from host memory, where every expert was read to at first.
+    EXPECT_EQ(source_.reads, 2 * kExperts);
+    const cache::CacheStats stats = store->cache().Stats();
+    EXPECT_EQ(stats.layers[0].resident, warm);
+    EXPECT_EQ(stats.layers[0].misses_total + stats.layers[2].misses_total, misses);
+    const auto link = static_cast<int>(cache::BytePath::kLink);
+    EXPECT_EQ(stats.layers[0].bytes_total[link] + stats.layers[2].bytes_total[link],
+              misses * static_cast<int64_t>(store->format().blob_bytes()));
+  }
+}
+
+TEST_F(ExpertStoreTest, DeviceDrivenGivesAPromptFreeSlotsToFill) {
+  const std::unique_ptr<ExpertStore> store = CreateDeviceDrivenStore(2 * kExperts);
+  store->cache().BeginStep();
+  ASSERT_TRUE(Visit(*store, 0, {0, 5, 11}).ok());
+  EXPECT_EQ(traffic_.misses.size(), 3u);
+  store->cache().BeginStep();
+  ASSERT_TRUE(Visit(*store, 0, {0, 5, 11}).ok());
+  EXPECT_EQ(traffic_.hits.size(), 3u);
+}
+
+TEST_F(ExpertStoreTest, DeviceDrivenReportsAFailedReadAtOnce) {
+  source_.failing_expert = 3;
+  const auto store = ExpertStore::Create(
+      config_, {.num_slots = 4, .policy = "lru", .io_threads = 2, .device_tokens = 4}, source_,
+      *backend_);
+  EXPECT_EQ(store.status().code(), absl::StatusCode::kDataLoss);
 }
 
 TEST_F(ExpertStoreTest, RefusesFewerThanTopKSlots) {
