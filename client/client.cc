@@ -13,6 +13,22 @@ namespace {
 // Log-probabilities of a long prompt are larger than gRPC's default of 4 MiB.
 constexpr int kMaxMessageBytes = 64 << 20;
 
+// A target of several replicas is used in turn, and a call that one of them refuses before it has
+// answered anything (it drains, loads or is gone) goes to the next.
+constexpr char kServiceConfig[] = R"({
+  "loadBalancingConfig": [{"round_robin": {}}],
+  "methodConfig": [{
+    "name": [{}],
+    "retryPolicy": {
+      "maxAttempts": 5,
+      "initialBackoff": "0.1s",
+      "maxBackoff": "2s",
+      "backoffMultiplier": 2,
+      "retryableStatusCodes": ["UNAVAILABLE"]
+    }
+  }]
+})";
+
 template <typename Response, typename Reader>
 absl::Status ReadAll(Reader reader, const std::function<void(const Response&)>& on_response) {
   Response response;
@@ -39,8 +55,10 @@ Call::Call(absl::Duration timeout) {
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& options) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  std::shared_ptr<grpc::Channel> channel =
-      grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(), arguments);
+  arguments.SetServiceConfigJSON(kServiceConfig);
+  const auto opened = OpenChannel(options.address, options.security, arguments);
+  if (!opened.ok()) return opened.status();
+  const std::shared_ptr<grpc::Channel>& channel = *opened;
   const auto deadline =
       std::chrono::system_clock::now() + absl::ToChronoMilliseconds(options.timeout);
   if (!channel->WaitForConnected(deadline)) {

@@ -20,6 +20,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/credentials.h"
 #include "proto/grpc/health/v1/health.grpc.pb.h"
 #include "proto/moed/v1/experts.grpc.pb.h"
 #include "proto/moed/v1/inference.grpc.pb.h"
@@ -27,8 +28,11 @@
 namespace moed::client {
 
 struct ConnectOptions {
-  std::string address = "127.0.0.1:8500";  // host:port, or a gRPC target such as dns:///name:port
+  // host:port, or a gRPC target such as dns:///name:port; several addresses behind it are used in
+  // turn.
+  std::string address = "127.0.0.1:8500";
   absl::Duration timeout = absl::Seconds(10);
+  SecurityOptions security;
 };
 
 // One call: its deadline, and a way to end it early. Used for a single call; outlives it.
@@ -49,7 +53,7 @@ class Client {
   using OnStats = std::function<void(const v1::ExpertStats&)>;
   using OnDone = std::function<void(const absl::Status&)>;
 
-  // UNAVAILABLE if nothing answers at the address in time.
+  // UNAVAILABLE if nothing answers at the address in time; errors of OpenChannel.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const ConnectOptions& options);
   // For a channel made elsewhere, with credentials of its own.
   explicit Client(const std::shared_ptr<grpc::Channel>& channel);

@@ -4,8 +4,15 @@
 #pragma once
 
 #include <grpcpp/security/auth_metadata_processor.h>
+#include <grpcpp/security/server_credentials.h>
 
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "server/api_keys.h"
+#include "server/tls_credentials.h"
 
 namespace moed::server {
 
@@ -21,5 +28,11 @@ class Authorizer final : public grpc::AuthMetadataProcessor {
  private:
   const ApiKeys& keys_;
 };
+
+// Credentials of a listener on `host` whose calls must pass an Authorizer. FAILED_PRECONDITION
+// without TLS beyond loopback: a key sent in plain text is no secret.
+absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeKeyedCredentials(
+    const TlsFiles& tls, absl::Duration reload_interval, const std::string& host,
+    const ApiKeys* keys);
 
 }  // namespace moed::server

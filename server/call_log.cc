@@ -2,6 +2,7 @@
 
 #include <grpcpp/server_context.h>
 
+#include <algorithm>
 #include <string>
 
 #include "absl/strings/match.h"
@@ -18,9 +19,11 @@ namespace {
 using grpc::experimental::InterceptionHookPoints;
 using grpc::experimental::InterceptorBatchMethods;
 
-// Streams without an end of their own: health, statistics, reflection.
-bool IsEndless(absl::string_view method) {
-  return absl::EndsWith(method, "/Watch") || absl::EndsWith(method, "/ServerReflectionInfo");
+// Calls that nobody need wait for: streams without an end of their own (statistics, reflection),
+// and health checks, which come for ever.
+bool IsUncounted(absl::string_view method) {
+  return absl::StartsWith(method, "/grpc.health.") || absl::EndsWith(method, "/Watch") ||
+         absl::EndsWith(method, "/ServerReflectionInfo");
 }
 
 // One call. Destroyed with the call's context, after its last operation.
@@ -29,15 +32,15 @@ class Observer final : public grpc::experimental::Interceptor {
   Observer(grpc::experimental::ServerRpcInfo* info, std::shared_ptr<CallCounter> calls)
       : context_(info->server_context()),
         method_(info->method()),
-        endless_(IsEndless(method_)),
+        counted_(!IsUncounted(method_)),
         calls_(std::move(calls)),
         start_(absl::Now()) {
-    if (!endless_) calls_->Add(1);
+    if (counted_) calls_->Started();
   }
 
   ~Observer() override {
     LogCall();
-    if (!endless_) calls_->Add(-1);
+    if (counted_) calls_->Ended();
   }
 
   void Intercept(InterceptorBatchMethods* methods) override {
@@ -54,7 +57,7 @@ class Observer final : public grpc::experimental::Interceptor {
  private:
   // Health checks come every few seconds for ever and are not worth a line.
   void LogCall() const {
-    if (method_.find("/grpc.health.") == 0) return;
+    if (absl::StartsWith(method_, "/grpc.health.")) return;
     const bool failed = has_code_ && IsServerFault(code_);
     LogEvent(failed ? LogLevel::kWarning : LogLevel::kDebug, "call",
              {{"method", method_},
@@ -66,7 +69,7 @@ class Observer final : public grpc::experimental::Interceptor {
 
   grpc::ServerContextBase* const context_;
   const std::string method_;
-  const bool endless_;
+  const bool counted_;
   const std::shared_ptr<CallCounter> calls_;
   const absl::Time start_;
   TraceContext trace_;
@@ -76,15 +79,28 @@ class Observer final : public grpc::experimental::Interceptor {
 
 }  // namespace
 
-void CallCounter::Add(int64_t count) {
+void CallCounter::Started() {
   absl::MutexLock lock(&mutex_);
-  running_ += count;
+  ++running_;
 }
 
-bool CallCounter::WaitUntilIdle(absl::Duration patience) {
+void CallCounter::Ended() {
   absl::MutexLock lock(&mutex_);
-  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_ == 0; };
-  return mutex_.AwaitWithTimeout(absl::Condition(&idle), patience);
+  --running_;
+  last_end_ = absl::Now();
+}
+
+void CallCounter::WaitUntilIdle(absl::Duration quiet, absl::Duration patience) {
+  const absl::Time give_up = absl::Now() + patience;
+  absl::MutexLock lock(&mutex_);
+  while (absl::Now() < give_up) {
+    const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_ == 0; };
+    if (!mutex_.AwaitWithDeadline(absl::Condition(&none), give_up)) return;
+    const absl::Time quiet_since = last_end_ + quiet;
+    if (absl::Now() >= quiet_since) return;
+    const auto some = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_ > 0; };
+    mutex_.AwaitWithDeadline(absl::Condition(&some), std::min(quiet_since, give_up));
+  }
 }
 
 grpc::experimental::Interceptor* CallLog::CreateServerInterceptor(

@@ -17,13 +17,16 @@ namespace moed::server {
 // Calls that run now and will end by themselves. Thread-safe.
 class CallCounter {
  public:
-  void Add(int64_t count);
-  // True once none runs, false after `patience`.
-  bool WaitUntilIdle(absl::Duration patience);
+  void Started();
+  void Ended();
+  // Waits, at most for `patience`, until none runs and for `quiet` none has: clients that just had
+  // an answer may be about to ask again.
+  void WaitUntilIdle(absl::Duration quiet, absl::Duration patience);
 
  private:
   absl::Mutex mutex_;
   int64_t running_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::Time last_end_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
 };
 
 class CallLog final : public grpc::experimental::ServerInterceptorFactoryInterface {

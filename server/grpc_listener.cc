@@ -6,6 +6,8 @@
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/server_builder.h>
 
+#include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -28,6 +30,9 @@ constexpr int kKeepaliveTimeoutMs = 20'000;
 // For calls that arrive while the last ones end. A connection whose client does not read would hold
 // up the shutdown for as long as it may, so it may not for long.
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(50);
+// Once gRPC shuts down it answers CANCELLED to calls of connections that are still there. Clients
+// that are active hear UNAVAILABLE first if it waits for a pause between their calls.
+constexpr absl::Duration kQuiet = absl::Milliseconds(100);
 
 // What the health service knows of beside the process. The last is what llm-d's health checks of
 // vLLM ask for.
@@ -46,6 +51,11 @@ class WithoutReflection final : public grpc::ServerBuilderOption {
   }
 };
 
+int IntMilliseconds(absl::Duration duration) {
+  return static_cast<int>(
+      std::min<int64_t>(absl::ToInt64Milliseconds(duration), std::numeric_limits<int>::max()));
+}
+
 void SetLimits(const GrpcListenerOptions& options, grpc::ServerBuilder* builder) {
   builder->SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
   builder->SetMaxSendMessageSize(-1);
@@ -62,12 +72,12 @@ void SetLimits(const GrpcListenerOptions& options, grpc::ServerBuilder* builder)
   // Two servers on one port would each get some of the connections, instead of an error.
   builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   if (options.max_connection_age < absl::InfiniteDuration()) {
-    builder->AddChannelArgument(
-        GRPC_ARG_MAX_CONNECTION_AGE_MS,
-        static_cast<int>(absl::ToInt64Milliseconds(options.max_connection_age)));
-    builder->AddChannelArgument(
-        GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
-        static_cast<int>(absl::ToInt64Milliseconds(options.max_connection_age_grace)));
+    builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
+                                IntMilliseconds(options.max_connection_age));
+    // The calls that run on it may end first, however long they are: a drain's patience bounds
+    // them.
+    builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
+                                std::numeric_limits<int>::max());
   }
 }
 
@@ -85,6 +95,9 @@ absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Start(
   observers.push_back(std::make_unique<CallLog>(listener->calls_));
   builder.experimental().SetInterceptorCreators(std::move(observers));
   for (grpc::Service* service : options.services) builder.RegisterService(service);
+  if (options.services.empty()) {
+    builder.RegisterCallbackGenericService(&listener->unimplemented_);
+  }
   builder.AddListeningPort(options.address, options.credentials, &listener->port_);
   listener->server_ = builder.BuildAndStart();
   if (listener->server_ == nullptr || listener->port_ == 0) {
@@ -105,7 +118,7 @@ void GrpcListener::SetHealth(const Health& health) {
 
 void GrpcListener::Shutdown(absl::Duration patience) {
   if (server_ == nullptr) return;
-  calls_->WaitUntilIdle(patience);
+  calls_->WaitUntilIdle(kQuiet, patience);
   server_->Shutdown(absl::ToChronoTime(absl::Now() + kCloseGrace));
 }
 

@@ -3,6 +3,7 @@
 // of it. Owned by Server; Shutdown and SetHealth from one thread.
 #pragma once
 
+#include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 
@@ -26,9 +27,9 @@ struct GrpcListenerOptions {
   bool reflection = false;
   int64_t max_message_bytes = 64 << 20;
   int64_t max_metadata_bytes = 16 << 10;
-  // Connections are told to go after this long, jittered by 10 %, so that clients spread again.
+  // Connections are told to go after this long, jittered by 10 %, so that clients spread again; the
+  // calls on them end in peace.
   absl::Duration max_connection_age = absl::InfiniteDuration();
-  absl::Duration max_connection_age_grace = absl::InfiniteDuration();
 };
 
 class GrpcListener {
@@ -48,6 +49,7 @@ class GrpcListener {
 
   int port_ = 0;
   std::shared_ptr<CallCounter> calls_;
+  grpc::CallbackGenericService unimplemented_;  // a server must have a service beside health
   std::unique_ptr<grpc::Server> server_;
 };
 

@@ -95,13 +95,44 @@ void AddNetworkFlags(CLI::App& app, Options& options) {
   app.add_option("--metrics-port", options.metrics_port,
                  "HTTP port of /metrics and /metrics/experts; 0: any free one [8501]")
       ->check(CLI::Range(0, 65535));
+  app.add_option("--health-port", options.health_port,
+                 "Another port, in plain text, for health alone; for probes when TLS is on [none]")
+      ->check(CLI::Range(0, 65535));
+  app.add_option("--gateway-port", options.gateway_port,
+                 "Another port, in plain text and without keys, for VllmEngine alone; for routers "
+                 "that send neither, behind a network policy [none]")
+      ->check(CLI::Range(0, 65535));
   app.add_option("--max-message-bytes", options.max_message_bytes,
                  "Largest request message, as 64MiB [64MiB]")
       ->transform(CLI::Validator(ParseBytes, "SIZE"))
       ->check(CLI::Range(int64_t{1024}, int64_t{std::numeric_limits<int>::max()}));
+  app.add_option("--max-metadata-bytes", options.max_metadata_bytes,
+                 "Largest metadata of a call, as 16KiB [16KiB]")
+      ->transform(CLI::Validator(ParseBytes, "SIZE"))
+      ->check(CLI::Range(int64_t{1024}, int64_t{1} << 20));
+  app.add_option("--max-connection-age-seconds", options.max_connection_age_seconds,
+                 "Connections are told to go after so long, when their calls have ended; 0: never "
+                 "[0]")
+      ->check(CheckSeconds);
   app.add_option("--drain-seconds", options.drain_seconds,
                  "After SIGTERM, how long running requests may go on [30]")
       ->check(CheckSeconds);
+}
+
+void AddSecurityFlags(CLI::App& app, Options& options) {
+  auto* certificate =
+      app.add_option("--tls-cert", options.tls.certificate, "Certificate chain, PEM: turns TLS on");
+  auto* key = app.add_option("--tls-key", options.tls.private_key, "Its private key, PEM");
+  certificate->needs(key);
+  key->needs(certificate);
+  app.add_option("--tls-client-ca", options.tls.client_ca,
+                 "Certificates of authorities, PEM: clients must present a certificate of theirs")
+      ->needs(certificate);
+  app.add_option("--tls-reload-seconds", options.tls_reload_seconds,
+                 "How often the files are looked at for a change [60]")
+      ->check(CLI::Range(1, 86400));
+  app.add_option("--api-key-file", options.api_key_file,
+                 "File of bearer keys, one a line; SIGHUP reads it again");
 }
 
 void AddBatchingFlags(CLI::App& app, Options& options) {
@@ -180,6 +211,7 @@ ParsedCommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   Options options;
   CLI::App app("moed serves a Mixture-of-Experts model over gRPC.", "moed");
   app.footer(
+      "moed doctor, with the same flags, says what is in the way on this machine.\n"
       "Every flag --some-flag is also the environment variable MOED_SOME_FLAG, and a line\n"
       "`some-flag = value` of the file given by --config. Flags win, then the environment.");
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
@@ -188,13 +220,16 @@ ParsedCommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   app.set_config("--config", "", "Configuration file (TOML)");
   AddCheckpointFlags(app, options);
   AddNetworkFlags(app, options);
+  AddSecurityFlags(app, options);
   AddBatchingFlags(app, options);
   AddMemoryFlags(app, options);
   AddLogFlags(app, options);
 
+  ParsedCommandLine parsed;
+  app.add_flag("--check-config", parsed.check_only,
+               "Only check flags, files and what they name, then leave");
   std::vector<std::string> all = WithEnvironment(app, arguments);
   std::reverse(all.begin(), all.end());  // as App::parse wants it
-  ParsedCommandLine parsed;
   try {
     app.parse(std::move(all));
     parsed.options = std::move(options);

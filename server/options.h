@@ -9,10 +9,14 @@
 
 #include "runtime/model/checkpoint.h"
 #include "server/log.h"
+#include "server/tls_credentials.h"
 
 namespace moed::server {
 
 enum class Device : uint8_t { kAuto, kCpu, kCuda };
+
+// A port that is not opened.
+inline constexpr int kNoPort = -1;
 
 struct Options {
   // Checkpoint.
@@ -23,10 +27,19 @@ struct Options {
 
   // Network.
   std::string host = "127.0.0.1";
-  int port = 8500;          // 0: any free one
-  int metrics_port = 8501;  // 0: any free one
+  int port = 8500;             // 0: any free one
+  int metrics_port = 8501;     // 0: any free one
+  int health_port = kNoPort;   // plain text, health alone
+  int gateway_port = kNoPort;  // plain text, VllmEngine alone, without keys
   int64_t max_message_bytes = 64 << 20;
+  int64_t max_metadata_bytes = 16 << 10;
+  double max_connection_age_seconds = 0;  // 0: none
   double drain_seconds = 30;
+
+  // Who gets in.
+  TlsFiles tls;  // of the gRPC port
+  int tls_reload_seconds = 60;
+  std::string api_key_file;  // empty: no keys
 
   // Batching and admission.
   int64_t max_model_len = 0;  // 0: the checkpoint's
@@ -50,7 +63,8 @@ struct Options {
 // What a command line means: options to serve with, or a text to print before leaving.
 struct ParsedCommandLine {
   std::optional<Options> options;
-  std::string text;  // help, version or what is wrong
+  bool check_only = false;  // --check-config
+  std::string text;         // help, version or what is wrong
   int exit_code = 0;
 };
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/authorizer.h"
 #include "server/listen_address.h"
 
 namespace moed::server {
@@ -14,6 +15,17 @@ namespace {
 constexpr absl::Duration kTick = absl::Milliseconds(200);
 // For what drained calls still have to write.
 constexpr absl::Duration kCloseGrace = absl::Seconds(5);
+
+// What all listeners have in common.
+GrpcListenerOptions LimitsOf(const Options& options) {
+  GrpcListenerOptions limits;
+  limits.max_message_bytes = options.max_message_bytes;
+  limits.max_metadata_bytes = options.max_metadata_bytes;
+  if (options.max_connection_age_seconds > 0) {
+    limits.max_connection_age = absl::Seconds(options.max_connection_age_seconds);
+  }
+  return limits;
+}
 
 }  // namespace
 
@@ -30,7 +42,9 @@ Server::Server(const Options& options)
     : options_(options), inference_(&slot_), experts_(&slot_), vllm_(&slot_, &ready_) {}
 
 Server::~Server() {
-  api_.reset();  // no call may outlive what it runs on
+  // No call may outlive what it runs on.
+  gateway_.reset();
+  api_.reset();
   if (loader_thread_.joinable()) loader_thread_.join();
 }
 
@@ -39,18 +53,67 @@ absl::Status Server::Listen() {
   if (!metrics.ok()) return metrics.status();
   metrics_ = *std::move(metrics);
 
-  GrpcListenerOptions api;
+  auto credentials = ApiCredentials();
+  if (!credentials.ok()) return credentials.status();
+  GrpcListenerOptions api = LimitsOf(options_);
   api.address = ListenAddress(options_.host, options_.port);
   api.flag = "--port";
-  api.credentials = grpc::InsecureServerCredentials();
+  api.credentials = *std::move(credentials);
   api.services = {&inference_, &experts_, &vllm_};
   api.reflection = true;
-  api.max_message_bytes = options_.max_message_bytes;
   auto listener = GrpcListener::Start(api);
   if (!listener.ok()) return listener.status();
   api_ = *std::move(listener);
+  auto health = ListenBeside(options_.health_port, "--health-port", {});
+  if (!health.ok()) return health.status();
+  health_listener_ = *std::move(health);
+  auto gateway = ListenBeside(options_.gateway_port, "--gateway-port", {&vllm_});
+  if (!gateway.ok()) return gateway.status();
+  gateway_ = *std::move(gateway);
   PublishHealth(EvaluateHealth(/*snapshot=*/nullptr, absl::Now()));
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Server::ApiCredentials() {
+  absl::Status status = CheckTlsFiles(options_.tls, absl::Now());
+  if (!status.ok()) return status;
+  if (options_.api_key_file.empty()) {
+    return MakeServerCredentials(options_.tls, absl::Seconds(options_.tls_reload_seconds));
+  }
+  auto keys = ApiKeys::Load(options_.api_key_file);
+  if (!keys.ok()) return keys.status();
+  keys_ = *std::move(keys);
+  return MakeKeyedCredentials(options_.tls, absl::Seconds(options_.tls_reload_seconds),
+                              options_.host, keys_.get());
+}
+
+absl::StatusOr<std::unique_ptr<GrpcListener>> Server::ListenBeside(
+    int port, const char* flag, std::vector<grpc::Service*> services) {
+  if (port == kNoPort) return nullptr;
+  GrpcListenerOptions options = LimitsOf(options_);
+  options.address = ListenAddress(options_.host, port);
+  options.flag = flag;
+  options.credentials = grpc::InsecureServerCredentials();
+  options.services = std::move(services);
+  return GrpcListener::Start(options);
+}
+
+std::vector<GrpcListener*> Server::Listeners() const {
+  std::vector<GrpcListener*> listeners;
+  for (const auto* listener : {&api_, &health_listener_, &gateway_}) {
+    if (*listener != nullptr) listeners.push_back(listener->get());
+  }
+  return listeners;
+}
+
+void Server::Reload() {
+  if (keys_ == nullptr) return;
+  const absl::Status status = keys_->Reload();
+  if (status.ok()) {
+    spdlog::info("{} keys read from {}", keys_->size(), options_.api_key_file);
+  } else {
+    spdlog::error("the old keys stay: {}", std::string(status.message()));
+  }
 }
 
 void Server::Load(const ModelLoader& loader) {
@@ -95,7 +158,7 @@ void Server::PublishHealth(const Health& health) {
   if (health_published_ == health) return;
   health_published_ = health;
   ready_.store(health.ready, std::memory_order_relaxed);
-  api_->SetHealth(health);
+  for (GrpcListener* listener : Listeners()) listener->SetHealth(health);
 }
 
 void Server::Drain(absl::Duration patience) {
@@ -105,7 +168,10 @@ void Server::Drain(absl::Duration patience) {
   if (!drained) {
     spdlog::warn("requests still run after {}; cancelling them", absl::FormatDuration(patience));
   }
-  api_->Shutdown(drained ? kCloseGrace : absl::ZeroDuration());
+  // The health port last: as long as calls end, it says that they do.
+  for (GrpcListener* listener : {api_.get(), gateway_.get(), health_listener_.get()}) {
+    if (listener != nullptr) listener->Shutdown(drained ? kCloseGrace : absl::ZeroDuration());
+  }
 }
 
 }  // namespace moed::server

@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <thread>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -17,6 +18,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/activity_log.h"
+#include "server/api_keys.h"
 #include "server/experts_service.h"
 #include "server/grpc_listener.h"
 #include "server/health.h"
@@ -45,6 +47,9 @@ class Server {
 
   int port() const { return api_->port(); }
   int metrics_port() const { return metrics_->port(); }
+  // kNoPort if it was not asked for.
+  int health_port() const { return health_listener_ ? health_listener_->port() : kNoPort; }
+  int gateway_port() const { return gateway_ ? gateway_->port() : kNoPort; }
   bool loaded() const { return slot_.get() != nullptr; }
 
   // Serves until asked to stop, then drains: refuses new requests, lets running ones finish for
@@ -52,10 +57,23 @@ class Server {
   // failed.
   absl::Status Run(const StopRequested& stop_requested);
 
+  // Reads the keys again; what is wrong with them goes to the log, and the old ones stay.
+  // Certificates are looked at by themselves. Any thread.
+  void Reload();
+  // What the health service says. The thread of Run.
+  Health health() const { return health_published_.value_or(Health()); }
+
  private:
   explicit Server(const Options& options);
 
   absl::Status Listen();
+  // Who may call the API: TLS and keys as the options say.
+  absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ApiCredentials();
+  // A listener in plain text beside the API's, if its port was asked for.
+  absl::StatusOr<std::unique_ptr<GrpcListener>> ListenBeside(int port, const char* flag,
+                                                             std::vector<grpc::Service*> services);
+  // Every gRPC listener there is.
+  std::vector<GrpcListener*> Listeners() const;
   void Load(const ModelLoader& loader);
   // Not OK: there is no point in going on.
   absl::Status CheckModel();
@@ -69,7 +87,10 @@ class Server {
   ExpertsService experts_;
   VllmService vllm_;
   std::unique_ptr<MetricsListener> metrics_;
+  std::unique_ptr<ApiKeys> keys_;  // null: none are asked for
   std::unique_ptr<GrpcListener> api_;
+  std::unique_ptr<GrpcListener> health_listener_;
+  std::unique_ptr<GrpcListener> gateway_;
   std::optional<Health> health_published_;
   ActivityLog activity_;
   absl::Mutex load_mutex_;

@@ -49,9 +49,16 @@ DaemonProcess::~DaemonProcess() {
 }
 
 std::string DaemonProcess::WaitUntilListening() {
+  return AddressIn(WaitUntilListeningLine(), "grpc=");
+}
+
+std::string DaemonProcess::WaitUntilListeningLine() {
   std::string line;
   for (char c; read(stdout_fd_, &c, 1) == 1 && c != '\n';) line += c;
-  const std::string key = "grpc=";
+  return line;
+}
+
+std::string DaemonProcess::AddressIn(const std::string& line, const std::string& key) {
   const size_t begin = line.find(key);
   if (begin == std::string::npos) return "";
   return line.substr(begin + key.size(), line.find(' ', begin) - begin - key.size());

@@ -17,6 +17,9 @@ class DaemonProcess {
 
   // The gRPC address of its line on stdout; empty if it left before.
   std::string WaitUntilListening();
+  // That line whole, and the address in it behind `key` ("grpc=").
+  std::string WaitUntilListeningLine();
+  static std::string AddressIn(const std::string& line, const std::string& key);
   void Signal(int signal);
   // The exit code, or 128 + the signal that ended it.
   int WaitForExit();

@@ -13,13 +13,14 @@
 
 namespace moed::server {
 
-TestServer::TestServer(Options options, ModelLoader loader) {
+TestServer::TestServer(Options options, ModelLoader loader,
+                       std::shared_ptr<grpc::ChannelCredentials> credentials) {
   options.port = 0;
   options.metrics_port = 0;
   auto server = Server::Create(options, std::move(loader));
   EXPECT_TRUE(server.ok()) << server.status();
   server_ = *std::move(server);
-  const std::shared_ptr<grpc::Channel> channel = NewChannel();
+  const std::shared_ptr<grpc::Channel> channel = NewChannel(credentials);
   inference_ = v1::Inference::NewStub(channel);
   experts_ = v1::Experts::NewStub(channel);
   health_ = grpc::health::v1::Health::NewStub(channel);
@@ -45,11 +46,11 @@ absl::Status TestServer::Stop() {
   return run_status_;
 }
 
-std::shared_ptr<grpc::Channel> TestServer::NewChannel() const {
+std::shared_ptr<grpc::Channel> TestServer::NewChannel(
+    const std::shared_ptr<grpc::ChannelCredentials>& credentials) const {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
-  return grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", port()),
-                                   grpc::InsecureChannelCredentials(), arguments);
+  return grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", port()), credentials, arguments);
 }
 
 v1::ServingStats TestServer::Stats() {

@@ -21,7 +21,10 @@ namespace moed::server {
 class TestServer {
  public:
   // Any ports of `options` become 0. Does not wait for the loader.
-  TestServer(Options options, ModelLoader loader);
+  // `credentials` are those of its own clients.
+  TestServer(
+      Options options, ModelLoader loader,
+      std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials());
   ~TestServer();
 
   // Until GetModel answers.
@@ -33,7 +36,12 @@ class TestServer {
 
   int port() const { return server_->port(); }
   int metrics_port() const { return server_->metrics_port(); }
-  std::shared_ptr<grpc::Channel> NewChannel() const;
+  int health_port() const { return server_->health_port(); }
+  int gateway_port() const { return server_->gateway_port(); }
+  void Reload() { server_->Reload(); }
+  std::shared_ptr<grpc::Channel> NewChannel(
+      const std::shared_ptr<grpc::ChannelCredentials>& credentials =
+          grpc::InsecureChannelCredentials()) const;
 
   v1::Inference::Stub& inference() { return *inference_; }
   v1::Experts::Stub& experts() { return *experts_; }
