@@ -26,7 +26,8 @@ class Replica:
              "--kv-cache-memory=64MiB", *arguments],
             stdout=subprocess.PIPE, stderr=self.log, text=True)
         line = self.process.stdout.readline()
-        self.address = next(word[5:] for word in line.split() if word.startswith("grpc="))
+        listening = dict(word.split("=") for word in line.split() if "=" in word)
+        self.address, self.metrics = listening["grpc"], listening["metrics"]
         self.channel = grpc.insecure_channel(self.address)
         self.stub = pb_grpc.VllmEngineStub(self.channel)
         while not self.stub.HealthCheck(pb.HealthCheckRequest(), wait_for_ready=True).healthy:
