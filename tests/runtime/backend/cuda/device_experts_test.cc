@@ -5,6 +5,8 @@
 #include <cmath>
 #include <memory>
 #include <random>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -183,9 +185,13 @@ TEST_P(CudaDeviceExpertsTest, ComputesAndFillsWhereverExpertsLie) {
   for (const int tokens : {1, 3, 24, 1, 20}) Step(1, tokens);  // fills, then hits and cold
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, CudaDeviceExpertsTest,
+INSTANTIATE_TEST_SUITE_P(HiddenAndIntermediate, CudaDeviceExpertsTest,
                          ::testing::Values(std::pair(40, 16), std::pair(256, 64),
-                                           std::pair(2048, 40), std::pair(2880, 48)));
+                                           std::pair(2048, 40), std::pair(2880, 48)),
+                         [](const auto& test) {
+                           return std::to_string(test.param.first) + "x" +
+                                  std::to_string(test.param.second);
+                         });
 
 }  // namespace
 }  // namespace moed::backend
