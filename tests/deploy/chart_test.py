@@ -174,7 +174,6 @@ class ValuesTest(unittest.TestCase):
         for values, says in (
                 ({"apiKeys__existingSecret": "k"}, "apiKeys need tls.enabled"),
                 ({"tls__enabled": "true"}, "tls.secretName or tls.certManager"),
-                ({"metrics__tls": "true"}, "turn tls.enabled on"),
                 ({"hotSet__enabled": "true", "hotSet__persistent": "true"}, "StatefulSet"),
                 ({"router__enabled": "true"}, "router.image"),
                 ({"replicsa": "3"}, "replicsa"),

@@ -109,9 +109,6 @@ app.kubernetes.io/component: router
 {{- if and .Values.tls.enabled (not .Values.tls.secretName) (not .Values.tls.certManager.enabled) }}
 {{- fail "tls.enabled needs tls.secretName or tls.certManager" }}
 {{- end }}
-{{- if and .Values.metrics.tls (not .Values.tls.enabled) }}
-{{- fail "metrics.tls uses the certificate of tls: turn tls.enabled on" }}
-{{- end }}
 {{- if and .Values.router.enabled (not .Values.router.image) }}
 {{- fail "router.enabled needs router.image, an image with smg 1.13 or newer" }}
 {{- end }}

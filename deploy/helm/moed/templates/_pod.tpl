@@ -38,12 +38,6 @@
 {{- if include "moed.apiKeySecret" . }}
 - --api-key-file=/keys/keys
 {{- end }}
-{{- if .Values.metrics.tls }}
-- --metrics-tls
-{{- end }}
-{{- if .Values.metrics.basicAuthSecret }}
-- --metrics-auth-file=/metrics-auth/auth
-{{- end }}
 {{- if .Values.hotSet.enabled }}
 - --hot-set-file=/hot-set/hot-set
 {{- end }}
@@ -96,10 +90,6 @@ limits: *resources
 - name: keys
   secret: {secretName: {{ . }}}
 {{- end }}
-{{- with .Values.metrics.basicAuthSecret }}
-- name: metrics-auth
-  secret: {secretName: {{ . }}}
-{{- end }}
 {{- if and .Values.hotSet.enabled (not .Values.hotSet.persistent) }}
 - name: hot-set
   emptyDir: {sizeLimit: {{ .Values.hotSet.size }}}
@@ -124,9 +114,6 @@ limits: *resources
 {{- end }}
 {{- if include "moed.apiKeySecret" . }}
 - {name: keys, mountPath: /keys, readOnly: true}
-{{- end }}
-{{- if .Values.metrics.basicAuthSecret }}
-- {name: metrics-auth, mountPath: /metrics-auth, readOnly: true}
 {{- end }}
 {{- if .Values.hotSet.enabled }}
 - {name: hot-set, mountPath: /hot-set}
