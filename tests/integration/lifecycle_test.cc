@@ -90,6 +90,23 @@ TEST(LifecycleTest, DrainCancelsWhatOutlastsIt) {
   reader.join();
 }
 
+TEST(LifecycleTest, AConnectionThatIsToldToGoEndsItsCallsInPeace) {
+  ScriptedRunner* runner = nullptr;
+  Options options;
+  options.max_connection_age_seconds = 0.3;
+  TestServer server(options, ScriptedLoader(&runner));
+  server.WaitUntilLoaded();
+  runner->SetStepTime(absl::Milliseconds(10));
+  const auto channel = server.NewChannel();
+  const auto stub = v1::Inference::NewStub(channel);
+  const StreamOutcome outcome = Generate(*stub, TokensRequest(5, 150));  // five ages long
+  EXPECT_TRUE(outcome.status.ok()) << outcome.status.error_message();
+  EXPECT_EQ(outcome.tokens.size(), 150u);
+  // It went with its last call; the next makes another.
+  EXPECT_TRUE(Eventually([&] { return channel->GetState(false) == GRPC_CHANNEL_IDLE; }));
+  EXPECT_TRUE(Generate(*stub, TokensRequest(5, 1)).status.ok());
+}
+
 TEST(LifecycleTest, PortInUseIsAnErrorThatNamesTheFlag) {
   ScriptedRunner* runner = nullptr;
   TestServer first({}, ScriptedLoader(&runner));
