@@ -1,5 +1,6 @@
 #include "server/grpc_listener.h"
 
+#include <google/protobuf/message.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/impl/server_builder_option.h>
@@ -12,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "proto/grpc/health/v1/health.pb.h"
 #include "proto/moed/v1/experts.grpc.pb.h"
 #include "proto/moed/v1/inference.grpc.pb.h"
 #include "proto/vllm/engine.grpc.pb.h"
@@ -87,6 +89,8 @@ absl::StatusOr<std::unique_ptr<GrpcListener>> GrpcListener::Start(
     const GrpcListenerOptions& options) {
   std::unique_ptr<GrpcListener> listener(new GrpcListener);
   listener->calls_ = std::make_shared<CallCounter>();
+  // gRPC serves health without its descriptors; reflection must have them to describe it.
+  google::protobuf::LinkMessageReflection<grpc::health::v1::HealthCheckRequest>();
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   SetLimits(options, &builder);
