@@ -3,13 +3,16 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "cache/cache_stats.h"
 #include "cache/expert_index.h"
+#include "cache/load_balance.h"
 #include "cache/miss_ratio_curve.h"
 #include "cache/policy.h"
+#include "cache/routing_log.h"
 #include "cache/routing_stats.h"
 #include "cache/slot_floors.h"
 #include "cache/slot_table.h"
@@ -21,13 +24,16 @@ enum class CacheDriver : uint8_t { kHost, kDevice };
 
 struct CacheState {
   CacheState(const ExpertIndex& experts, int top_k_experts, PolicyKind policy_kind,
-             CacheDriver cache_driver, int32_t num_slots, int32_t max_slots)
+             CacheDriver cache_driver, SlotDivision slot_division, int32_t num_slots,
+             int32_t max_slots)
       : index(experts),
         top_k(top_k_experts),
         policy(policy_kind),
         driver(cache_driver),
+        division(slot_division),
         routing(experts, HalfLifeSteps(policy_kind)),
-        curve(experts, top_k_experts),
+        curve(experts, top_k_experts, cache_driver == CacheDriver::kHost),
+        balance(experts),
         slots(experts, num_slots, max_slots),
         keep(experts.total_experts(), 0),
         counters(experts.num_layers()) {
@@ -38,7 +44,7 @@ struct CacheState {
   // scratch: it computes cold experts from host memory.
   void DivideBudget(int32_t num_slots) {
     scratch_slots = driver == CacheDriver::kHost ? ScratchSlots(index, top_k, num_slots) : 0;
-    floors = LayerFloors(index, top_k, num_slots - scratch_slots - num_kept);
+    floors = LayerFloors(index, top_k, num_slots - scratch_slots - num_kept, division);
   }
   // Experts that may be resident, once everything that a smaller budget cut is gone.
   int32_t resident_limit() const { return slots.budget() - scratch_slots; }
@@ -46,10 +52,14 @@ struct CacheState {
   void BeginStep() {
     curve.BeginStep(routing);
     routing.BeginStep();
+    balance.BeginStep();
+    if (log != nullptr) log->BeginStep();
   }
   void Observe(int layer, std::span<const ExpertLoad> experts) {
     curve.ObserveLayer(layer, experts);
     routing.ObserveLayer(layer, experts);
+    balance.ObserveLayer(layer, experts);
+    if (log != nullptr) log->ObserveLayer(layer, experts);
     for (const ExpertLoad& load : experts) counters[layer].tokens_total += load.tokens;
   }
 
@@ -68,14 +78,17 @@ struct CacheState {
   int top_k;
   PolicyKind policy;
   CacheDriver driver;
+  SlotDivision division;
   RoutingStats routing;
   MissRatioCurve curve;
+  LoadBalance balance;
   SlotTable slots;
   std::vector<uint8_t> keep;  // [all experts]: 1 if an operator pinned it
   int32_t num_kept = 0;
   std::vector<LayerStats> counters;  // [layers]; resident and floor are set when read
   int32_t scratch_slots = 0;
-  std::vector<int32_t> floors;  // [layers]
+  std::vector<int32_t> floors;            // [layers]
+  std::unique_ptr<RoutingLogWriter> log;  // null: nothing is recorded
 };
 
 }  // namespace moed::cache

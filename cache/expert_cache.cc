@@ -48,7 +48,7 @@ absl::StatusOr<std::unique_ptr<ExpertCache>> ExpertCache::Create(
 
 ExpertCache::ExpertCache(const ExpertCacheOptions& options, PolicyKind policy)
     : state_(ExpertIndex(options.experts_per_layer), options.top_k, policy, options.driver,
-             Slots(options, options.num_slots),
+             options.division, Slots(options, options.num_slots),
              Slots(options, std::max(options.num_slots, options.max_slots))),
       planner_(&state_),
       refused_step_(state_.index.total_experts(), -1) {

@@ -51,6 +51,7 @@ struct ExpertCacheOptions {
   // recency-frequency | lru | lfu | static
   std::string policy = "recency-frequency";
   CacheDriver driver = CacheDriver::kHost;
+  SlotDivision division = SlotDivision::kByWorth;
 };
 
 // A slot that holds, or is to hold, one expert for as long as the pin lives. Move-only.
@@ -122,6 +123,11 @@ class ExpertCache {
   // than top_k slots for the rest.
   absl::Status PinExpert(ExpertKey key);
   absl::Status UnpinExpert(ExpertKey key);
+  bool pinned(ExpertKey key) const {
+    return state_.index.Contains(key) && state_.keep[state_.index.Of(key)] != 0;
+  }
+  // INVALID_ARGUMENT: no such expert.
+  absl::Status CheckExpert(ExpertKey key) const;
 
   // Changes the number of slots while serving. Shrinking evicts the coldest at once; slots pinned
   // now leave when their pins do. INVALID_ARGUMENT: above max_slots; RESOURCE_EXHAUSTED: below the
@@ -136,9 +142,24 @@ class ExpertCache {
   // The hit rate, 0 to 1, that `num_slots` slots would give the recency-frequency policy on the
   // routing of the last few thousand steps; 0 before there were any.
   double HitRateAt(int num_slots) const;
+  // The same for every budget; never null.
+  std::shared_ptr<const BudgetEstimate> EstimateBudgets() { return state_.curve.Estimate(); }
+
+  // What the router's softmax gave each of a layer's experts: sums over `rows` tokens. Optional.
+  void ObserveProbabilities(int layer, std::span<const float> sums, int rows) {
+    state_.balance.ObserveProbabilities(layer, sums, rows);
+  }
+  // [layers]
+  std::vector<LayerBalance> Balance() const { return state_.balance.Balance(); }
+
+  // From now on every step's routing is recorded. The bytes since the last call are those of
+  // routing_log.h; empty if nothing was recorded.
+  void StartRecording(const std::string& model, int64_t expert_bytes);
+  std::string TakeRecording();
 
   bool resident(ExpertKey key) const;
   int num_slots() const { return state_.slots.budget(); }
+  int max_slots() const { return state_.slots.max_slots(); }
   const RoutingStats& routing() const { return state_.routing; }
   CacheStats Stats() const;
   ExpertStats PerExpertStats() const;

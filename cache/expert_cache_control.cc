@@ -8,11 +8,14 @@
 
 namespace moed::cache {
 
+absl::Status ExpertCache::CheckExpert(ExpertKey key) const {
+  if (state_.index.Contains(key)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the model has no expert ", key.expert, " in layer ", key.layer));
+}
+
 absl::Status ExpertCache::PinExpert(ExpertKey key) {
-  if (!state_.index.Contains(key)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the model has no expert ", key.expert, " in layer ", key.layer));
-  }
+  if (absl::Status status = CheckExpert(key); !status.ok()) return status;
   uint8_t& keep = state_.keep[state_.index.Of(key)];
   if (keep != 0) return absl::OkStatus();
   if (absl::Status status = CheckBudget(num_slots(), state_.num_kept + 1); !status.ok())
@@ -24,10 +27,7 @@ absl::Status ExpertCache::PinExpert(ExpertKey key) {
 }
 
 absl::Status ExpertCache::UnpinExpert(ExpertKey key) {
-  if (!state_.index.Contains(key)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the model has no expert ", key.expert, " in layer ", key.layer));
-  }
+  if (absl::Status status = CheckExpert(key); !status.ok()) return status;
   state_.num_kept -= std::exchange(state_.keep[state_.index.Of(key)], 0);
   state_.DivideBudget(num_slots());
   return absl::OkStatus();
@@ -68,8 +68,19 @@ void ExpertCache::RestoreHeat(const HotSet& hot_set) {
   }
 }
 
-double ExpertCache::HitRateAt(int num_slots) const {
-  return state_.curve.HitRate(num_slots - ScratchSlots(state_.index, state_.top_k, num_slots));
+double ExpertCache::HitRateAt(int num_slots) const { return state_.curve.HitRate(num_slots); }
+
+void ExpertCache::StartRecording(const std::string& model, int64_t expert_bytes) {
+  RoutingLogHeader header{
+      .experts_per_layer = {}, .top_k = state_.top_k, .expert_bytes = expert_bytes, .model = model};
+  for (int layer = 0; layer < state_.index.num_layers(); ++layer) {
+    header.experts_per_layer.push_back(state_.index.num_experts(layer));
+  }
+  state_.log = std::make_unique<RoutingLogWriter>(header);
+}
+
+std::string ExpertCache::TakeRecording() {
+  return state_.log == nullptr ? std::string() : state_.log->Take();
 }
 
 bool ExpertCache::resident(ExpertKey key) const {

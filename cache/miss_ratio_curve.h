@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -21,30 +22,48 @@
 
 namespace moed::cache {
 
+// The curve at one moment; immutable.
+struct BudgetEstimate {
+  // [all experts + 1]: the share of demands, 0 to 1, that would have been hits with as many slots;
+  // all zero before the first sample.
+  std::vector<float> hit_rate;
+  double demands_per_token = 0;  // distinct (step, expert) pairs for each token of the steps
+};
+
 class MissRatioCurve {
  public:
   static constexpr int64_t kSampleSteps = 32;
 
-  MissRatioCurve(const ExpertIndex& index, int top_k);
+  // `has_scratch`: a budget's scratch slots (ScratchSlots) hold no residents.
+  MissRatioCurve(const ExpertIndex& index, int top_k, bool has_scratch);
 
   // A step begins; `stats` does not know its routing yet.
   void BeginStep(const RoutingStats& stats);
   // What one layer's router chose in it.
   void ObserveLayer(int layer, std::span<const ExpertLoad> experts);
 
-  // The share of demands, 0 to 1, that would have been hits with `resident_slots` slots for
-  // residents, over the last few thousand steps; 0 before the first sample.
-  double HitRate(int32_t resident_slots) const;
+  // The share of demands, 0 to 1, that would have been hits with `num_slots` slots, over the last
+  // few thousand steps; 0 before the first sample.
+  double HitRate(int32_t num_slots) const;
+  // All of it. Changes only with a sample, so the same object is returned in between.
+  std::shared_ptr<const BudgetEstimate> Estimate();
 
  private:
   void TakeDepths(const RoutingStats& stats);
+  int32_t Residents(int32_t num_slots) const;
 
   ExpertIndex index_;
+  int top_k_;
+  bool has_scratch_;
+  int layers_with_experts_ = 0;
   int32_t largest_floor_;
   int64_t step_ = 0;
   bool sampling_ = false;
   std::vector<int32_t> depth_;  // [all experts], as of the sampled step
   std::vector<float> uses_;     // [all experts + 1]: uses by depth, fading; the last: first uses
+  double demands_ = 0;          // of sampled steps, fading
+  double routed_ = 0;           // (token, expert) pairs of sampled steps, fading
+  std::shared_ptr<const BudgetEstimate> estimate_;  // null: to be made from the above
 };
 
 }  // namespace moed::cache

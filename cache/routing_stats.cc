@@ -19,13 +19,19 @@ constexpr double kPersistencePrior = 100;
 // percent of the optimum, where any fixed weight loses several on one or the other.
 constexpr double kRecentWeight = 30;
 
+// Worth of a certain use in the next step, as a share of what an expert used in every step is
+// worth.
+constexpr double kSuccessorWeight = 1;
+
 }  // namespace
 
 RoutingStats::RoutingStats(const ExpertIndex& index, double half_life_steps)
     : index_(index),
       entries_(index.total_experts()),
       layers_(index.num_layers()),
-      growth_(std::exp2(1.0 / half_life_steps)) {}
+      successors_(index),
+      growth_(std::exp2(1.0 / half_life_steps)),
+      successor_weight_(kSuccessorWeight / (1 - 1 / growth_)) {}
 
 void RoutingStats::BeginStep() {
   ++step_;
@@ -52,6 +58,7 @@ void RoutingStats::ObserveLayer(int layer, std::span<const ExpertLoad> experts) 
     entry.last_use_step = step_;
     entry.tokens_total += load.tokens;
   }
+  successors_.ObserveLayer(layer, experts);
   const double excess = persistence.repeats - persistence.expected_repeats;
   persistence.recent_weight =
       kRecentWeight * std::max(0.0, excess) / (persistence.uses + kPersistencePrior);

@@ -9,7 +9,8 @@
 // Heat tells what the workload uses; what the next token will use is also what the last one used,
 // in some models much more than in others. So recent heat, with a half-life of one step, is worth
 // as much more as the layer's persistence says: the share of uses that repeat the step before,
-// beyond those that heat alone predicts, measured all the time.
+// beyond those that heat alone predicts, measured all the time. To it comes what the experts of the
+// last step were followed by before (Successors).
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,7 @@
 #include "cache/expert_index.h"
 #include "cache/expert_key.h"
 #include "cache/routing_trace.h"
+#include "cache/successors.h"
 
 namespace moed::cache {
 
@@ -45,7 +47,8 @@ class RoutingStats {
   double raw_heat(ExpertKey key) const { return At(key).raw_heat; }
   // What recent uses add to the worth of an expert, on the scale of raw_heat.
   double raw_recent_heat(ExpertKey key) const {
-    return scale_ * layers_[key.layer].recent_weight * RecentHeat(At(key));
+    return scale_ * (layers_[key.layer].recent_weight * RecentHeat(At(key)) +
+                     successor_weight_ * successors_.NextUse(key));
   }
   // In uses: a use in this step counts its weight in full.
   double heat(ExpertKey key) const { return At(key).raw_heat / scale_; }
@@ -73,8 +76,10 @@ class RoutingStats {
   ExpertIndex index_;
   std::vector<Entry> entries_;       // [all experts]
   std::vector<Persistence> layers_;  // [layers]
-  double growth_;                    // 2^(1 / half_life)
-  double scale_ = 1;                 // weight of a use in this step
+  Successors successors_;
+  double growth_;            // 2^(1 / half_life)
+  double successor_weight_;  // in uses
+  double scale_ = 1;         // weight of a use in this step
   int64_t step_ = 0;
 };
 

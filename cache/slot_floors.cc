@@ -9,15 +9,17 @@ int32_t ScratchSlots(const ExpertIndex& index, int top_k, int32_t num_slots) {
   return std::clamp(num_slots / 16, 1, 2 * top_k);
 }
 
-std::vector<int32_t> LayerFloors(const ExpertIndex& index, int top_k, int32_t resident_slots) {
+std::vector<int32_t> LayerFloors(const ExpertIndex& index, int top_k, int32_t resident_slots,
+                                 SlotDivision division) {
   int layers_with_experts = 0;
   for (int layer = 0; layer < index.num_layers(); ++layer) {
     layers_with_experts += index.num_experts(layer) > 0 ? 1 : 0;
   }
   const int32_t share = std::max(resident_slots, 0) / std::max(layers_with_experts, 1);
+  const int32_t limit = division == SlotDivision::kEqualPerLayer ? share : 3 * top_k;
   std::vector<int32_t> floors(index.num_layers());
   for (int layer = 0; layer < index.num_layers(); ++layer) {
-    floors[layer] = std::min({index.num_experts(layer), 3 * top_k, share});
+    floors[layer] = std::min({index.num_experts(layer), limit, share});
   }
   return floors;
 }

@@ -72,6 +72,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& op
 Client::Client(const std::shared_ptr<grpc::Channel>& channel)
     : inference_(v1::Inference::NewStub(channel)),
       experts_(v1::Experts::NewStub(channel)),
+      admin_(v1::Admin::NewStub(channel)),
       health_(grpc::health::v1::Health::NewStub(channel)) {}
 
 absl::Status Client::Generate(const v1::GenerateRequest& request, Call& call,
@@ -113,6 +114,36 @@ absl::StatusOr<v1::ExpertStats> Client::GetExpertStats(const v1::GetExpertStatsR
 absl::Status Client::WatchExperts(const v1::WatchExpertsRequest& request, Call& call,
                                   const OnStats& on_stats) {
   return ReadAll(experts_->Watch(call.context(), request), on_stats);
+}
+
+absl::StatusOr<v1::BudgetCurve> Client::GetBudgetCurve(const v1::GetBudgetCurveRequest& request,
+                                                       Call& call) {
+  return Ask<v1::BudgetCurve>(*experts_, &v1::Experts::Stub::GetBudgetCurve, request, call);
+}
+
+absl::StatusOr<v1::SetBudgetResponse> Client::SetBudget(const v1::SetBudgetRequest& request,
+                                                        Call& call) {
+  return Ask<v1::SetBudgetResponse>(*admin_, &v1::Admin::Stub::SetBudget, request, call);
+}
+
+absl::StatusOr<v1::PinExpertsResponse> Client::PinExperts(const v1::PinExpertsRequest& request,
+                                                          Call& call) {
+  return Ask<v1::PinExpertsResponse>(*admin_, &v1::Admin::Stub::PinExperts, request, call);
+}
+
+absl::StatusOr<v1::UnpinExpertsResponse> Client::UnpinExperts(
+    const v1::UnpinExpertsRequest& request, Call& call) {
+  return Ask<v1::UnpinExpertsResponse>(*admin_, &v1::Admin::Stub::UnpinExperts, request, call);
+}
+
+absl::StatusOr<v1::SaveHotSetResponse> Client::SaveHotSet(const v1::SaveHotSetRequest& request,
+                                                          Call& call) {
+  return Ask<v1::SaveHotSetResponse>(*admin_, &v1::Admin::Stub::SaveHotSet, request, call);
+}
+
+absl::StatusOr<v1::ResetStatsResponse> Client::ResetStats(const v1::ResetStatsRequest& request,
+                                                          Call& call) {
+  return Ask<v1::ResetStatsResponse>(*admin_, &v1::Admin::Stub::ResetStats, request, call);
 }
 
 absl::StatusOr<grpc::health::v1::HealthCheckResponse> Client::CheckHealth(

@@ -22,6 +22,7 @@
 #include "absl/time/time.h"
 #include "client/credentials.h"
 #include "proto/grpc/health/v1/health.grpc.pb.h"
+#include "proto/moed/v1/admin.grpc.pb.h"
 #include "proto/moed/v1/experts.grpc.pb.h"
 #include "proto/moed/v1/inference.grpc.pb.h"
 
@@ -77,6 +78,18 @@ class Client {
   // Blocks until the call is cancelled or the server ends it.
   absl::Status WatchExperts(const v1::WatchExpertsRequest& request, Call& call,
                             const OnStats& on_stats);
+  absl::StatusOr<v1::BudgetCurve> GetBudgetCurve(const v1::GetBudgetCurveRequest& request,
+                                                 Call& call);
+  // These only where a daemon has its admin service: a port of its own.
+  absl::StatusOr<v1::SetBudgetResponse> SetBudget(const v1::SetBudgetRequest& request, Call& call);
+  absl::StatusOr<v1::PinExpertsResponse> PinExperts(const v1::PinExpertsRequest& request,
+                                                    Call& call);
+  absl::StatusOr<v1::UnpinExpertsResponse> UnpinExperts(const v1::UnpinExpertsRequest& request,
+                                                        Call& call);
+  absl::StatusOr<v1::SaveHotSetResponse> SaveHotSet(const v1::SaveHotSetRequest& request,
+                                                    Call& call);
+  absl::StatusOr<v1::ResetStatsResponse> ResetStats(const v1::ResetStatsRequest& request,
+                                                    Call& call);
   // `service` empty: whether the process lives; a service's full name: whether it can serve.
   absl::StatusOr<grpc::health::v1::HealthCheckResponse> CheckHealth(const std::string& service,
                                                                     Call& call);
@@ -84,6 +97,7 @@ class Client {
  private:
   std::unique_ptr<v1::Inference::Stub> inference_;
   std::unique_ptr<v1::Experts::Stub> experts_;
+  std::unique_ptr<v1::Admin::Stub> admin_;
   std::unique_ptr<grpc::health::v1::Health::Stub> health_;
 };
 

@@ -53,6 +53,8 @@ int RunMoedctl(int argc, const char* const* argv) {
   AddHealthCommand(app, line);
   AddTopCommand(app, line);
   AddExpertsCommand(app, line);
+  AddCurveCommand(app, line);
+  AddAdminCommand(app, line);
   AddBenchCommand(app, line);
   try {
     app.parse(argc, argv);

@@ -29,6 +29,8 @@ void AddInfoCommand(CLI::App& app, CommandLine& line);
 void AddHealthCommand(CLI::App& app, CommandLine& line);
 void AddTopCommand(CLI::App& app, CommandLine& line);
 void AddExpertsCommand(CLI::App& app, CommandLine& line);
+void AddCurveCommand(CLI::App& app, CommandLine& line);
+void AddAdminCommand(CLI::App& app, CommandLine& line);
 void AddBenchCommand(CLI::App& app, CommandLine& line);
 
 // Parses the arguments and runs the chosen subcommand. The exit code: 0 on success; otherwise the

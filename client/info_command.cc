@@ -17,6 +17,14 @@ void PrintLine(const char* name, const std::string& value) {
   if (!value.empty()) std::cout << absl::StrFormat("%-12s %s\n", name, value);
 }
 
+// "1.5M weights, 3.0M FLOPs, 6.1 MB read"; empty if the server does not say.
+std::string Cost(const v1::ModelCost& cost) {
+  if (cost.parameters() == 0) return "";
+  return absl::StrCat(Count(static_cast<double>(cost.parameters())), " weights, ",
+                      Count(static_cast<double>(cost.flops_per_token())), " FLOPs, ",
+                      Bytes(static_cast<double>(cost.bytes_per_token())), " read");
+}
+
 void Print(const v1::GetModelResponse& model) {
   PrintLine("model", absl::StrCat(model.model(), " (", model.family(), ")"));
   PrintLine("parameters", absl::StrCat(Count(static_cast<double>(model.parameters())), ", ",
@@ -27,6 +35,8 @@ void Print(const v1::GetModelResponse& model) {
   PrintLine("experts", absl::StrCat(model.num_experts(), " a layer, ", model.experts_per_token(),
                                     " a token, ", Bytes(static_cast<double>(model.expert_bytes())),
                                     " each (", model.expert_format(), ")"));
+  PrintLine("a token", Cost(model.active_cost()));
+  PrintLine("if dense", Cost(model.dense_cost()));
   PrintLine("budget", absl::StrCat(model.expert_slots(), " experts fit of ",
                                    int64_t{model.num_moe_layers()} * model.num_experts(),
                                    ", policy ", model.expert_policy()));

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/budget_curve.h"
 #include "server/finish_unary.h"
 #include "server/grpc_status.h"
 #include "server/refused_stream.h"
@@ -14,13 +15,26 @@ namespace {
 constexpr double kMinIntervalSeconds = 0.1;
 constexpr double kMaxIntervalSeconds = 60;
 constexpr int kMaxWatchers = 64;
+constexpr int kMaxBudgets = 4096;
+
+absl::Status CheckBudgets(const v1::GetBudgetCurveRequest& request) {
+  if (request.slots_size() > kMaxBudgets) {
+    return InvalidField("slots", absl::StrCat("has ", request.slots_size(), " budgets; at most ",
+                                              kMaxBudgets, " may be asked for"));
+  }
+  for (int i = 0; i < request.slots_size(); ++i) {
+    if (request.slots(i) >= 0) continue;
+    return InvalidField(absl::StrCat("slots[", i, "]"), "is negative");
+  }
+  return absl::OkStatus();
+}
 
 }  // namespace
 
 void ExpertsService::Fill(const ServedModel& served, bool per_expert,
                           v1::ExpertStats* message) const {
   const std::shared_ptr<const model::ExpertSnapshot> experts = served.experts();
-  FillExpertStats(served, experts->cache, per_expert ? &experts->experts : nullptr, message);
+  FillExpertStats(served, *experts, per_expert, message);
   FillServingStats(served.engine->Snapshot(), absl::ToDoubleSeconds(absl::Now() - start_),
                    message->mutable_serving());
 }
@@ -31,6 +45,19 @@ grpc::ServerUnaryReactor* ExpertsService::GetStats(grpc::CallbackServerContext* 
   const auto serving = slot_.Require();
   if (serving.ok()) Fill(*(*serving)->model, request->per_expert(), response);
   return FinishUnary(context, serving.status());
+}
+
+grpc::ServerUnaryReactor* ExpertsService::GetBudgetCurve(grpc::CallbackServerContext* context,
+                                                         const v1::GetBudgetCurveRequest* request,
+                                                         v1::BudgetCurve* response) {
+  const auto serving = slot_.Require();
+  absl::Status status = serving.status();
+  status.Update(CheckBudgets(*request));
+  if (status.ok()) {
+    const ServedModel& model = *(*serving)->model;
+    FillBudgetCurve(model.description, *model.experts(), *request, response);
+  }
+  return FinishUnary(context, status);
 }
 
 grpc::ServerWriteReactor<v1::ExpertStats>* ExpertsService::Watch(

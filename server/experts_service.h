@@ -18,6 +18,10 @@ class ExpertsService final : public v1::Experts::CallbackService {
   grpc::ServerUnaryReactor* GetStats(grpc::CallbackServerContext* context,
                                      const v1::GetExpertStatsRequest* request,
                                      v1::ExpertStats* response) override;
+  // INVALID_ARGUMENT: more budgets than may be asked for, or one that is none.
+  grpc::ServerUnaryReactor* GetBudgetCurve(grpc::CallbackServerContext* context,
+                                           const v1::GetBudgetCurveRequest* request,
+                                           v1::BudgetCurve* response) override;
   // INVALID_ARGUMENT: interval_seconds out of range; RESOURCE_EXHAUSTED: too many watchers.
   grpc::ServerWriteReactor<v1::ExpertStats>* Watch(grpc::CallbackServerContext* context,
                                                    const v1::WatchExpertsRequest* request) override;

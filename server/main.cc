@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "server/cache_sim_command.h"
 #include "server/check_configuration.h"
 #include "server/doctor.h"
 #include "server/listen_address.h"
@@ -38,8 +39,11 @@ void Reload(const std::vector<std::string>& arguments, Server& server) {
 
 int main(int argc, char** argv) {
   using namespace moed::server;  // NOLINT(google-build-using-namespace): main is only glue
-  TerminationSignal termination;
   std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (!arguments.empty() && arguments.front() == "cache-sim") {
+    return RunCacheSim({arguments.begin() + 1, arguments.end()});
+  }
+  TerminationSignal termination;
   const bool doctor = !arguments.empty() && arguments.front() == "doctor";
   if (doctor) arguments.erase(arguments.begin());
   const ParsedCommandLine parsed = ParseCommandLine(arguments);
@@ -60,7 +64,11 @@ int main(int argc, char** argv) {
   }
   // The one line on standard output, for scripts that start the daemon on port 0.
   std::cout << "moed listening grpc=" << ListenAddress(options.host, (*server)->port())
-            << " metrics=" << ListenAddress(options.host, (*server)->metrics_port()) << std::endl;
+            << " metrics=" << ListenAddress(options.host, (*server)->metrics_port());
+  if ((*server)->admin_port() != kNoPort) {
+    std::cout << " admin=" << ListenAddress(options.admin_host, (*server)->admin_port());
+  }
+  std::cout << std::endl;
 
   ServiceManager manager = ServiceManager::FromEnvironment();
   const absl::Status status = (*server)->Run([&](absl::Duration timeout) {

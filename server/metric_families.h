@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cache/cache_stats.h"
+#include "cache/load_balance.h"
 #include "runtime/engine/engine.h"
 #include "server/request_metrics.h"
 #include "server/served_model.h"
@@ -23,6 +24,13 @@ void AppendRequestFamilies(const ServedModel& model, const RequestMetrics& metri
 // By layer.
 void AppendLayerFamilies(const ServedModel& model, const cache::CacheStats& stats,
                          MetricFamilies* families);
+// By layer: how evenly the routers spread their tokens.
+void AppendBalanceFamilies(const ServedModel& model,
+                           const std::vector<cache::LayerBalance>& balance,
+                           MetricFamilies* families);
+// What a few other budgets would give.
+void AppendBudgetFamilies(const ServedModel& model, const model::ExpertSnapshot& snapshot,
+                          MetricFamilies* families);
 // By layer and expert.
 void AppendExpertFamilies(const ServedModel& model, const cache::ExpertStats& stats,
                           MetricFamilies* families);

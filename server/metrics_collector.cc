@@ -12,7 +12,10 @@ std::vector<prometheus::MetricFamily> ServingCollector::Collect() const {
   const engine::EngineSnapshot snapshot = model.engine->Snapshot();
   AppendEngineFamilies(model, snapshot, &families);
   AppendRequestFamilies(model, serving->metrics, &families);
-  AppendLayerFamilies(model, model.experts()->cache, &families);
+  const std::shared_ptr<const model::ExpertSnapshot> experts = model.experts();
+  AppendLayerFamilies(model, experts->cache, &families);
+  AppendBalanceFamilies(model, *experts->balance, &families);
+  AppendBudgetFamilies(model, *experts, &families);
   AppendGatewayFamilies(model, snapshot, &families);
   return families;
 }

@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "runtime/backend/cpu/cpu_backend.h"
 #include "runtime/backend/cpu/memory_limit.h"
 #include "runtime/backend/cuda/cuda_backend.h"
@@ -40,8 +43,35 @@ absl::StatusOr<std::unique_ptr<backend::Backend>> CreateBackend(const Options& o
   return backend::CreateCpuBackend({.num_threads = options.cpu_threads});
 }
 
+HotSetFile HotSetFileFor(const Options& options, const std::string& model_name,
+                         const model::ModelConfig& config) {
+  HotSetFile file = {.path = options.hot_set_file, .experts_per_layer = {}, .model = model_name};
+  for (const model::LayerConfig& layer : config.layers) {
+    file.experts_per_layer.push_back(layer.is_moe ? config.router.num_experts : 0);
+  }
+  return file;
+}
+
+// A damaged or foreign file costs a warm start, nothing else.
+std::optional<cache::HotSet> LoadHotSet(const HotSetFile& file) {
+  if (file.path.empty()) return std::nullopt;
+  absl::StatusOr<cache::HotSet> hot_set = ReadHotSet(file);
+  if (hot_set.ok()) {
+    spdlog::info("hot set {}: {} experts were resident", file.path, hot_set->residents.size());
+    return *std::move(hot_set);
+  }
+  const std::string why(hot_set.status().message());
+  if (absl::IsNotFound(hot_set.status())) {
+    spdlog::info("{}", why);
+  } else {
+    spdlog::warn("{}: {}", file.path, why);
+  }
+  return std::nullopt;
+}
+
 absl::StatusOr<std::unique_ptr<model::ModelRunner>> CreateRunner(const Options& options,
                                                                  const std::string& directory,
+                                                                 const ServedModel& served,
                                                                  LoadProgressDisplay* display) {
   auto checkpoint = model::OpenCheckpoint(
       {.directory = directory, .load_format = options.load_format, .seed = options.seed});
@@ -52,7 +82,10 @@ absl::StatusOr<std::unique_ptr<model::ModelRunner>> CreateRunner(const Options& 
   runner_options.memory_limit_bytes = backend::AvailableMemoryBytes() - kReserveBytes;
   runner_options.gpu_memory_utilization = options.gpu_memory_utilization;
   runner_options.expert_budget = options.expert_budget;
+  runner_options.max_expert_budget = options.max_expert_budget;
   runner_options.expert_policy = options.expert_policy;
+  runner_options.hot_set = LoadHotSet(HotSetFileFor(options, served.name, (*checkpoint)->config()));
+  runner_options.warm_deadline = absl::Now() + absl::Seconds(options.hot_set_load_seconds);
   runner_options.max_num_seqs = options.max_num_seqs;
   runner_options.max_num_batched_tokens = options.max_num_batched_tokens;
   runner_options.max_model_len = options.max_model_len;
@@ -60,6 +93,12 @@ absl::StatusOr<std::unique_ptr<model::ModelRunner>> CreateRunner(const Options& 
   runner_options.progress = [display](int64_t bytes_done, int64_t bytes_total) {
     display->Update(bytes_done, bytes_total);
   };
+  runner_options.model_name = served.name;
+  if (served.routing_recorder != nullptr) {
+    runner_options.record_routing = [recorder = served.routing_recorder.get()](std::string bytes) {
+      recorder->Append(std::move(bytes));
+    };
+  }
   return model::ModelRunner::Create(std::move(runner_options), *std::move(checkpoint),
                                     *std::move(backend));
 }
@@ -101,10 +140,13 @@ ModelDescription Describe(const Options& options, const model::ModelRunner& runn
   description.hidden_size = config.hidden;
   description.parameters = runner.size().parameters;
   description.active_parameters = runner.size().active_parameters;
+  const auto expert_bytes = static_cast<int64_t>(runner.expert_format().blob_bytes());
+  description.active_cost = model::ComputeTokenCost(config, config.router.top_k, expert_bytes);
+  description.dense_cost = model::ComputeTokenCost(config, config.router.num_experts, expert_bytes);
   description.device = runner.device();
   description.expert_format = backend::ExpertFormatName(runner.expert_format().kind());
-  description.expert_bytes = static_cast<int64_t>(runner.expert_format().blob_bytes());
-  description.expert_slots = memory.num_expert_slots;
+  description.expert_bytes = expert_bytes;
+  description.expert_slots = runner.Snapshot()->cache.num_slots;
   description.expert_policy = options.expert_policy;
   description.dense_bytes = memory.dense_bytes;
   description.kv_cache_bytes = memory.kv_cache_bytes;
@@ -123,6 +165,17 @@ engine::EngineOptions EngineOptionsFor(const Options& options, const model::Mode
           .max_queued_tokens = options.max_queued_tokens,
           .vocab_size = static_cast<int>(runner.config().vocab_size),
           .eos_token_ids = runner.checkpoint().generation().eos_token_ids};
+}
+
+// Saves through the engine thread, which the cache belongs to.
+void KeepHotSet(const Options& options, const model::ModelConfig& config, ServedModel* served) {
+  const auto source = [engine = served->engine.get(),
+                       runner = served->expert_runner](std::function<void(cache::HotSet)> take) {
+    engine->Post([runner, take = std::move(take)] { take(runner->SaveHotSet()); });
+  };
+  served->hot_set_keeper =
+      std::make_unique<HotSetKeeper>(HotSetFileFor(options, served->name, config),
+                                     absl::Seconds(options.hot_set_interval_seconds), source);
 }
 
 void LogPlan(const ServedModel& served, const model::ModelRunner& runner) {
@@ -155,10 +208,15 @@ absl::StatusOr<std::unique_ptr<ServedModel>> LoadModel(const Options& options) {
   absl::Status status = LoadText(*directory, served.get());
   if (!status.ok()) return status;
 
+  if (!options.record_routing.empty()) {
+    auto recorder = RoutingRecorder::Create(options.record_routing);
+    if (!recorder.ok()) return recorder.status();
+    served->routing_recorder = *std::move(recorder);
+  }
   absl::StatusOr<std::unique_ptr<model::ModelRunner>> runner;
   {
     LoadProgressDisplay display(served->name);
-    runner = CreateRunner(options, *directory, &display);
+    runner = CreateRunner(options, *directory, *served, &display);
   }
   if (!runner.ok()) return runner.status();
   const model::ModelRunner& loaded = **runner;
@@ -166,9 +224,11 @@ absl::StatusOr<std::unique_ptr<ServedModel>> LoadModel(const Options& options) {
   served->generation = loaded.checkpoint().generation();
   served->experts = [&loaded] { return loaded.Snapshot(); };
   LogPlan(*served, loaded);
+  served->expert_runner = runner->get();
   served->runner = *std::move(runner);
   served->engine = engine::Engine::Create(EngineOptionsFor(options, loaded), served->runner.get(),
                                           served->tokenizer.get());
+  if (!options.hot_set_file.empty()) KeepHotSet(options, loaded.config(), served.get());
   return served;
 }
 

@@ -102,6 +102,10 @@ void AddNetworkFlags(CLI::App& app, Options& options) {
                  "Another port, in plain text and without keys, for VllmEngine alone; for routers "
                  "that send neither, behind a network policy [none]")
       ->check(CLI::Range(0, 65535));
+  app.add_option("--admin-host", options.admin_host, "Address of the admin service [127.0.0.1]");
+  app.add_option("--admin-port", options.admin_port,
+                 "gRPC port of moed.v1.Admin, in plain text and without keys [none]")
+      ->check(CLI::Range(0, 65535));
   app.add_option("--max-message-bytes", options.max_message_bytes,
                  "Largest request message, as 64MiB [64MiB]")
       ->transform(CLI::Validator(ParseBytes, "SIZE"))
@@ -168,12 +172,28 @@ void AddMemoryFlags(CLI::App& app, Options& options) {
   app.add_option("--kv-cache-memory", options.kv_cache_bytes,
                  "Memory of the KV cache, as 4GiB [auto]")
       ->transform(CLI::Validator(ParseBytes, "SIZE|auto"));
+}
+
+void AddExpertFlags(CLI::App& app, Options& options) {
   app.add_option("--expert-budget", options.expert_budget,
                  "Memory of resident experts: auto, 6GiB, 40% of all, or 96slots [auto]")
       ->check(CheckBudget);
   app.add_option("--expert-policy", options.expert_policy,
                  "Which experts stay: recency-frequency, lru, lfu or static [recency-frequency]")
       ->check(CheckPolicy);
+  app.add_option("--max-expert-budget", options.max_expert_budget,
+                 "Memory taken at start for the budget to grow into while serving [the budget]")
+      ->check(CheckBudget);
+  app.add_option("--hot-set-file", options.hot_set_file,
+                 "Keep which experts are hot in this file, and load them first at the next start");
+  app.add_option("--hot-set-interval", options.hot_set_interval_seconds,
+                 "Seconds between saves of the hot set; also saved when the daemon stops [60]")
+      ->check(CLI::Range(0.1, kMaxDrainSeconds));
+  app.add_option("--hot-set-load-seconds", options.hot_set_load_seconds,
+                 "How long a start may wait for experts to be loaded [60]")
+      ->check(CheckSeconds);
+  app.add_option("--record-routing", options.record_routing,
+                 "Record which experts every step used into this file, for moed cache-sim");
 }
 
 void AddLogFlags(CLI::App& app, Options& options) {
@@ -223,6 +243,7 @@ ParsedCommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddSecurityFlags(app, options);
   AddBatchingFlags(app, options);
   AddMemoryFlags(app, options);
+  AddExpertFlags(app, options);
   AddLogFlags(app, options);
 
   ParsedCommandLine parsed;

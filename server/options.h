@@ -31,6 +31,8 @@ struct Options {
   int metrics_port = 8501;     // 0: any free one
   int health_port = kNoPort;   // plain text, health alone
   int gateway_port = kNoPort;  // plain text, VllmEngine alone, without keys
+  int admin_port = kNoPort;    // plain text, Admin alone, without keys
+  std::string admin_host = "127.0.0.1";
   int64_t max_message_bytes = 64 << 20;
   int64_t max_metadata_bytes = 16 << 10;
   double max_connection_age_seconds = 0;  // 0: none
@@ -55,6 +57,11 @@ struct Options {
   int64_t kv_cache_bytes = 0;          // 0: chosen from what memory is left
   std::string expert_budget = "auto";  // see model::ParseExpertBudget
   std::string expert_policy = "recency-frequency";
+  std::string max_expert_budget;  // what SetBudget may grow to; empty: the budget
+  std::string hot_set_file;       // where the hot set is kept between runs; empty: nowhere
+  double hot_set_interval_seconds = 60;
+  double hot_set_load_seconds = 60;  // a start waits no longer for its residents
+  std::string record_routing;        // a file to record every step's routing into; empty: none
 
   std::string log_level = "info";
   LogFormat log_format = LogFormat::kText;

@@ -3,6 +3,7 @@
 // engine and the statistics being safe from any thread.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -15,6 +16,8 @@
 #include "runtime/model/model_runner.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
+#include "server/hot_set_keeper.h"
+#include "server/routing_recorder.h"
 #include "server/tokenizer_bundle.h"
 
 namespace moed::server {
@@ -31,6 +34,8 @@ struct ModelDescription {
   int64_t hidden_size = 0;
   int64_t parameters = 0;
   int64_t active_parameters = 0;
+  model::TokenCost active_cost;  // with top_k experts a layer
+  model::TokenCost dense_cost;   // if every expert were used
   std::string device;
   std::string expert_format;
   int64_t expert_bytes = 0;
@@ -41,6 +46,12 @@ struct ModelDescription {
   int64_t kv_block_tokens = 0;
   int64_t max_num_seqs = 0;
 };
+
+// Of all layers.
+inline int TotalExperts(const ModelDescription& model) {
+  const auto layers = std::count(model.moe_layers.begin(), model.moe_layers.end(), true);
+  return static_cast<int>(layers) * model.num_experts;
+}
 
 // The part of the KV blocks in use, 0 to 1.
 inline double KvUsage(const engine::EngineSnapshot& snapshot) {
@@ -57,10 +68,14 @@ struct ServedModel {
   std::unique_ptr<text::Tokenizer> tokenizer;         // null: served by token ids
   std::unique_ptr<text::ChatTemplate> chat_template;  // null: no Chat
   std::optional<TokenizerBundle> tokenizer_bundle;    // for gateways; with a tokenizer
+  std::unique_ptr<RoutingRecorder> routing_recorder;  // null: --record-routing was not given
   std::unique_ptr<model::StepRunner> runner;
+  // `runner`, if its expert cache can be controlled; for tasks that are posted to the engine.
+  model::ModelRunner* expert_runner = nullptr;
   // What the expert cache last published; never null.
   std::function<std::shared_ptr<const model::ExpertSnapshot>()> experts;
   std::unique_ptr<engine::Engine> engine;
+  std::unique_ptr<HotSetKeeper> hot_set_keeper;  // null: --hot-set-file was not given
 };
 
 }  // namespace moed::server

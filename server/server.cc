@@ -39,12 +39,17 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Create(const Options& options, M
 }
 
 Server::Server(const Options& options)
-    : options_(options), inference_(&slot_), experts_(&slot_), vllm_(&slot_, &ready_) {}
+    : options_(options),
+      inference_(&slot_),
+      experts_(&slot_),
+      admin_service_(&slot_),
+      vllm_(&slot_, &ready_) {}
 
 Server::~Server() {
   // No call may outlive what it runs on.
   gateway_.reset();
   api_.reset();
+  admin_.reset();
   if (loader_thread_.joinable()) loader_thread_.join();
 }
 
@@ -64,12 +69,16 @@ absl::Status Server::Listen() {
   auto listener = GrpcListener::Start(api);
   if (!listener.ok()) return listener.status();
   api_ = *std::move(listener);
-  auto health = ListenBeside(options_.health_port, "--health-port", {});
+  auto health = ListenBeside(options_.host, options_.health_port, "--health-port", {});
   if (!health.ok()) return health.status();
   health_listener_ = *std::move(health);
-  auto gateway = ListenBeside(options_.gateway_port, "--gateway-port", {&vllm_});
+  auto gateway = ListenBeside(options_.host, options_.gateway_port, "--gateway-port", {&vllm_});
   if (!gateway.ok()) return gateway.status();
   gateway_ = *std::move(gateway);
+  auto admin =
+      ListenBeside(options_.admin_host, options_.admin_port, "--admin-port", {&admin_service_});
+  if (!admin.ok()) return admin.status();
+  admin_ = *std::move(admin);
   PublishHealth(EvaluateHealth(/*snapshot=*/nullptr, absl::Now()));
   return absl::OkStatus();
 }
@@ -88,10 +97,10 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Server::ApiCredentials(
 }
 
 absl::StatusOr<std::unique_ptr<GrpcListener>> Server::ListenBeside(
-    int port, const char* flag, std::vector<grpc::Service*> services) {
+    const std::string& host, int port, const char* flag, std::vector<grpc::Service*> services) {
   if (port == kNoPort) return nullptr;
   GrpcListenerOptions options = LimitsOf(options_);
-  options.address = ListenAddress(options_.host, port);
+  options.address = ListenAddress(host, port);
   options.flag = flag;
   options.credentials = grpc::InsecureServerCredentials();
   options.services = std::move(services);
@@ -100,7 +109,7 @@ absl::StatusOr<std::unique_ptr<GrpcListener>> Server::ListenBeside(
 
 std::vector<GrpcListener*> Server::Listeners() const {
   std::vector<GrpcListener*> listeners;
-  for (const auto* listener : {&api_, &health_listener_, &gateway_}) {
+  for (const auto* listener : {&api_, &health_listener_, &gateway_, &admin_}) {
     if (*listener != nullptr) listeners.push_back(listener->get());
   }
   return listeners;
@@ -168,8 +177,12 @@ void Server::Drain(absl::Duration patience) {
   if (!drained) {
     spdlog::warn("requests still run after {}; cancelling them", absl::FormatDuration(patience));
   }
+  if (serving != nullptr && serving->model->hot_set_keeper != nullptr) {
+    serving->model->hot_set_keeper->Save().IgnoreError();  // which it has logged
+  }
   // The health port last: as long as calls end, it says that they do.
-  for (GrpcListener* listener : {api_.get(), gateway_.get(), health_listener_.get()}) {
+  for (GrpcListener* listener :
+       {admin_.get(), api_.get(), gateway_.get(), health_listener_.get()}) {
     if (listener != nullptr) listener->Shutdown(drained ? kCloseGrace : absl::ZeroDuration());
   }
 }

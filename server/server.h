@@ -18,6 +18,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/activity_log.h"
+#include "server/admin_service.h"
 #include "server/api_keys.h"
 #include "server/experts_service.h"
 #include "server/grpc_listener.h"
@@ -50,6 +51,7 @@ class Server {
   // kNoPort if it was not asked for.
   int health_port() const { return health_listener_ ? health_listener_->port() : kNoPort; }
   int gateway_port() const { return gateway_ ? gateway_->port() : kNoPort; }
+  int admin_port() const { return admin_ ? admin_->port() : kNoPort; }
   bool loaded() const { return slot_.get() != nullptr; }
 
   // Serves until asked to stop, then drains: refuses new requests, lets running ones finish for
@@ -70,7 +72,8 @@ class Server {
   // Who may call the API: TLS and keys as the options say.
   absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ApiCredentials();
   // A listener in plain text beside the API's, if its port was asked for.
-  absl::StatusOr<std::unique_ptr<GrpcListener>> ListenBeside(int port, const char* flag,
+  absl::StatusOr<std::unique_ptr<GrpcListener>> ListenBeside(const std::string& host, int port,
+                                                             const char* flag,
                                                              std::vector<grpc::Service*> services);
   // Every gRPC listener there is.
   std::vector<GrpcListener*> Listeners() const;
@@ -85,12 +88,14 @@ class Server {
   InferenceService inference_;
   std::atomic<bool> ready_ = false;  // the health last published
   ExpertsService experts_;
+  AdminService admin_service_;
   VllmService vllm_;
   std::unique_ptr<MetricsListener> metrics_;
   std::unique_ptr<ApiKeys> keys_;  // null: none are asked for
   std::unique_ptr<GrpcListener> api_;
   std::unique_ptr<GrpcListener> health_listener_;
   std::unique_ptr<GrpcListener> gateway_;
+  std::unique_ptr<GrpcListener> admin_;
   std::optional<Health> health_published_;
   ActivityLog activity_;
   absl::Mutex load_mutex_;

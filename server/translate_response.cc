@@ -48,6 +48,23 @@ void FillLayer(const cache::LayerStats& stats, v1::LayerStats* message) {
   message->set_slots_floor(stats.floor);
 }
 
+void FillBalance(int layer, const cache::LayerBalance& balance, bool per_expert,
+                 v1::LayerBalance* message) {
+  message->set_layer(layer);
+  message->set_auxiliary_loss(balance.auxiliary_loss);
+  message->set_imbalance(balance.imbalance);
+  message->set_dead_experts(balance.dead_experts);
+  if (!per_expert) return;
+  message->mutable_probability()->Add(balance.probability.begin(), balance.probability.end());
+  message->mutable_token_share()->Add(balance.token_share.begin(), balance.token_share.end());
+}
+
+void FillCost(const model::TokenCost& cost, v1::ModelCost* message) {
+  message->set_parameters(cost.parameters);
+  message->set_flops_per_token(cost.flops);
+  message->set_bytes_per_token(cost.bytes);
+}
+
 }  // namespace
 
 void AppendTokens(std::span<const engine::TokenWithLogprobs> tokens, bool with_logprobs,
@@ -122,13 +139,18 @@ void FillModel(const ServedModel& model, v1::GetModelResponse* message) {
   message->set_dense_bytes(description.dense_bytes);
   message->set_kv_cache_bytes(description.kv_cache_bytes);
   message->set_max_num_seqs(description.max_num_seqs);
+  FillCost(description.active_cost, message->mutable_active_cost());
+  FillCost(description.dense_cost, message->mutable_dense_cost());
 }
 
-void FillExpertStats(const ServedModel& model, const cache::CacheStats& stats,
-                     const cache::ExpertStats* experts, v1::ExpertStats* message) {
+void FillExpertStats(const ServedModel& model, const model::ExpertSnapshot& snapshot,
+                     bool per_expert, v1::ExpertStats* message) {
+  const cache::CacheStats& stats = snapshot.cache;
+  const cache::ExpertStats& experts = snapshot.experts;
   message->set_model(model.name);
   message->set_policy(stats.policy);
   message->set_slots(stats.num_slots);
+  message->set_max_slots(snapshot.max_slots);
   message->set_budget_bytes(int64_t{stats.num_slots} * model.description.expert_bytes);
   message->set_expert_bytes(model.description.expert_bytes);
   for (size_t layer = 0; layer < stats.layers.size(); ++layer) {
@@ -136,11 +158,15 @@ void FillExpertStats(const ServedModel& model, const cache::CacheStats& stats,
     v1::LayerStats* wire = message->add_layers();
     wire->set_layer(static_cast<int32_t>(layer));
     FillLayer(stats.layers[layer], wire);
-    if (experts == nullptr || layer >= experts->tokens_total.size()) continue;
-    wire->mutable_expert_tokens_total()->Add(experts->tokens_total[layer].begin(),
-                                             experts->tokens_total[layer].end());
-    wire->mutable_expert_resident()->Add(experts->resident[layer].begin(),
-                                         experts->resident[layer].end());
+    if (layer < snapshot.balance->size()) {
+      FillBalance(static_cast<int>(layer), (*snapshot.balance)[layer], per_expert,
+                  message->add_balance());
+    }
+    if (!per_expert || layer >= experts.tokens_total.size()) continue;
+    wire->mutable_expert_tokens_total()->Add(experts.tokens_total[layer].begin(),
+                                             experts.tokens_total[layer].end());
+    wire->mutable_expert_resident()->Add(experts.resident[layer].begin(),
+                                         experts.resident[layer].end());
   }
 }
 

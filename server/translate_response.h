@@ -6,7 +6,6 @@
 #include <span>
 #include <vector>
 
-#include "cache/cache_stats.h"
 #include "proto/moed/v1/experts.pb.h"
 #include "proto/moed/v1/inference.pb.h"
 #include "runtime/engine/engine.h"
@@ -27,9 +26,9 @@ void FillSequenceFinish(const engine::SequenceFinish& finish, v1::SequenceFinish
 void FillUsage(const engine::Usage& usage, v1::Usage* message);
 void FillModel(const ServedModel& model, v1::GetModelResponse* message);
 
-// Per layer with a router; `experts` null: without per-expert counts.
-void FillExpertStats(const ServedModel& model, const cache::CacheStats& stats,
-                     const cache::ExpertStats* experts, v1::ExpertStats* message);
+// Per layer with a router.
+void FillExpertStats(const ServedModel& model, const model::ExpertSnapshot& snapshot,
+                     bool per_expert, v1::ExpertStats* message);
 void FillServingStats(const engine::EngineSnapshot& snapshot, double uptime_seconds,
                       v1::ServingStats* message);
 

@@ -1,5 +1,6 @@
 #include "runtime/engine/engine.h"
 
+#include <functional>
 #include <thread>
 #include <utility>
 
@@ -53,6 +54,8 @@ class ThreadedEngine final : public Engine {
     queue_.Refuse(absl::UnavailableError("the server is draining; try another"));
     return queue_.WaitUntilAllClosed(deadline);
   }
+
+  void Post(std::function<void()> task) override { queue_.Post(std::move(task)); }
 
   EngineSnapshot Snapshot() const override {
     EngineSnapshot snapshot = board_.Read();

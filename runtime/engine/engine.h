@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -62,6 +63,10 @@ class Engine {
   virtual void Cancel(const std::string& request_id) = 0;
   // Refuses new requests; returns true once all are done, false at the deadline.
   virtual bool Drain(absl::Time deadline) = 0;
+  // Runs `task` on the engine thread, between two steps; at the latest when the engine is
+  // destroyed. The thread that the runner belongs to: what changes a runner while it serves goes
+  // this way.
+  virtual void Post(std::function<void()> task) = 0;
   virtual EngineSnapshot Snapshot() const = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "runtime/engine/step_loop.h"
 
 #include <chrono>
+#include <functional>
 #include <utility>
 
 #include "absl/base/internal/raw_logging.h"
@@ -67,6 +68,7 @@ void StepLoop::HandleMessages() {
     const auto found = sequences_.find(id);
     if (found != sequences_.end()) EndSequence(RunningSequence(found->second));
   }
+  for (const std::function<void()>& task : messages_.tasks) task();
   if (!failure_.ok()) EndAll(failure_);
   if (messages_.shutdown) EndAll(absl::UnavailableError("the server is shutting down"));
 }

@@ -59,6 +59,12 @@ void SubmissionQueue::StopMatched(scheduler::SequenceId sequence) {
   has_messages_.notify_one();
 }
 
+void SubmissionQueue::Post(std::function<void()> task) {
+  std::lock_guard lock(mutex_);
+  messages_.tasks.push_back(std::move(task));
+  has_messages_.notify_one();
+}
+
 void SubmissionQueue::Refuse(absl::Status why) {
   std::lock_guard lock(mutex_);
   refusal_ = std::move(why);
@@ -72,13 +78,14 @@ void SubmissionQueue::Shutdown() {
 
 bool SubmissionQueue::HasMessages() const {
   return !messages_.requests.empty() || !messages_.cancelled.empty() ||
-         !messages_.stopped.empty() || messages_.shutdown;
+         !messages_.stopped.empty() || !messages_.tasks.empty() || messages_.shutdown;
 }
 
 void SubmissionQueue::Take(std::chrono::milliseconds patience, EngineMessages* messages) {
   messages->requests.clear();
   messages->cancelled.clear();
   messages->stopped.clear();
+  messages->tasks.clear();
   std::unique_lock lock(mutex_);
   if (patience.count() > 0) has_messages_.wait_for(lock, patience, [&] { return HasMessages(); });
   std::swap(*messages, messages_);

@@ -1,11 +1,13 @@
-// The only way into the engine thread: new requests, cancels, and stop strings found by the output
-// thread. Bounded by the requests and prompt tokens that have been accepted and have not started.
-// It also knows which requests are open, for ids and for draining. Safe from any thread.
+// The only way into the engine thread: new requests, cancels, stop strings found by the output
+// thread, and tasks for the runner. Bounded by the requests and prompt tokens that have been
+// accepted and have not started. It also knows which requests are open, for ids and for draining.
+// Safe from any thread.
 #pragma once
 
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -25,6 +27,7 @@ struct EngineMessages {
   std::vector<std::unique_ptr<RequestState>> requests;
   absl::flat_hash_set<std::string> cancelled;
   std::vector<scheduler::SequenceId> stopped;  // a stop string matched
+  std::vector<std::function<void()>> tasks;
   bool shutdown = false;
 };
 
@@ -38,6 +41,7 @@ class SubmissionQueue {
   absl::Status Push(std::unique_ptr<RequestState> request);
   void Cancel(const std::string& request_id);
   void StopMatched(scheduler::SequenceId sequence);
+  void Post(std::function<void()> task);
   // From now on Push returns `why`.
   void Refuse(absl::Status why);
   void Shutdown();

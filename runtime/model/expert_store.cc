@@ -12,6 +12,8 @@ namespace {
 // Two being copied, two being computed.
 constexpr int kStagingSlots = 4;
 constexpr int64_t kMostStagingBytes = int64_t{1} << 30;
+// Reads that Warm keeps in flight: enough for every thread, few enough to stop at the deadline.
+constexpr size_t kWarmReads = 64;
 
 int NumStagingSlots(int64_t blob_bytes) {
   return static_cast<int>(std::clamp<int64_t>(kMostStagingBytes / blob_bytes, 1, kStagingSlots));
@@ -36,11 +38,12 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
       {.experts_per_layer = ExpertsPerLayer(config),
        .top_k = config.router.top_k,
        .num_slots = options.num_slots,
+       .max_slots = options.max_slots,
        .policy = options.policy,
        .driver = on_device ? cache::CacheDriver::kDevice : cache::CacheDriver::kHost});
   if (!cache.ok()) return cache.status();
   const size_t blob_bytes = source.format().blob_bytes();
-  size_t arena_bytes = (*cache)->num_slots() * blob_bytes;
+  size_t arena_bytes = (*cache)->max_slots() * blob_bytes;
   if (on_device) arena_bytes += StagingBytes(static_cast<int64_t>(blob_bytes));
   auto arena = backend.Allocate(
       arena_bytes, on_device ? backend::MemoryKind::kDevice : backend::MemoryKind::kHost,
@@ -64,7 +67,7 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
 
 absl::Status ExpertStore::CreateDevice(const ModelConfig& config, const ExpertStoreOptions& options,
                                        backend::Backend& backend) {
-  first_staging_slot_ = cache_->num_slots();
+  first_staging_slot_ = cache_->max_slots();
   for (int i = 0; i < NumStagingSlots(static_cast<int64_t>(format().blob_bytes())); ++i) {
     idle_staging_slots_.push_back(first_staging_slot_ + i);
   }
@@ -72,7 +75,7 @@ absl::Status ExpertStore::CreateDevice(const ModelConfig& config, const ExpertSt
                                              .experts_per_layer = experts_per_layer_,
                                              .top_k = config.router.top_k,
                                              .max_tokens = options.device_tokens,
-                                             .num_slots = cache_->num_slots(),
+                                             .num_slots = cache_->max_slots(),
                                              .host_experts = host_experts_->data(),
                                              .slots = arena_.data()});
   if (!device.ok()) return device.status();
@@ -92,25 +95,37 @@ ExpertStore::ExpertStore(const ExpertSource& source, std::unique_ptr<cache::Expe
       experts_per_layer_(std::move(experts_per_layer)),
       loader_(source, io_threads) {}
 
-absl::Status ExpertStore::Warm(const LoadProgress& progress) {
+absl::Status ExpertStore::Warm(const LoadProgress& progress, std::span<const cache::ExpertKey> hot,
+                               absl::Time deadline) {
   const auto blob_bytes = static_cast<int64_t>(format().blob_bytes());
-  const int most_experts = *std::max_element(experts_per_layer_.begin(), experts_per_layer_.end());
-  for (int expert = 0; expert < most_experts; ++expert) {
-    for (int layer = 0; layer < static_cast<int>(experts_per_layer_.size()); ++layer) {
-      if (expert < experts_per_layer_[layer]) StartPrefetch({layer, expert});
-    }
-  }
-  const auto total = static_cast<int64_t>(loading_.size()) * blob_bytes;
-  while (!loading_.empty()) {
+  const int64_t total = cache_->num_slots() * blob_bytes;
+  const std::vector<cache::ExpertKey> order = WarmOrder(hot);
+  size_t next = 0;
+  // Loaded grants keep their pins to the end, so that no policy evicts the first for the last.
+  do {
+    for (; next < order.size() && loading_.size() < kWarmReads; ++next) StartPrefetch(order[next]);
+    if (loading_.empty()) break;
     loader_.Wait(&completions_);
     if (absl::Status status = Settle(); !status.ok()) {
       Abandon();
       return status;
     }
-    ready_.clear();
-    if (progress) progress(total - static_cast<int64_t>(loading_.size()) * blob_bytes, total);
-  }
+    if (progress) progress(static_cast<int64_t>(ready_.size()) * blob_bytes, total);
+    if (absl::Now() > deadline) next = order.size();
+  } while (true);
+  ready_.clear();
   return absl::OkStatus();
+}
+
+std::vector<cache::ExpertKey> ExpertStore::WarmOrder(std::span<const cache::ExpertKey> hot) const {
+  std::vector<cache::ExpertKey> order(hot.begin(), hot.end());
+  const int most_experts = *std::max_element(experts_per_layer_.begin(), experts_per_layer_.end());
+  for (int expert = 0; expert < most_experts; ++expert) {
+    for (int layer = 0; layer < static_cast<int>(experts_per_layer_.size()); ++layer) {
+      if (expert < experts_per_layer_[layer]) order.push_back({layer, expert});
+    }
+  }
+  return order;
 }
 
 void ExpertStore::StartPrefetch(cache::ExpertKey key) {

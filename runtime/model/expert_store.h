@@ -17,6 +17,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "cache/expert_cache.h"
 #include "runtime/backend/backend.h"
 #include "runtime/model/expert_loader.h"
@@ -30,6 +31,7 @@ namespace moed::model {
 
 struct ExpertStoreOptions {
   int num_slots = 0;
+  int max_slots = 0;  // taken at start, for the cache's budget to grow into; 0: num_slots
   std::string policy;
   int io_threads = 0;  // at least 1
   // Device-driven, for steps of at most this many tokens; 0: host-driven.
@@ -53,9 +55,10 @@ class ExpertStore {
                                                              const ExpertSource& source,
                                                              backend::Backend& backend);
 
-  // Fills free slots before the first step, the first experts of every layer first.
-  // DATA_LOSS: a damaged checkpoint.
-  absl::Status Warm(const LoadProgress& progress);
+  // Fills free slots before the first step: with `hot`, in order, then with the first experts of
+  // every layer. No read starts after the deadline. DATA_LOSS: a damaged checkpoint.
+  absl::Status Warm(const LoadProgress& progress, std::span<const cache::ExpertKey> hot = {},
+                    absl::Time deadline = absl::InfiniteFuture());
 
   // Calls `compute` with groups of `experts` (distinct, of `layer`), each expert once, in the order
   // in which they become ready: residents first, while the others are read. When `compute` returns,
@@ -83,6 +86,7 @@ class ExpertStore {
 
   std::span<std::byte> Slot(int32_t slot) const;
   bool IsStaging(int32_t slot) const { return device_ != nullptr && slot >= first_staging_slot_; }
+  std::vector<cache::ExpertKey> WarmOrder(std::span<const cache::ExpertKey> hot) const;
   void StartPrefetch(cache::ExpertKey key);
   void Demand(int layer, LayerTraffic* traffic);
   void Stage(int layer, LayerTraffic* traffic);

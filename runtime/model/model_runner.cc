@@ -12,6 +12,9 @@
 namespace moed::model {
 namespace {
 
+// How often the published balance is worked out anew.
+constexpr int64_t kBalanceSteps = 16;
+
 // lm_head runs over tiles of rows, so that a long prompt's log-probabilities take no more memory.
 constexpr int64_t kLogitsTileBytes = int64_t{64} << 20;
 
@@ -61,7 +64,9 @@ absl::Status CheckOptions(const ModelRunnerOptions& options) {
 
 absl::StatusOr<MemoryPlan> Plan(const ModelRunnerOptions& options, const Checkpoint& checkpoint,
                                 backend::Backend& backend) {
-  const absl::StatusOr<ExpertBudget> budget = ParseExpertBudget(options.expert_budget);
+  const bool grows = !options.max_expert_budget.empty();
+  const absl::StatusOr<ExpertBudget> budget =
+      ParseExpertBudget(grows ? options.max_expert_budget : options.expert_budget);
   if (!budget.ok()) return budget.status();
   const ModelConfig& config = checkpoint.config();
   const ModelSize size = ComputeModelSize(config);
@@ -124,7 +129,6 @@ absl::Status ModelRunner::Load() {
   auto weights =
       LoadWeights(*checkpoint_, *backend_, [&](int64_t done, int64_t) { report(0, done); });
   if (!weights.ok()) return weights.status();
-
   absl::Status status =
       LoadExperts([&](int64_t done, int64_t) { report(plan_.dense_bytes, done); });
   if (!status.ok()) return status;
@@ -138,14 +142,23 @@ absl::Status ModelRunner::Load() {
   if (!transformer.ok()) return transformer.status();
   transformer_ = *std::move(transformer);
   report(total, 0);
+  if (options_.record_routing) {
+    experts_->cache().StartRecording(options_.model_name,
+                                     static_cast<int64_t>(expert_format().blob_bytes()));
+  }
   PublishSnapshot();
   return absl::OkStatus();
 }
 
 absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
   const bool device_driven = DeviceDriven(options_, *checkpoint_, *backend_);
+  const absl::StatusOr<ExpertBudget> budget = ParseExpertBudget(options_.expert_budget);
+  if (!budget.ok()) return budget.status();
+  const absl::StatusOr<int> slots = ResolveSlotsTaken(*budget, device_driven);
+  if (!slots.ok()) return slots.status();
   auto experts = ExpertStore::Create(config(),
-                                     {.num_slots = plan_.num_expert_slots,
+                                     {.num_slots = *slots,
+                                      .max_slots = plan_.num_expert_slots,
                                       .policy = options_.expert_policy,
                                       .io_threads = IoThreads(options_.io_threads),
                                       .device_tokens = device_driven ? DeviceTokens(options_) : 0,
@@ -153,12 +166,19 @@ absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
                                      checkpoint_->experts(), *backend_);
   if (!experts.ok()) return experts.status();
   experts_ = *std::move(experts);
+  std::vector<cache::ExpertKey> hot;
+  if (options_.hot_set.has_value()) {
+    experts_->cache().RestoreHeat(*options_.hot_set);
+    hot = std::move(options_.hot_set->residents);
+    options_.hot_set.reset();
+  }
   if (!options_.warm_experts) return absl::OkStatus();
   const auto expert_bytes = static_cast<int64_t>(expert_format().blob_bytes());
   const int64_t before = device_driven ? size_.num_experts * expert_bytes : 0;
-  return experts_->Warm([&](int64_t done, int64_t total) {
+  const auto report = [&](int64_t done, int64_t total) {
     if (progress) progress(before + done, before + total);
-  });
+  };
+  return experts_->Warm(report, hot, options_.warm_deadline);
 }
 
 absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {
@@ -175,6 +195,7 @@ absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {
   }
   if (!status.ok()) return status;
   for (size_t i = 0; i < shares_.size(); ++i) result->chunks[i].experts = shares_[i];
+  if (options_.record_routing) options_.record_routing(experts_->cache().TakeRecording());
   PublishSnapshot();
   return absl::OkStatus();
 }
@@ -249,9 +270,16 @@ void ModelRunner::UseLogits(const SequenceChunk& chunk, const LogitsUse& use,
 }
 
 void ModelRunner::PublishSnapshot() {
+  cache::ExpertCache& cache = experts_->cache();
   auto snapshot = std::make_shared<ExpertSnapshot>();
-  snapshot->cache = experts_->cache().Stats();
-  snapshot->experts = experts_->cache().PerExpertStats();
+  snapshot->cache = cache.Stats();
+  snapshot->experts = cache.PerExpertStats();
+  snapshot->budgets = cache.EstimateBudgets();
+  if (balance_ == nullptr || snapshot->cache.steps_total % kBalanceSteps == 0) {
+    balance_ = std::make_shared<const std::vector<cache::LayerBalance>>(cache.Balance());
+  }
+  snapshot->balance = balance_;
+  snapshot->max_slots = cache.max_slots();
   const std::lock_guard lock(snapshot_mutex_);
   snapshot_ = std::move(snapshot);
 }

@@ -4,17 +4,25 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "cache/cache_stats.h"
+#include "cache/hot_set_snapshot.h"
+#include "cache/load_balance.h"
+#include "cache/miss_ratio_curve.h"
 #include "runtime/backend/backend.h"
 #include "runtime/model/checkpoint.h"
+#include "runtime/model/expert_budget.h"
 #include "runtime/model/expert_store.h"
 #include "runtime/model/load_progress.h"
 #include "runtime/model/memory_plan.h"
@@ -32,6 +40,8 @@ struct ModelRunnerOptions {
   // Share of the GPU's memory that may be in use, what others took included.
   double gpu_memory_utilization = 0.9;
   std::string expert_budget = "auto";  // see ParseExpertBudget
+  // Taken at start, for SetExpertBudget to grow into; empty: the budget itself.
+  std::string max_expert_budget;
   std::string expert_policy = "recency-frequency";
   int max_num_seqs = 0;
   int64_t max_num_batched_tokens = 0;
@@ -39,13 +49,26 @@ struct ModelRunnerOptions {
   int64_t kv_cache_bytes = 0;  // 0: auto, see PlanMemory
   int io_threads = 0;          // that read experts; 0: as many as CPUs, from 2 to 8
   bool warm_experts = true;    // fill the slots before the first request
+  // What an earlier run learned: its residents are loaded first, none after the deadline.
+  std::optional<cache::HotSet> hot_set = {};
+  absl::Time warm_deadline = absl::InfiniteFuture();
   LoadProgress progress = {};
+  // If set: gets the routing of every step that ended, as cache/routing_log.h encodes it, on the
+  // engine thread; must not wait. The model's name goes into the log's header.
+  std::function<void(std::string bytes)> record_routing = {};
+  std::string model_name;
 };
 
 // The expert cache after a step. Immutable.
 struct ExpertSnapshot {
   cache::CacheStats cache;
   cache::ExpertStats experts;
+  // Both change every few steps; never null.
+  std::shared_ptr<const cache::BudgetEstimate> budgets =
+      std::make_shared<const cache::BudgetEstimate>();
+  std::shared_ptr<const std::vector<cache::LayerBalance>> balance =
+      std::make_shared<const std::vector<cache::LayerBalance>>();  // [layers], or none
+  int max_slots = 0;                                               // what the budget may grow to
 };
 
 class ModelRunner : public StepRunner {
@@ -60,6 +83,18 @@ class ModelRunner : public StepRunner {
   // Accepts the sampled tokens into their samplers. INVALID_ARGUMENT: a step that breaks its own
   // contract or these limits; the errors of Transformer::Forward.
   absl::Status Run(const StepInput& input, StepResult* result) override;
+
+  // What an operator may change while the model serves; engine thread, between steps. Seen in the
+  // next Snapshot.
+  // `budget` as in the options; auto is all that was taken at start. Returns the slots that it
+  // buys. INVALID_ARGUMENT: no budget; RESOURCE_EXHAUSTED: more than was taken at start, or less
+  // than a token needs beside the pinned experts.
+  absl::StatusOr<int> SetExpertBudget(std::string_view budget);
+  // Either all or none. INVALID_ARGUMENT: no such expert; RESOURCE_EXHAUSTED: no room for as many.
+  absl::Status PinExperts(std::span<const cache::ExpertKey> keys);
+  absl::Status UnpinExperts(std::span<const cache::ExpertKey> keys);
+  void ResetExpertCounters();
+  cache::HotSet SaveHotSet() const { return experts_->cache().SaveHotSet(); }
 
   // Immutable: safe from any thread.
   const Checkpoint& checkpoint() const { return *checkpoint_; }
@@ -88,6 +123,8 @@ class ModelRunner : public StepRunner {
   void ListLogits(const StepInput& input);
   void UseLogits(const SequenceChunk& chunk, const LogitsUse& use, std::span<const float> logits,
                  ChunkResult* result);
+  // Of the slots that were taken at start.
+  absl::StatusOr<int> ResolveSlotsTaken(const ExpertBudget& budget, bool device_driven) const;
   void PublishSnapshot();
 
   ModelRunnerOptions options_;
@@ -101,6 +138,7 @@ class ModelRunner : public StepRunner {
   std::vector<int32_t> logits_rows_;
   std::vector<LogitsUse> logits_uses_;  // of each of logits_rows_
   std::vector<ExpertShare> shares_;
+  std::shared_ptr<const std::vector<cache::LayerBalance>> balance_;  // as last published
   mutable std::mutex snapshot_mutex_;
   std::shared_ptr<const ExpertSnapshot> snapshot_;  // guarded by snapshot_mutex_
 };

@@ -62,4 +62,18 @@ ModelSize ComputeModelSize(const ModelConfig& config) {
   return size;
 }
 
+TokenCost ComputeTokenCost(const ModelConfig& config, int experts_used, int64_t expert_bytes) {
+  const ModelSize size = ComputeModelSize(config);
+  const int64_t table = config.vocab_size * config.hidden;
+  const int64_t expert = 3 * config.hidden * config.expert_intermediate;
+  const int64_t used = int64_t{experts_used} * size.num_moe_layers;
+  const int64_t top_k = int64_t{config.router.top_k} * size.num_moe_layers;
+  TokenCost cost;
+  cost.parameters = size.active_parameters + (used - top_k) * expert;
+  cost.flops = 2 * (cost.parameters - config.hidden);
+  // Of the embedding a token reads one row, in bf16.
+  cost.bytes = size.dense_bytes - 2 * (table - config.hidden) + used * expert_bytes;
+  return cost;
+}
+
 }  // namespace moed::model

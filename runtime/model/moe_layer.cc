@@ -18,6 +18,7 @@ MoeLayer::MoeLayer(const ModelConfig& config, int64_t max_tokens, ExpertStore& e
 
 void MoeLayer::BeginStep(const StepInput& input) {
   experts_.cache().BeginStep();
+  probe_.BeginStep();
   traffic_.BeginStep(input);
 }
 
@@ -34,6 +35,8 @@ absl::Status MoeLayer::Run(int layer, const LayerWeights& weights, int64_t token
 
   groups_.Build({ids.As<int32_t>(), static_cast<size_t>(ids.num_elements())});
   experts_.cache().Observe(layer, traffic_.Loads(groups_));
+  absl::Status probed = probe_.Look(layer, act.router_logits, backend_, &experts_.cache());
+  if (!probed.ok()) return probed;
   if (absl::Status status = RunExperts(layer, normed, act.expert_output); !status.ok()) {
     return status;
   }

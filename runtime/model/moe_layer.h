@@ -19,6 +19,7 @@
 #include "runtime/model/expert_traffic.h"
 #include "runtime/model/model_config.h"
 #include "runtime/model/residency_link.h"
+#include "runtime/model/router_probe.h"
 #include "runtime/model/weights.h"
 
 namespace moed::model {
@@ -67,6 +68,7 @@ class MoeLayer {
   ExpertGroups groups_;
   ExpertTraffic traffic_;
   LayerTraffic layer_traffic_;
+  RouterProbe probe_;
   std::vector<backend::ExpertWork> work_;
   std::optional<ResidencyLink> link_;  // device-driven only
 };

@@ -51,6 +51,16 @@ TEST_F(ObservabilityTest, MetricsCountWhatWasServed) {
   }
 }
 
+TEST_F(ObservabilityTest, StatusPageIsWholeInItself) {
+  const std::string page = HttpGet(server_.metrics_port(), "/");
+  EXPECT_THAT(page, HasSubstr("<title>moed</title>"));
+  EXPECT_THAT(page, HasSubstr("</html>"));
+  for (const char* foreign : {"http://", "https://", "src="}) {
+    EXPECT_THAT(page, testing::Not(HasSubstr(foreign)));
+  }
+  EXPECT_THAT(HttpGet(server_.metrics_port(), "/status.json"), HasSubstr("\"loading\":false"));
+}
+
 TEST_F(ObservabilityTest, SeriesDoNotGrowWithRequests) {
   const auto serve = [this] {
     for (int i = 0; i < 50; ++i) Generate(server_.inference(), TokensRequest(1 + i, 1 + i % 7));

@@ -17,12 +17,15 @@ TestServer::TestServer(Options options, ModelLoader loader,
                        std::shared_ptr<grpc::ChannelCredentials> credentials) {
   options.port = 0;
   options.metrics_port = 0;
+  options.admin_port = 0;
   auto server = Server::Create(options, std::move(loader));
   EXPECT_TRUE(server.ok()) << server.status();
   server_ = *std::move(server);
   const std::shared_ptr<grpc::Channel> channel = NewChannel(credentials);
   inference_ = v1::Inference::NewStub(channel);
   experts_ = v1::Experts::NewStub(channel);
+  admin_ = v1::Admin::NewStub(grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->admin_port()),
+                                                  grpc::InsecureChannelCredentials()));
   health_ = grpc::health::v1::Health::NewStub(channel);
   run_thread_ = std::thread([this] {
     run_status_ = server_->Run(

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/notification.h"
 #include "proto/grpc/health/v1/health.grpc.pb.h"
+#include "proto/moed/v1/admin.grpc.pb.h"
 #include "proto/moed/v1/experts.grpc.pb.h"
 #include "proto/moed/v1/inference.grpc.pb.h"
 #include "server/server.h"
@@ -20,7 +21,7 @@ namespace moed::server {
 
 class TestServer {
  public:
-  // Any ports of `options` become 0. Does not wait for the loader.
+  // Any ports of `options` become 0, and there is an admin port. Does not wait for the loader.
   // `credentials` are those of its own clients.
   TestServer(
       Options options, ModelLoader loader,
@@ -45,6 +46,7 @@ class TestServer {
 
   v1::Inference::Stub& inference() { return *inference_; }
   v1::Experts::Stub& experts() { return *experts_; }
+  v1::Admin::Stub& admin() { return *admin_; }
   grpc::health::v1::Health::Stub& health() { return *health_; }
 
   v1::ServingStats Stats();
@@ -54,6 +56,7 @@ class TestServer {
   std::unique_ptr<Server> server_;
   std::unique_ptr<v1::Inference::Stub> inference_;
   std::unique_ptr<v1::Experts::Stub> experts_;
+  std::unique_ptr<v1::Admin::Stub> admin_;
   std::unique_ptr<grpc::health::v1::Health::Stub> health_;
   absl::Notification stop_;
   absl::Status run_status_;

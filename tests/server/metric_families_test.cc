@@ -31,15 +31,54 @@ TEST(MetricFamiliesTest, LayersWithoutExpertsHaveNoSeries) {
   EXPECT_THAT(text, Not(HasSubstr("path=\"link\"")));
 }
 
-TEST(MetricFamiliesTest, EveryExpertHasOneCounter) {
+TEST(MetricFamiliesTest, EveryExpertHasItsTokensAndItsResidency) {
   const auto model = DescribedModel();
   MetricFamilies families;
   AppendExpertFamilies(*model, model->experts()->experts, &families);
-  ASSERT_EQ(families.size(), 1u);
+  ASSERT_EQ(families.size(), 2u);
   EXPECT_EQ(families[0].metric.size(), 8u);
-  EXPECT_THAT(
-      Text(families),
-      HasSubstr("moed_expert_tokens_total{layer=\"2\",expert=\"3\",model_name=\"demo\"} 8"));
+  EXPECT_EQ(families[1].metric.size(), 8u);
+  const std::string text = Text(families);
+  for (const char* line :
+       {"moed_expert_tokens_total{layer=\"2\",expert=\"3\",model_name=\"demo\"} 8",
+        "moed_expert_is_resident{layer=\"2\",expert=\"2\",model_name=\"demo\"} 1",
+        "moed_expert_is_resident{layer=\"2\",expert=\"3\",model_name=\"demo\"} 0"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+}
+
+TEST(MetricFamiliesTest, OtherBudgetsAreEstimatedOnceThereIsRouting) {
+  const auto model = DescribedModel();
+  model::ExpertSnapshot snapshot;
+  MetricFamilies families;
+  AppendBudgetFamilies(*model, snapshot, &families);
+  EXPECT_TRUE(families.empty());
+  snapshot.budgets = std::make_shared<const cache::BudgetEstimate>(cache::BudgetEstimate{
+      .hit_rate = {0, 0.1F, 0.2F, 0.3F, 0.5F, 0.6F, 0.7F, 0.8F, 0.875F}, .demands_per_token = 4});
+  AppendBudgetFamilies(*model, snapshot, &families);
+  const std::string text = Text(families);
+  for (const char* line :
+       {"moed_expert_budget_hit_ratio{budget_percent=\"50\",model_name=\"demo\"} 0.5",
+        "moed_expert_budget_hit_ratio{budget_percent=\"100\",model_name=\"demo\"} 0.875",
+        "moed_expert_budget_bytes_per_token{budget_percent=\"100\",model_name=\"demo\"} 512"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+}
+
+TEST(MetricFamiliesTest, BalanceSkipsLayersWithoutTokens) {
+  const auto model = DescribedModel();
+  std::vector<cache::LayerBalance> balance(3);
+  balance[2] = {.auxiliary_loss = 0.25,
+                .imbalance = 1.5,
+                .dead_experts = 1,
+                .probability = {0.25F, 0.25F, 0.25F, 0.25F},
+                .token_share = {0.25F, 0.25F, 0.25F, 0.25F}};
+  MetricFamilies families;
+  AppendBalanceFamilies(*model, balance, &families);
+  const std::string text = Text(families);
+  EXPECT_THAT(text, HasSubstr("moed_expert_auxiliary_loss{layer=\"2\",model_name=\"demo\"} 0.25"));
+  EXPECT_THAT(text, HasSubstr("moed_experts_dead{layer=\"2\",model_name=\"demo\"} 1"));
+  EXPECT_THAT(text, Not(HasSubstr("layer=\"0\"")));
 }
 
 TEST(MetricFamiliesTest, GatewaysFindTheirNames) {

@@ -61,7 +61,7 @@ TEST(TranslateResponseTest, ExpertStatsListMoeLayersOnly) {
   const auto model = DescribedModel();
   const auto snapshot = model->experts();
   v1::ExpertStats message;
-  FillExpertStats(*model, snapshot->cache, nullptr, &message);
+  FillExpertStats(*model, *snapshot, /*per_expert=*/false, &message);
   ASSERT_EQ(message.layers_size(), 2);
   EXPECT_EQ(message.layers(0).layer(), 0);
   EXPECT_EQ(message.layers(1).layer(), 2);
@@ -71,7 +71,7 @@ TEST(TranslateResponseTest, ExpertStatsListMoeLayersOnly) {
   EXPECT_EQ(message.budget_bytes(), 4 * 1024);
 
   v1::ExpertStats with_experts;
-  FillExpertStats(*model, snapshot->cache, &snapshot->experts, &with_experts);
+  FillExpertStats(*model, *snapshot, /*per_expert=*/true, &with_experts);
   ASSERT_EQ(with_experts.layers(1).expert_tokens_total_size(), 4);
   EXPECT_EQ(with_experts.layers(1).expert_tokens_total(3), 8);
   EXPECT_TRUE(with_experts.layers(0).expert_resident(3));

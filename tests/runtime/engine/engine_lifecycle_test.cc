@@ -55,6 +55,28 @@ class EngineLifecycleTest : public ::testing::Test {
   std::unique_ptr<Engine> engine_;
 };
 
+TEST_F(EngineLifecycleTest, PostedTasksRunInOrderOnOneThreadBetweenSteps) {
+  runner_->Hold();
+  const auto running = Submit(Named("running", 10, 50));
+  std::vector<int> order;
+  std::vector<std::thread::id> threads;
+  for (int i = 0; i < 20; ++i) {
+    engine_->Post([&, i] {
+      order.push_back(i);
+      threads.push_back(std::this_thread::get_id());
+    });
+  }
+  runner_->Release();
+  running->AwaitDone();
+  engine_.reset();  // by now at the latest
+  ASSERT_EQ(order.size(), 20u);
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(order[i], i);
+    EXPECT_EQ(threads[i], threads[0]);
+    EXPECT_NE(threads[i], std::this_thread::get_id());
+  }
+}
+
 TEST_F(EngineLifecycleTest, CancelEndsARequestInEveryState) {
   runner_->Hold();
   const auto prefilling = Submit(Named("prefilling", 100, 20));

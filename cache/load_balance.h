@@ -1,0 +1,49 @@
+// How evenly the routers use their experts, over a window of some hundred steps: for people and
+// dashboards, no policy reads it. Owned by the cache, engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cache/expert_index.h"
+#include "cache/routing_trace.h"
+
+namespace moed::cache {
+
+struct LayerBalance {
+  // (n * sum(p_i^2) - 1)^2, p_i the average probability that the router's softmax gives expert i:
+  // the coefficient of variation of p, to the fourth power; 0 if even, (n - 1)^2 if one takes all.
+  double auxiliary_loss = 0;
+  // The largest share of tokens over the even share 1 / n.
+  double imbalance = 0;
+  int32_t dead_experts = 0;        // without a token for kDeadSteps
+  std::vector<float> probability;  // [experts], p_i; empty until a router was observed
+  std::vector<float> token_share;  // [experts], of the tokens routed
+};
+
+class LoadBalance {
+ public:
+  static constexpr int64_t kDeadSteps = 4096;
+
+  explicit LoadBalance(const ExpertIndex& index);
+
+  void BeginStep();
+  void ObserveLayer(int layer, std::span<const ExpertLoad> experts);
+  // Sums over `rows` tokens of the probabilities of each expert. `probabilities`: [experts].
+  void ObserveProbabilities(int layer, std::span<const float> sums, int rows);
+
+  // [layers]; empty vectors for a layer without a router.
+  std::vector<LayerBalance> Balance() const;
+
+ private:
+  LayerBalance BalanceOf(int layer) const;
+
+  ExpertIndex index_;
+  std::vector<float> probability_;  // [all experts], fading sums
+  std::vector<float> tokens_;       // [all experts], fading sums
+  std::vector<int64_t> last_use_;   // [all experts], -1: never
+  int64_t step_ = 0;
+};
+
+}  // namespace moed::cache
