@@ -79,16 +79,17 @@ struct Bf12Row {
   }
   HWY_INLINE Widened Load(int64_t i, int64_t offset) const {
     const int64_t group = offset / 32;
-    const bool high = group % 2 == 1;
     const Halves d;
+    const hn::RebindToSigned<Halves> di;
     const auto* words = reinterpret_cast<const uint16_t*>(Block(i)) + offset % 32;
-    const HalfVector bytes = hn::LoadU(d, words + group / 2 * 32);
-    const HalfVector mantissa = high ? hn::ShiftRight<8>(bytes) : bytes;
-    const HalfVector sign = high ? bytes : hn::ShiftLeft<8>(bytes);
-    const HalfVector code = MoveNibble(group, hn::LoadU(d, words + 64));
-    const HalfVector magnitude =
-        hn::Or(hn::And(mantissa, hn::Set(d, 0x007f)), hn::And(code, hn::Set(d, 0x0780)));
-    return Widen(hn::Or(hn::Add(magnitude, hn::Set(d, base)), hn::And(sign, hn::Set(d, 0x8000))));
+    HalfVector bytes = hn::LoadU(d, words + group / 2 * 32);
+    if (group % 2 == 0) bytes = hn::ShiftLeft<8>(bytes);
+    // The arithmetic shift leaves the sign where it is and brings the mantissa to its place.
+    const HalfVector moved = hn::BitCast(d, hn::ShiftRight<8>(hn::BitCast(di, bytes)));
+    const HalfVector signed_mantissa = hn::And(moved, hn::Set(d, 0x807f));
+    const HalfVector code =
+        hn::And(MoveNibble(group, hn::LoadU(d, words + 64)), hn::Set(d, 0x0780));
+    return Widen(hn::Or(signed_mantissa, hn::Add(code, hn::Set(d, base))));
   }
   // Nibble `group` of each word to where the exponent stands in a bf16.
   static HWY_INLINE HalfVector MoveNibble(int64_t group, HalfVector words) {
@@ -107,46 +108,58 @@ HWY_INLINE Bf12Row RowAt(const Bf12Neurons& neurons, int64_t i, int part) {
           neurons.Placeholder(i, part)};
 }
 
-// gate[r], up[r] = the products of a neuron's two rows with kRows rows of x (widened).
+// Two chains a sum where rows alone are too few to hide the latency.
+template <int kRows>
+constexpr int kChains = kRows <= 2 ? 2 : 1;
+
+template <int kRows>
+using RowSums = FloatVector[kRows][kChains<kRows>];
+
+// sums += the products of a step of one weight row with kRows rows of x (widened).
+template <class Row, int kRows>
+HWY_INLINE void MultiplyStep(const Row& row, int64_t i, int64_t width, const float* HWY_RESTRICT x,
+                             RowSums<kRows>& sums) {
+  const Floats d;
+  row.Prefetch(i);
+#pragma GCC unroll 16
+  for (int64_t offset = 0; offset < Row::kStep; offset += kBlock) {
+    const Widened weights = row.Load(i, offset);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const float* at = x + r * width + i + offset;
+      FloatVector& odd = sums[r][kChains<kRows> - 1];
+      sums[r][0] = hn::MulAdd(weights.even, hn::Load(d, at), sums[r][0]);
+      odd = hn::MulAdd(weights.odd, hn::Load(d, at + kLanes), odd);
+    }
+  }
+}
+
+template <int kRows>
+HWY_INLINE void StoreSums(RowSums<kRows>& sums, float* target) {
+  const Floats d;
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 1; c < kChains<kRows>; ++c) sums[r][0] = hn::Add(sums[r][0], sums[r][c]);
+    target[r] = hn::GetLane(hn::SumOfLanes(d, sums[r][0]));
+  }
+}
+
+// gate[r], up[r] = the products of a neuron's two rows with kRows rows of x. Step by step in turn:
+// decoding both at once takes more registers than there are.
 template <class Row, int kRows>
 HWY_INLINE void MultiplyNeuron(const Row& gate_row, const Row& up_row, int64_t width,
                                const float* HWY_RESTRICT x, float* gate, float* up) {
   const Floats d;
-  // Two chains a sum where rows alone are too few to hide the latency.
-  constexpr int kChains = kRows <= 2 ? 2 : 1;
-  FloatVector gate_sums[kRows][kChains];
-  FloatVector up_sums[kRows][kChains];
+  RowSums<kRows> gate_sums;
+  RowSums<kRows> up_sums;
   for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kChains; ++c) gate_sums[r][c] = up_sums[r][c] = hn::Zero(d);
+    for (int c = 0; c < kChains<kRows>; ++c) gate_sums[r][c] = up_sums[r][c] = hn::Zero(d);
   }
   for (int64_t i = 0; i < width; i += Row::kStep) {
-    gate_row.Prefetch(i);
-    up_row.Prefetch(i);
-#pragma GCC unroll 16
-    for (int64_t offset = 0; offset < Row::kStep; offset += kBlock) {
-      const Widened g = gate_row.Load(i, offset);
-      const Widened u = up_row.Load(i, offset);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const auto even = hn::Load(d, x + r * width + i + offset);
-        const auto odd = hn::Load(d, x + r * width + i + offset + kLanes);
-        FloatVector& gate_odd = gate_sums[r][kChains - 1];
-        FloatVector& up_odd = up_sums[r][kChains - 1];
-        gate_sums[r][0] = hn::MulAdd(g.even, even, gate_sums[r][0]);
-        up_sums[r][0] = hn::MulAdd(u.even, even, up_sums[r][0]);
-        gate_odd = hn::MulAdd(g.odd, odd, gate_odd);
-        up_odd = hn::MulAdd(u.odd, odd, up_odd);
-      }
-    }
+    MultiplyStep<Row, kRows>(gate_row, i, width, x, gate_sums);
+    MultiplyStep<Row, kRows>(up_row, i, width, x, up_sums);
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 1; c < kChains; ++c) {
-      gate_sums[r][0] = hn::Add(gate_sums[r][0], gate_sums[r][c]);
-      up_sums[r][0] = hn::Add(up_sums[r][0], up_sums[r][c]);
-    }
-    gate[r] = hn::GetLane(hn::SumOfLanes(d, gate_sums[r][0]));
-    up[r] = hn::GetLane(hn::SumOfLanes(d, up_sums[r][0]));
-  }
+  StoreSums<kRows>(gate_sums, gate);
+  StoreSums<kRows>(up_sums, up);
 }
 
 // All rows, four at a time: after the first four the neuron's weights come from the L1 cache.
