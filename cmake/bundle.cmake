@@ -15,10 +15,3 @@ if(MOED_CUDA AND MOED_BUNDLE_CUDA_LIBRARIES)
   install(FILES ${CUDAToolkit_LIBRARY_DIR}/libcublas.so.13 ${CUDAToolkit_LIBRARY_DIR}/libcublasLt.so.13
           DESTINATION lib)
 endif()
-
-# CivetWeb loads OpenSSL by these names and does not start without.
-install(CODE [[
-  foreach(library ssl crypto)
-    file(CREATE_LINK lib${library}.so.3 "$ENV{DESTDIR}${CMAKE_INSTALL_PREFIX}/lib/lib${library}.so" SYMBOLIC)
-  endforeach()
-]])
