@@ -34,7 +34,7 @@ constexpr int kKeepaliveTimeoutMs = 20'000;
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(50);
 // Once gRPC shuts down it answers CANCELLED to calls of connections that are still there. Clients
 // that are active hear UNAVAILABLE first if it waits for a pause between their calls.
-constexpr absl::Duration kQuiet = absl::Milliseconds(100);
+constexpr absl::Duration kQuiet = absl::Milliseconds(200);
 
 // What the health service knows of beside the process. The last is what llm-d's health checks of
 // vLLM ask for.

@@ -1,1 +1,0 @@
-// An empty test program: it exists to compile the headers that the others share.
