@@ -33,7 +33,7 @@ struct ConnectOptions {
   // turn.
   std::string address = "127.0.0.1:8500";
   absl::Duration timeout = absl::Seconds(10);
-  SecurityOptions security;
+  SecurityOptions security = {};
 };
 
 // One call: its deadline, and a way to end it early. Used for a single call; outlives it.

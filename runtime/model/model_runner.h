@@ -41,7 +41,7 @@ struct ModelRunnerOptions {
   double gpu_memory_utilization = 0.9;
   std::string expert_budget = "auto";  // see ParseExpertBudget
   // Taken at start, for SetExpertBudget to grow into; empty: the budget itself.
-  std::string max_expert_budget;
+  std::string max_expert_budget = {};
   std::string expert_policy = "recency-frequency";
   int max_num_seqs = 0;
   int64_t max_num_batched_tokens = 0;
@@ -56,7 +56,7 @@ struct ModelRunnerOptions {
   // If set: gets the routing of every step that ended, as cache/routing_log.h encodes it, on the
   // engine thread; must not wait. The model's name goes into the log's header.
   std::function<void(std::string bytes)> record_routing = {};
-  std::string model_name;
+  std::string model_name = {};
 };
 
 // The expert cache after a step. Immutable.

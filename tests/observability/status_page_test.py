@@ -8,6 +8,7 @@ browser logs an error. Takes pictures in light and dark.
 """
 
 import base64
+import contextlib
 import json
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -88,22 +90,38 @@ def expect(condition, what):
     return 0 if condition else 1
 
 
+@contextlib.contextmanager
+def load_of(daemon, domain):
+    """Generates text of a domain again and again, however fast the daemon is."""
+    stop = threading.Event()
+
+    def generate():
+        while not stop.is_set():
+            daemon.generate(domain, 1000).wait()
+
+    thread = threading.Thread(target=generate)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 def watch(daemon, browser, pictures):
     browser.call("/url", {"url": f"http://{daemon.metrics}/"})
     maps, failures = {}, 0
     for domain, scheme in (("german", "light"), ("arithmetic", "dark")):
-        load = daemon.generate(domain, 4000)
-        time.sleep(9)
-        browser.scheme(scheme)
-        time.sleep(1.5)
-        maps[domain] = heat(browser)
-        browser.picture(pictures / f"status-{scheme}.png")
-        text = browser.run("return document.getElementById('hit').textContent")
-        failures += expect(text.endswith("%"), f"{domain}: hit rate {text}")
-        tokens = float(browser.run("return document.getElementById('tokens').textContent"))
-        failures += expect(tokens > 0, f"{domain}: {tokens} tokens/s")
-        load.kill()
-        load.wait()
+        with load_of(daemon, domain):
+            time.sleep(9)
+            browser.scheme(scheme)
+            time.sleep(1.5)
+            maps[domain] = heat(browser)
+            browser.picture(pictures / f"status-{scheme}.png")
+            text = browser.run("return document.getElementById('hit').textContent")
+            failures += expect(text.endswith("%"), f"{domain}: hit rate {text}")
+            tokens = float(browser.run("return document.getElementById('tokens').textContent"))
+            failures += expect(tokens > 0, f"{domain}: {tokens} tokens/s")
     moved = distance(maps["german"], maps["arithmetic"])
     failures += expect(moved > 0.2, f"the heat map changed with the domain (distance {moved:.2f})")
     points = browser.run("return document.querySelectorAll('#curve .curve').length")
