@@ -14,8 +14,8 @@ namespace {
 constexpr int kMaxMessageBytes = 64 << 20;
 
 // A target of several replicas is used in turn, and a call that one of them refuses before it has
-// answered anything (it drains, loads or is gone) goes to the next. A server that shuts down while a
-// call is on its way cancels it; what this side cancels is never tried again.
+// answered anything (it drains, loads or is gone) goes to the next. A server that shuts down while
+// a call is on its way cancels it; what this side cancels is never tried again.
 constexpr char kServiceConfig[] = R"({
   "loadBalancingConfig": [{"round_robin": {}}],
   "methodConfig": [{
