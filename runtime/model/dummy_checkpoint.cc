@@ -41,7 +41,8 @@ class DummyExpertSource : public ExpertSource {
 
   const backend::ExpertFormat& format() const override { return format_; }
 
-  absl::Status Read(cache::ExpertKey key, std::span<std::byte> blob) const override {
+  absl::Status Read(cache::ExpertKey key, ReadShare share,
+                    std::span<std::byte> blob) const override {
     if (key.layer < 0 || key.layer >= config_.num_layers() || !config_.layers[key.layer].is_moe ||
         key.expert < 0 || key.expert >= config_.router.num_experts) {
       return absl::InvalidArgumentError(
@@ -51,7 +52,7 @@ class DummyExpertSource : public ExpertSource {
       values_.Fill(ExpertTensorId(key, part), first_row * rows.dim(1), ValuesOf(rows));
       return absl::OkStatus();
     };
-    return EncodeInPieces(format_, {DType::kBF16, DType::kBF16, DType::kBF16}, fill, blob);
+    return EncodeInPieces(format_, {DType::kBF16, DType::kBF16, DType::kBF16}, share, fill, blob);
   }
 
  private:

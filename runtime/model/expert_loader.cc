@@ -1,8 +1,15 @@
 #include "runtime/model/expert_loader.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace moed::model {
+namespace {
+
+// A smaller share is not worth a thread's waking.
+constexpr size_t kLeastShareBytes = 512 << 10;
+
+}  // namespace
 
 ExpertLoader::ExpertLoader(const ExpertSource& source, int num_threads) : source_(source) {
   threads_.reserve(num_threads);
@@ -20,11 +27,22 @@ ExpertLoader::~ExpertLoader() {
 
 void ExpertLoader::Start(cache::ExpertKey key, int32_t slot, std::span<std::byte> blob) {
   ++outstanding_;
+  auto job = std::make_shared<Job>();
+  job->key = key;
+  job->slot = slot;
+  job->blob = blob;
+  job->shares = static_cast<int>(
+      std::clamp<size_t>(blob.size() / kLeastShareBytes, 1, std::max<size_t>(threads_.size(), 1)));
+  const bool cut = job->shares > 1;
   {
     const std::lock_guard lock(mutex_);
-    queue_.push_back({key, slot, blob});
+    queue_.push_back(std::move(job));
   }
-  job_queued_.notify_one();
+  if (cut) {
+    job_queued_.notify_all();
+  } else {
+    job_queued_.notify_one();
+  }
 }
 
 void ExpertLoader::Poll(std::vector<Completion>* completions) {
@@ -51,14 +69,27 @@ void ExpertLoader::RunThread() {
   while (true) {
     job_queued_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
     if (stopping_) return;
-    const Job job = queue_.front();
-    queue_.pop_front();
+    ReadShare share;
+    const std::shared_ptr<Job> job = TakeShare(&share);
     lock.unlock();
-    absl::Status status = source_.Read(job.key, job.blob);
+    const absl::Status status = source_.Read(job->key, share, job->blob);
     lock.lock();
-    done_.push_back({job.slot, std::move(status)});
-    job_done_.notify_one();
+    EndShare(*job, status);
   }
+}
+
+std::shared_ptr<ExpertLoader::Job> ExpertLoader::TakeShare(ReadShare* share) {
+  std::shared_ptr<Job> job = queue_.front();
+  *share = {.index = job->begun++, .count = job->shares};
+  if (job->begun == job->shares) queue_.pop_front();
+  return job;
+}
+
+void ExpertLoader::EndShare(Job& job, const absl::Status& status) {
+  job.status.Update(status);
+  if (++job.ended < job.shares) return;
+  done_.push_back({job.slot, std::move(job.status)});
+  job_done_.notify_one();
 }
 
 }  // namespace moed::model

@@ -1,10 +1,13 @@
 // Reads experts into slots on its own threads, so that the compute thread works on resident experts
-// meanwhile. Owned by ExpertStore; Start and Wait belong to one thread, the engine's.
+// meanwhile. All threads read the expert that was asked for first, a share each, then the next: the
+// few misses of a layer keep them all busy, and the first can be computed soonest. Owned by
+// ExpertStore; Start and Wait belong to one thread, the engine's.
 #pragma once
 
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <thread>
@@ -47,9 +50,15 @@ class ExpertLoader {
     cache::ExpertKey key;
     int32_t slot = -1;
     std::span<std::byte> blob;
+    int shares = 1;
+    int begun = 0;  // of these
+    int ended = 0;
+    absl::Status status;  // the first error
   };
 
   void RunThread();
+  std::shared_ptr<Job> TakeShare(ReadShare* share);
+  void EndShare(Job& job, const absl::Status& status);
   void TakeCompletions(std::vector<Completion>* completions);
 
   const ExpertSource& source_;
@@ -57,9 +66,9 @@ class ExpertLoader {
   std::mutex mutex_;
   std::condition_variable job_queued_;
   std::condition_variable job_done_;
-  std::deque<Job> queue_;         // guarded by mutex_
-  std::vector<Completion> done_;  // guarded by mutex_
-  bool stopping_ = false;         // guarded by mutex_
+  std::deque<std::shared_ptr<Job>> queue_;  // not wholly begun; guarded by mutex_
+  std::vector<Completion> done_;            // guarded by mutex_
+  bool stopping_ = false;                   // guarded by mutex_
   std::vector<std::thread> threads_;
 };
 

@@ -13,6 +13,7 @@
 #include "runtime/backend/dtype.h"
 #include "runtime/backend/expert_format.h"
 #include "runtime/backend/tensor.h"
+#include "runtime/model/expert_source.h"
 
 namespace moed::model {
 
@@ -23,9 +24,9 @@ using PartTypes = std::array<backend::DType, 3>;
 using ReadRows = absl::FunctionRef<absl::Status(backend::ExpertPart part, int64_t first_row,
                                                 const backend::Tensor& rows)>;
 
-// Writes format.blob_bytes() to `blob`. Stops at the first error of `read` and returns it; the blob
-// is then undefined.
+// Writes a share of the format.blob_bytes() of `blob`. Stops at the first error of `read` and
+// returns it; the share is then undefined.
 absl::Status EncodeInPieces(const backend::ExpertFormat& format, const PartTypes& dtypes,
-                            ReadRows read, std::span<std::byte> blob);
+                            ReadShare share, ReadRows read, std::span<std::byte> blob);
 
 }  // namespace moed::model

@@ -11,13 +11,21 @@
 
 namespace moed::model {
 
+// The `index`-th of `count` shares of an expert: several threads may read one expert together.
+struct ReadShare {
+  int index = 0;
+  int count = 1;
+};
+
 class ExpertSource {
  public:
   virtual ~ExpertSource() = default;
   virtual const backend::ExpertFormat& format() const = 0;
-  // Writes the expert's blob, format().blob_bytes() long, into host memory.
+  // Writes a share of the expert's blob into `blob`, format().blob_bytes() long, in host memory:
+  // all shares of a count together write all of it, each byte once. A share may be empty.
   // DATA_LOSS if the file is short or unreadable, naming file and tensor.
-  virtual absl::Status Read(cache::ExpertKey key, std::span<std::byte> blob) const = 0;
+  virtual absl::Status Read(cache::ExpertKey key, ReadShare share,
+                            std::span<std::byte> blob) const = 0;
 };
 
 }  // namespace moed::model

@@ -84,7 +84,8 @@ absl::Status FileExpertSource::AddFusedLayer(int layer, const ExpertNames& names
   return absl::OkStatus();
 }
 
-absl::Status FileExpertSource::Read(cache::ExpertKey key, std::span<std::byte> blob) const {
+absl::Status FileExpertSource::Read(cache::ExpertKey key, ReadShare share,
+                                    std::span<std::byte> blob) const {
   if (key.layer < 0 || key.layer >= static_cast<int>(layers_.size()) || key.expert < 0 ||
       key.expert >= static_cast<int>(layers_[key.layer].size())) {
     return absl::InvalidArgumentError(
@@ -100,7 +101,7 @@ absl::Status FileExpertSource::Read(cache::ExpertKey key, std::span<std::byte> b
         slice.offset + first_row * row_bytes,
         std::span(rows.As<std::byte>(), static_cast<size_t>(rows.num_bytes())));
   };
-  return EncodeInPieces(format_, dtypes, read, blob);
+  return EncodeInPieces(format_, dtypes, share, read, blob);
 }
 
 }  // namespace moed::model

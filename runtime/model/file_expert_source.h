@@ -28,7 +28,8 @@ class FileExpertSource : public ExpertSource {
                                                                   const TensorFiles& files);
 
   const backend::ExpertFormat& format() const override { return format_; }
-  absl::Status Read(cache::ExpertKey key, std::span<std::byte> blob) const override;
+  absl::Status Read(cache::ExpertKey key, ReadShare share,
+                    std::span<std::byte> blob) const override;
 
  private:
   // Where one matrix begins within a tensor.

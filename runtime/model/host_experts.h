@@ -26,8 +26,9 @@ class HostExperts : public ExpertSource {
                                                            backend::Backend& backend);
 
   const backend::ExpertFormat& format() const override { return format_; }
-  // Copies into device memory; any thread.
-  absl::Status Read(cache::ExpertKey key, std::span<std::byte> blob) const override;
+  // Copies into device memory, in one piece: the first share is all of it. Any thread.
+  absl::Status Read(cache::ExpertKey key, ReadShare share,
+                    std::span<std::byte> blob) const override;
 
   // Layer by layer, format().blob_bytes() each.
   const std::byte* data() const { return buffer_.data(); }

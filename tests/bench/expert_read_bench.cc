@@ -140,7 +140,7 @@ void ReadExperts(benchmark::State& state, const Shape& shape) {
   const auto read_all = [&] {
     for (int expert = 0; expert < shape.experts; ++expert) {
       const auto blob = std::span(arena->data() + expert % slots * blob_bytes, blob_bytes);
-      if (!source.Read({0, expert}, blob).ok()) return false;
+      if (!source.Read({0, expert}, {}, blob).ok()) return false;
     }
     return true;
   };
@@ -168,7 +168,7 @@ void ReadDummyExperts(benchmark::State& state) {
   std::vector<std::byte> blob(source.format().blob_bytes());
   int expert = 0;
   for (auto _ : state) {
-    if (!source.Read({0, expert++ % kShapes[0].experts}, blob).ok()) return;
+    if (!source.Read({0, expert++ % kShapes[0].experts}, {}, blob).ok()) return;
   }
   state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(blob.size()));
 }

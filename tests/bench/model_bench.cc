@@ -278,7 +278,7 @@ double LoadRate(const ExpertSource& source) {
     const double seconds = OnAllThreads(threads, [&](int thread) {
       for (int expert = thread; expert < kExperts; expert += threads) {
         std::byte* slot = slots.data() + (thread * kSlots + expert % kSlots) * blob_bytes;
-        source.Read({.layer = round % Layers(), .expert = expert}, {slot, blob_bytes})
+        source.Read({.layer = round % Layers(), .expert = expert}, {}, {slot, blob_bytes})
             .IgnoreError();
       }
     });

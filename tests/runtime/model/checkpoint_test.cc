@@ -66,7 +66,7 @@ TEST_P(GoldenCheckpointTest, HasEveryTensorThatItsConfigImplies) {
       EXPECT_EQ(tensor.ok(), checkpoint.Has(static_cast<DenseRole>(role), layer));
     }
     for (int expert = 0; expert < checkpoint.config().router.num_experts; ++expert) {
-      EXPECT_EQ(checkpoint.experts().Read({layer, expert}, blob).ok(), is_moe);
+      EXPECT_EQ(checkpoint.experts().Read({layer, expert}, {}, blob).ok(), is_moe);
     }
   }
 }
@@ -93,7 +93,7 @@ TEST(CheckpointTest, AnExpertIsItsGateUpAndDownWhereverTheyLie) {
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
     const ExpertSource& experts = (*checkpoint)->experts();
     std::vector<std::byte> blob(experts.format().blob_bytes());
-    ASSERT_TRUE(experts.Read({1, 5}, blob).ok());
+    ASSERT_TRUE(experts.Read({1, 5}, {}, blob).ok());
     const auto files = TensorFiles::Open(*CheckpointDirectory::Open(GoldenPath(name)));
     const std::string prefix = "model.layers.1.mlp.experts.5.";
     EXPECT_EQ(blob, Encode(experts.format(), ReadBFloat16(*files, prefix + "gate_proj.weight"),
@@ -107,7 +107,7 @@ TEST(CheckpointTest, MixtralCallsGateW1UpW3DownW2) {
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   const ExpertSource& experts = (*checkpoint)->experts();
   std::vector<std::byte> blob(experts.format().blob_bytes());
-  ASSERT_TRUE(experts.Read({2, 3}, blob).ok());
+  ASSERT_TRUE(experts.Read({2, 3}, {}, blob).ok());
   const auto files = TensorFiles::Open(*CheckpointDirectory::Open(GoldenPath("mixtral")));
   const std::string prefix = "model.layers.2.block_sparse_moe.experts.3.";
   EXPECT_EQ(blob, Encode(experts.format(), ReadBFloat16(*files, prefix + "w1.weight"),
@@ -120,7 +120,7 @@ TEST(CheckpointTest, AFusedExpertIsASliceOfItsLayer) {
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   const ExpertSource& experts = (*checkpoint)->experts();
   std::vector<std::byte> blob(experts.format().blob_bytes());
-  ASSERT_TRUE(experts.Read({0, 6}, blob).ok());
+  ASSERT_TRUE(experts.Read({0, 6}, {}, blob).ok());
   const auto files =
       TensorFiles::Open(*CheckpointDirectory::Open(GoldenPath("qwen2_moe_linear_fused")));
   const auto gate_up = ReadBFloat16(*files, "model.layers.0.mlp.experts.gate_up_proj");
@@ -179,7 +179,7 @@ TEST(CheckpointTest, AnExpertThatDoesNotExistIsInvalid) {
     std::vector<std::byte> blob((*checkpoint)->experts().format().blob_bytes());
     for (const cache::ExpertKey key :
          {cache::ExpertKey{-1, 0}, {5, 0}, {1, -1}, {1, 8}, {0, 0} /* a dense layer */}) {
-      EXPECT_EQ((*checkpoint)->experts().Read(key, blob).code(), StatusCode::kInvalidArgument)
+      EXPECT_EQ((*checkpoint)->experts().Read(key, {}, blob).code(), StatusCode::kInvalidArgument)
           << key.layer << "," << key.expert;
     }
   }
@@ -196,7 +196,7 @@ TEST(CheckpointTest, AnExpertWhoseFileWasCutShortIsDataLoss) {
   int lost = 0;
   for (int layer = 0; layer < 3; ++layer) {
     for (int expert = 0; expert < 12; ++expert) {
-      const absl::Status status = (*checkpoint)->experts().Read({layer, expert}, blob);
+      const absl::Status status = (*checkpoint)->experts().Read({layer, expert}, {}, blob);
       if (status.ok()) continue;
       ++lost;
       EXPECT_EQ(status.code(), StatusCode::kDataLoss);

@@ -40,7 +40,7 @@ std::vector<BFloat16> Dense(const Checkpoint& checkpoint, DenseRole role, int la
 
 std::vector<BFloat16> Expert(const Checkpoint& checkpoint, cache::ExpertKey key) {
   std::vector<BFloat16> blob(checkpoint.experts().format().blob_bytes() / sizeof(BFloat16));
-  EXPECT_TRUE(checkpoint.experts().Read(key, std::as_writable_bytes(std::span(blob))).ok());
+  EXPECT_TRUE(checkpoint.experts().Read(key, {}, std::as_writable_bytes(std::span(blob))).ok());
   return blob;
 }
 

@@ -30,7 +30,7 @@ class NamedExperts : public ExpertSource {
   NamedExperts() : format_(backend::ExpertFormatKind::kBF16, 32, 4) {}
   const backend::ExpertFormat& format() const override { return format_; }
 
-  absl::Status Read(cache::ExpertKey key, std::span<std::byte> blob) const override {
+  absl::Status Read(cache::ExpertKey key, ReadShare, std::span<std::byte> blob) const override {
     std::this_thread::sleep_for(std::chrono::microseconds((key.expert * 7 + key.layer) % 5 * 20));
     if (key.expert == failing_expert) return absl::DataLossError("bad sector");
     std::memset(blob.data(), 0, blob.size());
