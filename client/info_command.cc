@@ -25,6 +25,12 @@ std::string Cost(const v1::ModelCost& cost) {
                       Bytes(static_cast<double>(cost.bytes_per_token())), " read");
 }
 
+// ", 75.3 % of bf16"; empty if it is bf16, or the server does not say.
+std::string StoredRatio(const v1::GetModelResponse& model) {
+  const double ratio = model.expert_stored_ratio();
+  return ratio == 0 || ratio == 1 ? "" : absl::StrFormat(", %.1f %% of bf16", 100 * ratio);
+}
+
 void Print(const v1::GetModelResponse& model) {
   PrintLine("model", absl::StrCat(model.model(), " (", model.family(), ")"));
   PrintLine("parameters", absl::StrCat(Count(static_cast<double>(model.parameters())), ", ",
@@ -34,7 +40,7 @@ void Print(const v1::GetModelResponse& model) {
                                    " with experts; hidden size ", model.hidden_size()));
   PrintLine("experts", absl::StrCat(model.num_experts(), " a layer, ", model.experts_per_token(),
                                     " a token, ", Bytes(static_cast<double>(model.expert_bytes())),
-                                    " each (", model.expert_format(), ")"));
+                                    " each (", model.expert_format(), StoredRatio(model), ")"));
   PrintLine("a token", Cost(model.active_cost()));
   PrintLine("if dense", Cost(model.dense_cost()));
   PrintLine("budget", absl::StrCat(model.expert_slots(), " experts fit of ",

@@ -10,6 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "runtime/backend/bf12.h"
 #include "runtime/backend/cpu/memory_limit.h"
 #include "runtime/model/checkpoint.h"
 #include "runtime/model/model_size.h"
@@ -85,11 +86,35 @@ Finding ExamineMemory(const std::string& root) {
           absl::StrCat(Gib(backend::AvailableMemoryBytes(root)), " may be taken, ", cgroup), ""};
 }
 
+// The format in which experts would be served on the CPU; of bf12 that is yet to be encoded, with
+// the least room for escapes.
+backend::ExpertFormat ServedFormat(const Options& options, const model::Checkpoint& checkpoint) {
+  const backend::ExpertFormat& stored = checkpoint.experts().format();
+  if (options.expert_format == model::ExpertFormatPreference::kBF16) {
+    return {backend::ExpertFormatKind::kBF16, stored.hidden(), stored.intermediate()};
+  }
+  if (options.expert_format == model::ExpertFormatPreference::kBF12 &&
+      stored.kind() == backend::ExpertFormatKind::kBF16) {
+    return {backend::ExpertFormatKind::kBF12, stored.hidden(), stored.intermediate(),
+            backend::Bf12TileEscapeCapacity(0)};
+  }
+  return stored;
+}
+
+Finding ExamineFormat(const Options& options, const model::Checkpoint& checkpoint) {
+  const backend::ExpertFormat served = ServedFormat(options, checkpoint);
+  return {Kind::kOk, "expert format",
+          absl::StrFormat("%s in the files, served as %s, %.1f %% of bf16's bytes",
+                          backend::ExpertFormatName(checkpoint.experts().format().kind()),
+                          backend::ExpertFormatName(served.kind()), 100 * served.stored_ratio()),
+          ""};
+}
+
 // Weights against memory.
-Finding ExamineFit(const model::Checkpoint& checkpoint) {
+Finding ExamineFit(const Options& options, const model::Checkpoint& checkpoint) {
   const model::ModelSize size = model::ComputeModelSize(checkpoint.config());
-  const int64_t experts =
-      size.num_experts * static_cast<int64_t>(checkpoint.experts().format().blob_bytes());
+  const backend::ExpertFormat served = ServedFormat(options, checkpoint);
+  const int64_t experts = size.num_experts * static_cast<int64_t>(served.blob_bytes());
   const int64_t available = backend::AvailableMemoryBytes();
   const std::string found = absl::StrCat("dense weights ", Gib(size.dense_bytes), ", experts ",
                                          Gib(experts), ", memory ", Gib(available));
@@ -98,9 +123,19 @@ Finding ExamineFit(const model::Checkpoint& checkpoint) {
   }
   if (size.dense_bytes + experts < available) return {Kind::kOk, "fit", found, ""};
   const auto percent = 100 * (available - size.dense_bytes) / experts;
+  const bool stored_bf16 = checkpoint.experts().format().kind() == backend::ExpertFormatKind::kBF16;
+  if (stored_bf16 && served.kind() == backend::ExpertFormatKind::kBF12) {
+    return {Kind::kProblem, "fit", absl::StrCat(found, ", and --expert-format is bf12"),
+            "experts are encoded while loading only if all fit; write the checkpoint anew with "
+            "moed convert and serve that"};
+  }
   return {Kind::kAdvice, "fit",
           absl::StrCat(found, ": less than ", percent, " % of the experts stay resident"),
-          "moed serves it and reads the others as they are needed; more memory makes it faster"};
+          absl::StrCat("moed serves it and reads the others as they are needed; more memory makes "
+                       "it faster",
+                       stored_bf16 ? ", and so does moed convert, which writes the same weights in "
+                                     "fewer bytes"
+                                   : "")};
 }
 
 }  // namespace
@@ -130,7 +165,8 @@ std::vector<Finding> ExamineModel(const Options& options) {
   }
   std::vector<Finding> findings = {
       {Kind::kOk, "checkpoint", absl::StrCat(*directory, ", ", (*checkpoint)->config().family), ""},
-      ExamineFit(**checkpoint)};
+      ExamineFormat(options, **checkpoint),
+      ExamineFit(options, **checkpoint)};
   if (!std::filesystem::exists(*directory + "/tokenizer.json")) {
     findings.push_back({Kind::kAdvice, "tokenizer", "no tokenizer.json",
                         "clients must send token ids; put tokenizer.json beside config.json"});

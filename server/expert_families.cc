@@ -83,6 +83,9 @@ void AppendLayerFamilies(const ServedModel& model, const cache::CacheStats& stat
     resident.Add(Bytes(model, stats.layers[layer].resident), LayerLabel(layer));
   }
   resident.AppendTo(families);
+  Gauge(model, "moed_expert_stored_ratio", "Bytes of an expert as served, over bf16's")
+      .Add(model.description.expert_stored_ratio, {{"format", model.description.expert_format}})
+      .AppendTo(families);
   Gauge(model, "moed_expert_slots", "Experts that the budget holds")
       .Add(stats.num_slots)
       .AppendTo(families);

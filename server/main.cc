@@ -10,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "server/cache_sim_command.h"
 #include "server/check_configuration.h"
+#include "server/convert_command.h"
 #include "server/doctor.h"
 #include "server/listen_address.h"
 #include "server/log.h"
@@ -42,6 +43,9 @@ int main(int argc, char** argv) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
   if (!arguments.empty() && arguments.front() == "cache-sim") {
     return RunCacheSim({arguments.begin() + 1, arguments.end()});
+  }
+  if (!arguments.empty() && arguments.front() == "convert") {
+    return RunConvert({arguments.begin() + 1, arguments.end()});
   }
   TerminationSignal termination;
   const bool doctor = !arguments.empty() && arguments.front() == "doctor";

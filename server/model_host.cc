@@ -81,6 +81,7 @@ absl::StatusOr<std::unique_ptr<model::ModelRunner>> CreateRunner(const Options& 
   model::ModelRunnerOptions runner_options;
   runner_options.memory_limit_bytes = backend::AvailableMemoryBytes() - kReserveBytes;
   runner_options.gpu_memory_utilization = options.gpu_memory_utilization;
+  runner_options.expert_format = options.expert_format;
   runner_options.expert_budget = options.expert_budget;
   runner_options.max_expert_budget = options.max_expert_budget;
   runner_options.expert_policy = options.expert_policy;
@@ -146,6 +147,7 @@ ModelDescription Describe(const Options& options, const model::ModelRunner& runn
   description.device = runner.device();
   description.expert_format = backend::ExpertFormatName(runner.expert_format().kind());
   description.expert_bytes = expert_bytes;
+  description.expert_stored_ratio = runner.expert_format().stored_ratio();
   description.expert_slots = runner.Snapshot()->cache.num_slots;
   description.expert_policy = options.expert_policy;
   description.dense_bytes = memory.dense_bytes;
@@ -192,6 +194,9 @@ void LogPlan(const ServedModel& served, const model::ModelRunner& runner) {
   spdlog::info("experts: {} of {} resident ({:.0f} %), policy {}", description.expert_slots,
                num_experts, 100.0 * static_cast<double>(description.expert_slots) / num_experts,
                description.expert_policy);
+  spdlog::info("expert format: {}, {:.1f} % of bf16's bytes", description.expert_format,
+               100 * description.expert_stored_ratio);
+  if (!runner.expert_format_note().empty()) spdlog::info("{}", runner.expert_format_note());
   if (description.max_model_len < runner.config().max_positions) {
     spdlog::info("context: {} tokens, of the checkpoint's {}", description.max_model_len,
                  runner.config().max_positions);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/model/checkpoint.h"
+#include "runtime/model/expert_format_choice.h"
 #include "server/log.h"
 #include "server/tls_credentials.h"
 
@@ -53,8 +54,9 @@ struct Options {
   // Memory and compute.
   Device device = Device::kAuto;
   double gpu_memory_utilization = 0.9;
-  int cpu_threads = 0;                 // 0: by affinity and cgroup quota
-  int64_t kv_cache_bytes = 0;          // 0: chosen from what memory is left
+  int cpu_threads = 0;         // 0: by affinity and cgroup quota
+  int64_t kv_cache_bytes = 0;  // 0: chosen from what memory is left
+  model::ExpertFormatPreference expert_format = model::ExpertFormatPreference::kAuto;
   std::string expert_budget = "auto";  // see model::ParseExpertBudget
   std::string expert_policy = "recency-frequency";
   std::string max_expert_budget;  // what SetBudget may grow to; empty: the budget

@@ -39,6 +39,7 @@ struct ModelDescription {
   std::string device;
   std::string expert_format;
   int64_t expert_bytes = 0;
+  double expert_stored_ratio = 1;  // expert_bytes over those of bf16
   int64_t expert_slots = 0;
   std::string expert_policy;
   int64_t dense_bytes = 0;

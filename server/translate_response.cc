@@ -128,6 +128,7 @@ void FillModel(const ServedModel& model, v1::GetModelResponse* message) {
   message->set_device(description.device);
   message->set_expert_format(description.expert_format);
   message->set_expert_bytes(description.expert_bytes);
+  message->set_expert_stored_ratio(description.expert_stored_ratio);
   message->set_expert_slots(description.expert_slots);
   message->set_expert_policy(description.expert_policy);
   message->set_has_tokenizer(model.tokenizer != nullptr);

@@ -151,6 +151,9 @@ class Backend {
   // Waits for everything issued. Returns the first device error, then and for ever (sticky).
   virtual absl::Status Synchronize() = 0;
 
+  // Whether Experts and CreateDeviceExperts have kernels for experts of this kind.
+  virtual bool SupportsExpertFormat(ExpertFormatKind kind) const = 0;
+
   // Experts that the device finds by itself. `options` as described there; the memory it names must
   // outlive the result, and so must this backend. UNIMPLEMENTED for a shape or format that the
   // device's kernels cannot take.

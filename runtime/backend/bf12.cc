@@ -15,6 +15,9 @@ namespace {
 constexpr int kExponents = 256;
 // Neurons between the row that is decoded and the one that is fetched.
 constexpr int64_t kDecodeAhead = 8;
+// A tile's list is whole cache lines, few enough that a neuron's count of escapes fits a byte.
+constexpr int kEntriesPerLine = 128 / sizeof(Bf12TileEscape);
+constexpr int kMaxLines = 15;
 
 int ExponentOf(BFloat16 bits) { return bits >> 7 & 0xff; }
 
@@ -180,11 +183,19 @@ int Bf12TileEscapesNeeded(const ExpertFormat& format, std::span<const std::byte>
 }
 
 int Bf12TileEscapeCapacity(int needed) {
-  constexpr int kEntriesPerLine = 128 / sizeof(Bf12TileEscape);
-  constexpr int kMaxLines = 15;
   const int lines =
       std::min(needed / (kEntriesPerLine / 2), kMaxLines) + 1;  // one entry is the count
   return std::min(lines, kMaxLines) * kEntriesPerLine - 1;
+}
+
+int Bf12ExactTileEscapeCapacity(int needed) {
+  const int lines = needed / kEntriesPerLine + 1;
+  return lines <= kMaxLines ? lines * kEntriesPerLine - 1 : -1;
+}
+
+bool IsBf12TileEscapeCapacity(int capacity) {
+  return capacity > 0 && (capacity + 1) % kEntriesPerLine == 0 &&
+         capacity < kEntriesPerLine * kMaxLines;
 }
 
 bool EncodeBf12(const ExpertFormat& source_format, std::span<const std::byte> source,
@@ -206,30 +217,46 @@ bool EncodeBf12(const ExpertFormat& source_format, std::span<const std::byte> so
   return true;
 }
 
+int64_t Bf12Tiles(const ExpertFormat& format) {
+  return (format.intermediate() + kBf12TileNeurons - 1) / kBf12TileNeurons;
+}
+
+size_t Bf12TileOffset(const ExpertFormat& format, int64_t tile) {
+  return tile < Bf12Tiles(format) ? format.neuron_offset(tile * kBf12TileNeurons)
+                                  : format.blob_bytes();
+}
+
 absl::Status ValidateBf12(const ExpertFormat& format, std::span<const std::byte> blob) {
   if (blob.size() != format.blob_bytes()) {
     return absl::DataLossError(
         absl::StrCat("bf12 expert of ", blob.size(), " bytes instead of ", format.blob_bytes()));
   }
-  std::vector<Bf12TileEscape> list(1 + format.tile_escapes());
-  for (int64_t first = 0; first < format.intermediate(); first += kBf12TileNeurons) {
-    const std::byte* tile = blob.data() + format.neuron_offset(first);
-    std::memcpy(list.data(), tile + format.tile_list_offset(),
-                list.size() * sizeof(Bf12TileEscape));
-    if (list[0].neuron > format.tile_escapes()) {
-      return NeuronError(first, absl::StrCat("its tile lists ", list[0].neuron,
-                                             " escapes in room for ", format.tile_escapes()));
-    }
-    const Bf12TileEscape* next = list.data() + 1;
-    const Bf12TileEscape* const list_end = next + list[0].neuron;
-    const int64_t end = std::min(first + kBf12TileNeurons, format.intermediate());
-    for (int64_t i = first; i < end; ++i) {
-      absl::Status status =
-          CheckNeuron(format, i, blob.data() + format.neuron_offset(i), next, list_end);
-      if (!status.ok()) return status;
-    }
-    if (next != list_end) return NeuronError(first, "its tile lists escapes of no neuron");
+  for (int64_t tile = 0; tile < Bf12Tiles(format); ++tile) {
+    if (absl::Status status = ValidateBf12Tile(format, blob, tile); !status.ok()) return status;
   }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateBf12Tile(const ExpertFormat& format, std::span<const std::byte> blob,
+                              int64_t tile) {
+  const int64_t first = tile * kBf12TileNeurons;
+  const std::byte* data = blob.data() + format.neuron_offset(first);
+  std::array<Bf12TileEscape, kEntriesPerLine * kMaxLines> list;
+  std::memcpy(list.data(), data + format.tile_list_offset(),
+              (1 + format.tile_escapes()) * sizeof(Bf12TileEscape));
+  if (list[0].neuron > format.tile_escapes()) {
+    return NeuronError(first, absl::StrCat("its tile lists ", list[0].neuron,
+                                           " escapes in room for ", format.tile_escapes()));
+  }
+  const Bf12TileEscape* next = list.data() + 1;
+  const Bf12TileEscape* const list_end = next + list[0].neuron;
+  const int64_t end = std::min(first + kBf12TileNeurons, format.intermediate());
+  for (int64_t i = first; i < end; ++i, data += format.neuron_bytes()) {
+    if (absl::Status status = CheckNeuron(format, i, data, next, list_end); !status.ok()) {
+      return status;
+    }
+  }
+  if (next != list_end) return NeuronError(first, "its tile lists escapes of no neuron");
   return absl::OkStatus();
 }
 

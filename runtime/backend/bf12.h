@@ -71,15 +71,26 @@ int Bf12TileEscapesNeeded(const ExpertFormat& format, std::span<const std::byte>
 // The capacity for a model whose sampled experts need at most `needed`: twice that, filled up to
 // whole cache lines; at most 239.
 int Bf12TileEscapeCapacity(int needed);
+// The smallest that holds `needed`, or -1 if none does.
+int Bf12ExactTileEscapeCapacity(int needed);
+bool IsBf12TileEscapeCapacity(int capacity);
 
 // Encodes the bf16 blob `source` of `source_format` into `blob` of the bf12 `format` with the same
 // H and I. False if a tile's list is too small: then `blob` is garbage and the expert stays bf16.
 [[nodiscard]] bool EncodeBf12(const ExpertFormat& source_format, std::span<const std::byte> source,
                               const ExpertFormat& format, std::span<std::byte> blob);
 
+// A blob is its tiles one after the other, the last with what fills the blob up.
+int64_t Bf12Tiles(const ExpertFormat& format);
+// Where a tile begins in the blob; that of tile Bf12Tiles is the blob's end.
+size_t Bf12TileOffset(const ExpertFormat& format, int64_t tile);
+
 // DATA_LOSS naming the neuron and what is wrong with it (a base, a count, a position, the order of
 // the list), if kernels must not see this blob.
 absl::Status ValidateBf12(const ExpertFormat& format, std::span<const std::byte> blob);
+// The same of one tile; `blob` is the whole blob.
+absl::Status ValidateBf12Tile(const ExpertFormat& format, std::span<const std::byte> blob,
+                              int64_t tile);
 
 // Values [column, column + columns) of one part of neurons [first, first + count), true bits; both
 // column and columns are multiples of 128. Row i goes to target + i * stride. Trusts the blob.

@@ -102,6 +102,11 @@ size_t ExpertFormat::blob_bytes() const {
   return RoundUp(neuron_offset(neurons), kBlobMultiple);
 }
 
+double ExpertFormat::stored_ratio() const {
+  const ExpertFormat plain(ExpertFormatKind::kBF16, hidden_, intermediate_);
+  return static_cast<double>(blob_bytes()) / static_cast<double>(plain.blob_bytes());
+}
+
 void ExpertFormat::Encode(const Tensor& gate, const Tensor& up, const Tensor& down,
                           std::span<std::byte> blob) const {
   EncodeRows(ExpertPart::kGate, 0, gate, blob);

@@ -52,6 +52,8 @@ class ExpertFormat {
   // Bytes of one expert, a multiple of 256, so that blobs laid end to end stay aligned for bulk
   // copies.
   size_t blob_bytes() const;
+  // blob_bytes() over what the same expert takes in bf16.
+  double stored_ratio() const;
 
   // Lays out `gate` [I, H], `up` [I, H] and `down` [H, I] (bf16, f16 or f32, host memory) as a
   // bf16 blob; f16 and f32 are rounded. `blob` holds blob_bytes(). bf12 is made from bf16 by

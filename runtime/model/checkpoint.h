@@ -1,7 +1,7 @@
 // A checkpoint directory, opened: config, dense tensors by role, experts by key. Either real files
-// (safetensors, read with pread) or, with LoadFormat::kDummy, random weights made on demand from a
-// seed, so that a config.json alone can be served for load tests.
-// Reading is thread-safe after Open.
+// (safetensors, read with pread; experts as published or encoded by `moed convert`) or, with
+// LoadFormat::kDummy, random weights made on demand from a seed, so that a config.json alone can be
+// served for load tests. Reading is thread-safe after Open.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,10 @@ class Checkpoint {
   virtual const std::string& directory() const = 0;
   // False if the family has no such tensor, or it is absent and optional.
   virtual bool Has(DenseRole role, int layer) const = 0;
-  // `layer` is ignored for embedding, final norm and lm_head. Shape and dtype are checked.
+  // As stored; of a tensor that is there.
+  virtual backend::DType DenseType(DenseRole role, int layer) const = 0;
+  // `layer` is ignored for embedding, final norm and lm_head. Shape and dtype are checked, and in a
+  // converted checkpoint the checksum: DATA_LOSS, naming file and tensor.
   virtual absl::StatusOr<HostTensor> ReadDense(DenseRole role, int layer) const = 0;
   virtual const ExpertSource& experts() const = 0;
 };

@@ -82,6 +82,8 @@ class DummyCheckpoint : public Checkpoint {
     return DenseShape(config_, role, layer).has_value();
   }
 
+  DType DenseType(DenseRole, int) const override { return DType::kBF16; }
+
   absl::StatusOr<HostTensor> ReadDense(DenseRole role, int layer) const override {
     const auto shape = DenseShape(config_, role, layer);
     if (!shape.has_value()) {

@@ -8,7 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/backend/host_memory.h"
 #include "runtime/model/dense_shape.h"
+#include "runtime/model/encoded_expert_source.h"
+#include "runtime/model/encoded_layout.h"
 #include "runtime/model/file_expert_source.h"
+#include "runtime/model/tensor_checksums.h"
 #include "runtime/model/tensor_files.h"
 
 namespace moed::model {
@@ -32,11 +35,7 @@ class FileCheckpoint : public Checkpoint {
         if (!status.ok()) return status;
       }
     }
-    absl::StatusOr<std::unique_ptr<FileExpertSource>> experts =
-        FileExpertSource::Create(config_, family, files_);
-    if (!experts.ok()) return experts.status();
-    experts_ = *std::move(experts);
-    return absl::OkStatus();
+    return ResolveExperts(family);
   }
 
   const ModelConfig& config() const override { return config_; }
@@ -45,6 +44,10 @@ class FileCheckpoint : public Checkpoint {
   const ExpertSource& experts() const override { return *experts_; }
 
   bool Has(DenseRole role, int layer) const override { return Find(role, layer) != nullptr; }
+
+  backend::DType DenseType(DenseRole role, int layer) const override {
+    return *Find(role, layer)->entry.dtype;
+  }
 
   absl::StatusOr<HostTensor> ReadDense(DenseRole role, int layer) const override {
     const StoredTensor* stored = Find(role, layer);
@@ -55,7 +58,9 @@ class FileCheckpoint : public Checkpoint {
     const TensorEntry& entry = stored->entry;
     absl::StatusOr<backend::Buffer> buffer = backend::AllocateHostMemory(entry.bytes, entry.name);
     if (!buffer.ok()) return buffer.status();
-    absl::Status status = stored->Read(0, std::span(buffer->data(), entry.bytes));
+    const std::span<std::byte> bytes(buffer->data(), entry.bytes);
+    absl::Status status = stored->Read(0, bytes);
+    if (status.ok()) status = CheckDense(*stored, bytes);
     if (!status.ok()) return status;
     const backend::Tensor view = DenseView(buffer->data(), *entry.dtype, entry.shape);
     return HostTensor{*std::move(buffer), view};
@@ -78,12 +83,37 @@ class FileCheckpoint : public Checkpoint {
     return absl::OkStatus();
   }
 
+  absl::Status ResolveExperts(const Family& family) {
+    if (EncodedExpertSource::IsIn(config_, files_)) {
+      auto experts = EncodedExpertSource::Create(config_, files_);
+      if (!experts.ok()) return experts.status();
+      experts_ = *std::move(experts);
+      return absl::OkStatus();
+    }
+    auto experts = FileExpertSource::Create(config_, family, files_);
+    if (!experts.ok()) return experts.status();
+    experts_ = *std::move(experts);
+    return absl::OkStatus();
+  }
+
+  // Against the checksum, which every tensor of a converted checkpoint has.
+  static absl::Status CheckDense(const StoredTensor& stored, std::span<const std::byte> bytes) {
+    if (!stored.metadata->contains(kEncodedVersionKey)) return absl::OkStatus();
+    const absl::StatusOr<std::vector<uint32_t>> checksums = ReadChecksums(stored, /*parts=*/1);
+    if (!checksums.ok()) return checksums.status();
+    if (Checksum(bytes) == checksums->front()) return absl::OkStatus();
+    return absl::DataLossError(absl::StrCat(stored.file->name(), ": the bytes of tensor \"",
+                                            stored.entry.name,
+                                            "\" are not those of its checksum; copy the file "
+                                            "again or convert anew"));
+  }
+
   std::string directory_;
   ModelConfig config_;
   GenerationDefaults generation_;
   TensorFiles files_;
   std::vector<const StoredTensor*> dense_;  // by layer and role; null: the model has none
-  std::unique_ptr<FileExpertSource> experts_;
+  std::unique_ptr<ExpertSource> experts_;
 };
 
 }  // namespace

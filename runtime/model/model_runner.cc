@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/model/expert_budget.h"
+#include "runtime/model/for_each_expert.h"
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/weights.h"
 
@@ -23,19 +24,20 @@ int64_t LogitsTileRows(const ModelConfig& config, int max_num_seqs) {
   return std::clamp<int64_t>(kLogitsTileBytes / row_bytes, 1, std::max(max_num_seqs, 16));
 }
 
-int IoThreads(int wanted) {
-  if (wanted > 0) return wanted;
-  return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 2, 8);
+// Encoding is work for every core, reading for a few.
+int IoThreads(const ModelRunnerOptions& options, const ServedExperts& served) {
+  if (options.io_threads > 0) return options.io_threads;
+  const int threads = std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 2, 8);
+  if (!served.encoded_on_reading) return threads;
+  return std::max(threads, ExpertThreads(0, 2 * served.source->format().blob_bytes()));
 }
 
 // A GPU finds its experts itself if all of them fit into host memory, where it can reach them; if
 // not, slots lie in host memory too and are read from files.
-bool DeviceDriven(const ModelRunnerOptions& options, const Checkpoint& checkpoint,
+bool DeviceDriven(const ModelRunnerOptions& options, const ModelSize& size, int64_t expert_bytes,
                   backend::Backend& backend) {
-  const auto expert_bytes = static_cast<int64_t>(checkpoint.experts().format().blob_bytes());
   return backend.Memory().has_value() &&
-         ComputeModelSize(checkpoint.config()).num_experts * expert_bytes <=
-             options.memory_limit_bytes;
+         size.num_experts * expert_bytes <= options.memory_limit_bytes;
 }
 
 // Tokens of the largest step that goes without the host: a decode batch.
@@ -62,16 +64,14 @@ absl::Status CheckOptions(const ModelRunnerOptions& options) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<MemoryPlan> Plan(const ModelRunnerOptions& options, const Checkpoint& checkpoint,
-                                backend::Backend& backend) {
+absl::StatusOr<MemoryPlan> Plan(const ModelRunnerOptions& options, const ModelConfig& config,
+                                int64_t expert_bytes, backend::Backend& backend) {
   const bool grows = !options.max_expert_budget.empty();
   const absl::StatusOr<ExpertBudget> budget =
       ParseExpertBudget(grows ? options.max_expert_budget : options.expert_budget);
   if (!budget.ok()) return budget.status();
-  const ModelConfig& config = checkpoint.config();
   const ModelSize size = ComputeModelSize(config);
-  const auto expert_bytes = static_cast<int64_t>(checkpoint.experts().format().blob_bytes());
-  const bool device_driven = DeviceDriven(options, checkpoint, backend);
+  const bool device_driven = DeviceDriven(options, size, expert_bytes, backend);
   int64_t limit_bytes = options.memory_limit_bytes;
   int64_t activation_bytes = Activations::Bytes(config, options.max_num_batched_tokens,
                                                 LogitsTileRows(config, options.max_num_seqs));
@@ -101,28 +101,51 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
     std::unique_ptr<backend::Backend> backend) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  const absl::StatusOr<MemoryPlan> plan = Plan(options, *checkpoint, *backend);
-  if (!plan.ok()) return plan.status();
+  absl::StatusOr<ServedExperts> served = ChooseExperts(
+      *checkpoint,
+      {.preference = options.expert_format,
+       .kernels_take_bf12 = backend->SupportsExpertFormat(backend::ExpertFormatKind::kBF12),
+       .host_store_bytes = backend->Memory().has_value() ? options.memory_limit_bytes : 0});
+  if (!served.ok()) return served.status();
+  const bool automatic = options.expert_format == ExpertFormatPreference::kAuto;
   std::unique_ptr<ModelRunner> runner(
-      new ModelRunner(std::move(options), std::move(checkpoint), std::move(backend), *plan));
-  if (absl::Status status = runner->Load(); !status.ok()) return status;
+      new ModelRunner(std::move(options), std::move(checkpoint), std::move(backend)));
+  absl::Status status = runner->Start(*std::move(served));
+  // An expert unlike the sample.
+  if (absl::IsOutOfRange(status) && automatic) {
+    status = runner->Start(
+        StoredExperts(*runner->checkpoint_, absl::StrCat("experts stay bf16: ", status.message())));
+  }
+  if (!status.ok()) return status;
   return runner;
 }
 
 ModelRunner::ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
-                         std::unique_ptr<backend::Backend> backend, const MemoryPlan& plan)
+                         std::unique_ptr<backend::Backend> backend)
     : options_(std::move(options)),
       checkpoint_(std::move(checkpoint)),
       backend_(std::move(backend)),
       size_(ComputeModelSize(checkpoint_->config())),
-      plan_(plan),
       sampler_(static_cast<int>(checkpoint_->config().vocab_size)) {}
 
+absl::Status ModelRunner::Start(ServedExperts served) {
+  served_ = std::move(served);
+  const absl::StatusOr<MemoryPlan> plan =
+      Plan(options_, config(), static_cast<int64_t>(expert_format().blob_bytes()), *backend_);
+  if (!plan.ok()) return plan.status();
+  plan_ = *plan;
+  return Load();
+}
+
+bool ModelRunner::device_driven() const {
+  return DeviceDriven(options_, size_, static_cast<int64_t>(expert_format().blob_bytes()),
+                      *backend_);
+}
+
 absl::Status ModelRunner::Load() {
-  const bool device_driven = DeviceDriven(options_, *checkpoint_, *backend_);
   const auto expert_bytes = static_cast<int64_t>(expert_format().blob_bytes());
   const int64_t total = plan_.dense_bytes + plan_.expert_slot_bytes +
-                        (device_driven ? size_.num_experts * expert_bytes : 0);
+                        (device_driven() ? size_.num_experts * expert_bytes : 0);
   const auto report = [&](int64_t before, int64_t bytes_done) {
     if (options_.progress) options_.progress(std::min(before + bytes_done, total), total);
   };
@@ -151,19 +174,19 @@ absl::Status ModelRunner::Load() {
 }
 
 absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
-  const bool device_driven = DeviceDriven(options_, *checkpoint_, *backend_);
   const absl::StatusOr<ExpertBudget> budget = ParseExpertBudget(options_.expert_budget);
   if (!budget.ok()) return budget.status();
-  const absl::StatusOr<int> slots = ResolveSlotsTaken(*budget, device_driven);
+  const absl::StatusOr<int> slots = ResolveSlotsTaken(*budget);
   if (!slots.ok()) return slots.status();
+  if (absl::Status status = CheckSlots(*slots); !status.ok()) return status;
   auto experts = ExpertStore::Create(config(),
                                      {.num_slots = *slots,
                                       .max_slots = plan_.num_expert_slots,
                                       .policy = options_.expert_policy,
-                                      .io_threads = IoThreads(options_.io_threads),
-                                      .device_tokens = device_driven ? DeviceTokens(options_) : 0,
+                                      .io_threads = IoThreads(options_, served_),
+                                      .device_tokens = device_driven() ? DeviceTokens(options_) : 0,
                                       .progress = progress},
-                                     checkpoint_->experts(), *backend_);
+                                     *served_.source, *backend_);
   if (!experts.ok()) return experts.status();
   experts_ = *std::move(experts);
   std::vector<cache::ExpertKey> hot;
@@ -174,11 +197,24 @@ absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
   }
   if (!options_.warm_experts) return absl::OkStatus();
   const auto expert_bytes = static_cast<int64_t>(expert_format().blob_bytes());
-  const int64_t before = device_driven ? size_.num_experts * expert_bytes : 0;
+  const int64_t before = device_driven() ? size_.num_experts * expert_bytes : 0;
   const auto report = [&](int64_t done, int64_t total) {
     if (progress) progress(before + done, before + total);
   };
-  return experts_->Warm(report, hot, options_.warm_deadline);
+  // What is not encoded now would be on a request.
+  const bool must_end = served_.encoded_on_reading && !device_driven();
+  return experts_->Warm(report, hot, must_end ? absl::InfiniteFuture() : options_.warm_deadline);
+}
+
+absl::Status ModelRunner::CheckSlots(int slots) const {
+  if (!served_.encoded_on_reading || device_driven() || slots == size_.num_experts) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(absl::StrCat(
+      "experts in bf16 are encoded to bf12 while loading, never on a request, and the budget "
+      "holds ",
+      slots, " of ", size_.num_experts, "; write the checkpoint anew with `moed convert ",
+      checkpoint_->directory(), " DESTINATION` and serve that, or let the budget hold them all"));
 }
 
 absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {

@@ -23,6 +23,7 @@
 #include "runtime/backend/backend.h"
 #include "runtime/model/checkpoint.h"
 #include "runtime/model/expert_budget.h"
+#include "runtime/model/expert_format_choice.h"
 #include "runtime/model/expert_store.h"
 #include "runtime/model/load_progress.h"
 #include "runtime/model/memory_plan.h"
@@ -39,7 +40,8 @@ struct ModelRunnerOptions {
   int64_t memory_limit_bytes = 0;
   // Share of the GPU's memory that may be in use, what others took included.
   double gpu_memory_utilization = 0.9;
-  std::string expert_budget = "auto";  // see ParseExpertBudget
+  ExpertFormatPreference expert_format = ExpertFormatPreference::kAuto;  // see ChooseExperts
+  std::string expert_budget = "auto";                                    // see ParseExpertBudget
   // Taken at start, for SetExpertBudget to grow into; empty: the budget itself.
   std::string max_expert_budget = {};
   std::string expert_policy = "recency-frequency";
@@ -73,9 +75,9 @@ struct ExpertSnapshot {
 
 class ModelRunner : public StepRunner {
  public:
-  // Plans memory, loads the dense weights and fills the expert slots.
+  // Chooses the experts' format, plans memory, loads the dense weights and fills the expert slots.
   // INVALID_ARGUMENT: an option; RESOURCE_EXHAUSTED: memory, with the numbers; DATA_LOSS: the
-  // checkpoint.
+  // checkpoint; UNIMPLEMENTED or FAILED_PRECONDITION: a format that cannot be had, with the remedy.
   static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(
       ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
       std::unique_ptr<backend::Backend> backend);
@@ -88,7 +90,8 @@ class ModelRunner : public StepRunner {
   // next Snapshot.
   // `budget` as in the options; auto is all that was taken at start. Returns the slots that it
   // buys. INVALID_ARGUMENT: no budget; RESOURCE_EXHAUSTED: more than was taken at start, or less
-  // than a token needs beside the pinned experts.
+  // than a token needs beside the pinned experts; FAILED_PRECONDITION: fewer than all experts,
+  // where reading one again would encode it on a request.
   absl::StatusOr<int> SetExpertBudget(std::string_view budget);
   // Either all or none. INVALID_ARGUMENT: no such expert; RESOURCE_EXHAUSTED: no room for as many.
   absl::Status PinExperts(std::span<const cache::ExpertKey> keys);
@@ -102,7 +105,9 @@ class ModelRunner : public StepRunner {
   const ModelSize& size() const { return size_; }
   const MemoryPlan& memory() const { return plan_; }
   std::string device() const { return backend_->Description(); }
-  const backend::ExpertFormat& expert_format() const { return checkpoint_->experts().format(); }
+  const backend::ExpertFormat& expert_format() const { return served_.source->format(); }
+  // Why experts have this format and no smaller one; may be empty.
+  const std::string& expert_format_note() const { return served_.note; }
 
   // As of the last step that ended; never null. Safe from any thread.
   std::shared_ptr<const ExpertSnapshot> Snapshot() const;
@@ -116,20 +121,25 @@ class ModelRunner : public StepRunner {
   };
 
   ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
-              std::unique_ptr<backend::Backend> backend, const MemoryPlan& plan);
+              std::unique_ptr<backend::Backend> backend);
+  // Plans and loads with these experts.
+  absl::Status Start(ServedExperts served);
   absl::Status Load();
   absl::Status LoadExperts(const LoadProgress& progress);
+  absl::Status CheckSlots(int slots) const;
+  bool device_driven() const;
   absl::Status CheckStep(const StepInput& input) const;
   void ListLogits(const StepInput& input);
   void UseLogits(const SequenceChunk& chunk, const LogitsUse& use, std::span<const float> logits,
                  ChunkResult* result);
   // Of the slots that were taken at start.
-  absl::StatusOr<int> ResolveSlotsTaken(const ExpertBudget& budget, bool device_driven) const;
+  absl::StatusOr<int> ResolveSlotsTaken(const ExpertBudget& budget) const;
   void PublishSnapshot();
 
   ModelRunnerOptions options_;
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<backend::Backend> backend_;
+  ServedExperts served_;
   ModelSize size_;
   MemoryPlan plan_;
   Sampler sampler_;

@@ -7,19 +7,19 @@ namespace moed::model {
 absl::StatusOr<int> ModelRunner::SetExpertBudget(std::string_view budget) {
   const absl::StatusOr<ExpertBudget> parsed = ParseExpertBudget(budget);
   if (!parsed.ok()) return parsed.status();
-  const absl::StatusOr<int> slots = ResolveSlotsTaken(*parsed, experts_->device() != nullptr);
+  const absl::StatusOr<int> slots = ResolveSlotsTaken(*parsed);
   if (!slots.ok()) return slots.status();
+  if (absl::Status status = CheckSlots(*slots); !status.ok()) return status;
   if (absl::Status status = experts_->cache().SetBudget(*slots); !status.ok()) return status;
   PublishSnapshot();
   return *slots;
 }
 
-absl::StatusOr<int> ModelRunner::ResolveSlotsTaken(const ExpertBudget& budget,
-                                                   bool device_driven) const {
+absl::StatusOr<int> ModelRunner::ResolveSlotsTaken(const ExpertBudget& budget) const {
   return ResolveExpertSlots(budget,
                             {.num_experts = size_.num_experts,
                              .expert_bytes = static_cast<int64_t>(expert_format().blob_bytes()),
-                             .top_k = device_driven ? 0 : config().router.top_k,
+                             .top_k = device_driven() ? 0 : config().router.top_k,
                              .available_bytes = plan_.expert_slot_bytes});
 }
 

@@ -20,6 +20,9 @@ namespace {
 using backend::DType;
 using nlohmann::json;
 
+constexpr char kMetadataKey[] = "__metadata__";
+constexpr size_t kDataMultiple = 64;  // bytes
+
 struct DTypeEntry {
   std::string_view name;
   int bits;
@@ -163,10 +166,13 @@ absl::Status HeaderParser::CheckTiling(const std::vector<TensorEntry>& sorted) c
   return absl::OkStatus();
 }
 
-absl::Status CheckMetadata(const json& metadata, const std::string& file) {
-  bool valid = metadata.is_object();
-  for (const json& value : metadata) valid = valid && value.is_string();
-  return valid ? absl::OkStatus() : Damaged(file, "__metadata__ must map strings to strings");
+absl::Status ReadMetadata(const json& value, const std::string& file,
+                          SafetensorsMetadata* metadata) {
+  bool valid = value.is_object();
+  for (const json& entry : value) valid = valid && entry.is_string();
+  if (!valid) return Damaged(file, "__metadata__ must map strings to strings");
+  for (const auto& [key, entry] : value.items()) metadata->emplace(key, entry.get<std::string>());
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -190,9 +196,9 @@ absl::StatusOr<uint64_t> ParseSafetensorsPrefix(std::string_view prefix, uint64_
   return header_bytes;
 }
 
-absl::StatusOr<std::vector<TensorEntry>> ParseSafetensorsHeader(std::string_view header,
-                                                                uint64_t file_bytes,
-                                                                const std::string& file) {
+absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view header,
+                                                         uint64_t file_bytes,
+                                                         const std::string& file) {
   if (header.empty() || header.front() != '{') return Damaged(file, "the header is no JSON object");
   const absl::StatusOr<json> parsed = ParseJsonObject(header, file);
   if (!parsed.ok()) return absl::DataLossError(parsed.status().message());
@@ -200,11 +206,12 @@ absl::StatusOr<std::vector<TensorEntry>> ParseSafetensorsHeader(std::string_view
   const uint64_t data_start = kSafetensorsPrefixBytes + header.size();
   if (file_bytes < data_start) return Damaged(file, "ends within its header");
   const HeaderParser parser(file, data_start, file_bytes - data_start);
-  std::vector<TensorEntry> entries;
+  SafetensorsHeader result;
+  std::vector<TensorEntry>& entries = result.tensors;
   entries.reserve(parsed->size());
   for (const auto& [name, value] : parsed->items()) {
-    if (name == "__metadata__") {
-      absl::Status status = CheckMetadata(value, file);
+    if (name == kMetadataKey) {
+      absl::Status status = ReadMetadata(value, file, &result.metadata);
       if (!status.ok()) return status;
       continue;
     }
@@ -217,7 +224,28 @@ absl::StatusOr<std::vector<TensorEntry>> ParseSafetensorsHeader(std::string_view
   });
   absl::Status status = parser.CheckTiling(entries);
   if (!status.ok()) return status;
-  return entries;
+  return result;
+}
+
+std::string WriteSafetensorsHeader(const std::vector<TensorLayout>& tensors,
+                                   const SafetensorsMetadata& metadata) {
+  json header = json::object();
+  if (!metadata.empty()) header[kMetadataKey] = metadata;
+  uint64_t offset = 0;
+  for (const TensorLayout& tensor : tensors) {
+    header[tensor.name] = {{"dtype", tensor.dtype_name},
+                           {"shape", tensor.shape},
+                           {"data_offsets", {offset, offset + tensor.bytes}}};
+    offset += tensor.bytes;
+  }
+  std::string text = header.dump();
+  const size_t unpadded = kSafetensorsPrefixBytes + text.size();
+  text.append((kDataMultiple - unpadded % kDataMultiple) % kDataMultiple, ' ');
+  std::string bytes;
+  for (size_t i = 0; i < kSafetensorsPrefixBytes; ++i) {
+    bytes.push_back(static_cast<char>(text.size() >> (8 * i) & 0xff));
+  }
+  return bytes + text;
 }
 
 }  // namespace moed::model

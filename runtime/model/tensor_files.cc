@@ -17,7 +17,7 @@ constexpr char kSingleFile[] = "model.safetensors";
 constexpr char kIndexFile[] = "model.safetensors.index.json";
 constexpr size_t kMaxIndexBytes = 100'000'000;
 
-absl::StatusOr<std::vector<TensorEntry>> ReadHeader(const InputFile& file) {
+absl::StatusOr<SafetensorsHeader> ReadHeader(const InputFile& file) {
   std::string prefix(kSafetensorsPrefixBytes, '\0');
   if (file.bytes() < prefix.size()) {
     return ParseSafetensorsPrefix("", file.bytes(), file.name()).status();
@@ -82,12 +82,11 @@ absl::StatusOr<TensorFiles> TensorFiles::Open(const CheckpointDirectory& directo
 absl::StatusOr<TensorFiles> TensorFiles::OpenFile(const CheckpointDirectory& directory,
                                                   std::string_view name) {
   TensorFiles files;
-  absl::StatusOr<std::vector<TensorEntry>> entries = files.AddFile(directory, name);
-  if (!entries.ok()) return entries.status();
-  for (TensorEntry& entry : *entries) {
-    std::string key = entry.name;
-    files.tensors_.try_emplace(std::move(key),
-                               StoredTensor{std::move(entry), files.files_.back().get()});
+  absl::StatusOr<std::vector<StoredTensor>> tensors = files.AddFile(directory, name);
+  if (!tensors.ok()) return tensors.status();
+  for (StoredTensor& tensor : *tensors) {
+    std::string key = tensor.entry.name;
+    files.tensors_.try_emplace(std::move(key), std::move(tensor));
   }
   return files;
 }
@@ -96,28 +95,38 @@ absl::Status TensorFiles::OpenIndexed(const CheckpointDirectory& directory) {
   const absl::StatusOr<WeightMap> index = ReadIndex(directory);
   if (!index.ok()) return index.status();
   for (const auto& [name, expected] : *index) {
-    absl::StatusOr<std::vector<TensorEntry>> entries = AddFile(directory, name);
-    if (!entries.ok()) return entries.status();
-    absl::flat_hash_map<std::string, TensorEntry> by_name;
-    for (TensorEntry& entry : *entries) by_name.try_emplace(entry.name, std::move(entry));
+    absl::StatusOr<std::vector<StoredTensor>> tensors = AddFile(directory, name);
+    if (!tensors.ok()) return tensors.status();
+    absl::flat_hash_map<std::string, StoredTensor> by_name;
+    for (StoredTensor& tensor : *tensors) {
+      std::string key = tensor.entry.name;
+      by_name.try_emplace(std::move(key), std::move(tensor));
+    }
     for (const std::string& tensor : expected) {
       const auto found = by_name.find(tensor);
       if (found == by_name.end()) {
         return absl::DataLossError(absl::StrCat(directory.PathOf(name), ": tensor \"", tensor,
                                                 "\" is missing, which the index says is there"));
       }
-      tensors_.try_emplace(tensor, StoredTensor{std::move(found->second), files_.back().get()});
+      tensors_.try_emplace(tensor, std::move(found->second));
     }
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<TensorEntry>> TensorFiles::AddFile(const CheckpointDirectory& directory,
-                                                              std::string_view name) {
+absl::StatusOr<std::vector<StoredTensor>> TensorFiles::AddFile(const CheckpointDirectory& directory,
+                                                               std::string_view name) {
   absl::StatusOr<InputFile> file = directory.OpenFile(name);
   if (!file.ok()) return file.status();
-  files_.push_back(std::make_unique<InputFile>(*std::move(file)));
-  return ReadHeader(*files_.back());
+  absl::StatusOr<SafetensorsHeader> header = ReadHeader(*file);
+  if (!header.ok()) return header.status();
+  files_.push_back(std::make_unique<OpenedFile>(*std::move(file), std::move(header->metadata)));
+  std::vector<StoredTensor> tensors;
+  tensors.reserve(header->tensors.size());
+  for (TensorEntry& entry : header->tensors) {
+    tensors.push_back({std::move(entry), &files_.back()->file, &files_.back()->metadata});
+  }
+  return tensors;
 }
 
 absl::StatusOr<const StoredTensor*> TensorFiles::Require(const std::vector<std::string>& names,
@@ -126,7 +135,7 @@ absl::StatusOr<const StoredTensor*> TensorFiles::Require(const std::vector<std::
   for (size_t i = 0; tensor == nullptr && i < names.size(); ++i) tensor = Find(names[i]);
   if (tensor == nullptr) {
     return absl::InvalidArgumentError(
-        absl::StrCat(files_.front()->name(), ": tensor \"", names.front(),
+        absl::StrCat(files_.front()->file.name(), ": tensor \"", names.front(),
                      "\" is missing here and in the files beside it, but config.json implies it"));
   }
   const TensorEntry& entry = tensor->entry;

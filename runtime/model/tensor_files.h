@@ -22,6 +22,7 @@ namespace moed::model {
 struct StoredTensor {
   TensorEntry entry;
   const InputFile* file = nullptr;
+  const SafetensorsMetadata* metadata = nullptr;  // of that file
 
   // Fills `destination` with bytes [offset, offset + size) of the tensor. DATA_LOSS, naming file
   // and tensor, if the file ends before.
@@ -46,11 +47,16 @@ class TensorFiles {
 
  private:
   absl::Status OpenIndexed(const CheckpointDirectory& directory);
-  // Opens one file and returns its tensors.
-  absl::StatusOr<std::vector<TensorEntry>> AddFile(const CheckpointDirectory& directory,
-                                                   std::string_view name);
+  struct OpenedFile {
+    InputFile file;
+    SafetensorsMetadata metadata;
+  };
 
-  std::vector<std::unique_ptr<InputFile>> files_;
+  // Opens one file and returns its tensors.
+  absl::StatusOr<std::vector<StoredTensor>> AddFile(const CheckpointDirectory& directory,
+                                                    std::string_view name);
+
+  std::vector<std::unique_ptr<OpenedFile>> files_;
   absl::flat_hash_map<std::string, StoredTensor> tensors_;
 };
 

@@ -12,10 +12,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t bytes) {
   const uint64_t data_bytes = input[0] | input[1] << 8;
   const std::string_view header(reinterpret_cast<const char*>(input) + 2, bytes - 2);
   const uint64_t data_start = moed::model::kSafetensorsPrefixBytes + header.size();
-  const auto entries = moed::model::ParseSafetensorsHeader(header, data_start + data_bytes, "fuzz");
-  if (!entries.ok()) return 0;
+  const auto parsed = moed::model::ParseSafetensorsHeader(header, data_start + data_bytes, "fuzz");
+  if (!parsed.ok()) return 0;
   uint64_t next = data_start;
-  for (const moed::model::TensorEntry& entry : *entries) {
+  for (const moed::model::TensorEntry& entry : parsed->tensors) {
     if (entry.offset != next) std::abort();
     next += entry.bytes;
   }

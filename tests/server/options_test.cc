@@ -65,6 +65,8 @@ TEST(OptionsTest, ReadsEveryFlag) {
                                   "cpu",
                                   "--expert-budget",
                                   "12.5%",
+                                  "--expert-format",
+                                  "bf12",
                                   "--expert-policy",
                                   "lru",
                                   "--metrics-port",
@@ -94,6 +96,7 @@ TEST(OptionsTest, ReadsEveryFlag) {
   EXPECT_EQ(options.seed, 7u);
   EXPECT_EQ(options.device, Device::kCpu);
   EXPECT_EQ(options.expert_budget, "12.5%");
+  EXPECT_EQ(options.expert_format, model::ExpertFormatPreference::kBF12);
   EXPECT_EQ(options.expert_policy, "lru");
   EXPECT_EQ(options.metrics_port, 0);
   EXPECT_EQ(options.cpu_threads, 3);
@@ -127,6 +130,7 @@ TEST(OptionsTest, RefusesBadValuesNamingTheFlag) {
                                           {"--device", "tpu"},
                                           {"--expert-budget", "lots"},
                                           {"--expert-budget", "-1GiB"},
+                                          {"--expert-format", "int4"},
                                           {"--expert-policy", "random"},
                                           {"--cpu-threads", "0"},
                                           {"--cpu-threads", "many"},

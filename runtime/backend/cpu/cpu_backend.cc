@@ -50,6 +50,8 @@ class CpuBackend : public Backend {
   }
   absl::Status Synchronize() override { return absl::OkStatus(); }
 
+  bool SupportsExpertFormat(ExpertFormatKind) const override { return true; }
+
   absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
       const DeviceExpertsOptions& options) override {
     return std::make_unique<CpuDeviceExperts>(options, *this);

@@ -42,6 +42,9 @@ class CudaBackend : public Backend {
                                                               const Tensor& bias) override {
     return MakeCudaLinear(weight, bias, *this);
   }
+  bool SupportsExpertFormat(ExpertFormatKind kind) const override {
+    return kind == ExpertFormatKind::kBF16;
+  }
   absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
       const DeviceExpertsOptions& options) override {
     return CudaDeviceExperts::Create(options, step_tables_, stream(),

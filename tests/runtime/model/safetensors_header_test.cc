@@ -59,24 +59,43 @@ INSTANTIATE_TEST_SUITE_P(Files, SafetensorsCorpusTest, ::testing::ValuesIn(FileC
 TEST(SafetensorsHeaderTest, GivesTensorsInOrderOfTheirPlace) {
   const std::string header = R"({"b":{"dtype":"BF16","shape":[3],"data_offsets":[4,10]},)"
                              R"("a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}})";
-  const auto entries = ParseSafetensorsHeader(header, 8 + header.size() + 10, "f");
-  ASSERT_TRUE(entries.ok()) << entries.status();
-  ASSERT_EQ(entries->size(), 2u);
-  EXPECT_EQ((*entries)[0].name, "a");
-  EXPECT_EQ((*entries)[0].dtype, backend::DType::kF32);
-  EXPECT_EQ((*entries)[0].offset, 8 + header.size());
-  EXPECT_EQ((*entries)[1].name, "b");
-  EXPECT_THAT((*entries)[1].shape, ElementsAre(3));
-  EXPECT_EQ((*entries)[1].bytes, 6u);
-  EXPECT_EQ((*entries)[1].offset, 8 + header.size() + 4);
+  const auto parsed = ParseSafetensorsHeader(header, 8 + header.size() + 10, "f");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  const std::vector<TensorEntry>& tensors = parsed->tensors;
+  ASSERT_EQ(tensors.size(), 2u);
+  EXPECT_EQ(tensors[0].name, "a");
+  EXPECT_EQ(tensors[0].dtype, backend::DType::kF32);
+  EXPECT_EQ(tensors[0].offset, 8 + header.size());
+  EXPECT_EQ(tensors[1].name, "b");
+  EXPECT_THAT(tensors[1].shape, ElementsAre(3));
+  EXPECT_EQ(tensors[1].bytes, 6u);
+  EXPECT_EQ(tensors[1].offset, 8 + header.size() + 4);
 }
 
 TEST(SafetensorsHeaderTest, TypesThatWeCannotComputeWithAreKnownByName) {
   const std::string header = R"({"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}})";
-  const auto entries = ParseSafetensorsHeader(header, 8 + header.size() + 2, "f");
-  ASSERT_TRUE(entries.ok()) << entries.status();
-  EXPECT_EQ((*entries)[0].dtype, std::nullopt);
-  EXPECT_EQ((*entries)[0].dtype_name, "F8_E4M3");
+  const auto parsed = ParseSafetensorsHeader(header, 8 + header.size() + 2, "f");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->tensors[0].dtype, std::nullopt);
+  EXPECT_EQ(parsed->tensors[0].dtype_name, "F8_E4M3");
+}
+
+TEST(SafetensorsHeaderTest, WhatIsWrittenIsReadBack) {
+  const SafetensorsMetadata metadata = {{"format", "pt"}, {"note \"x\"", "\n"}};
+  const std::string head =
+      WriteSafetensorsHeader({{"b", "BF16", {3}, 6}, {"a", "U8", {2, 2}, 4}}, metadata);
+  EXPECT_EQ(head.size() % 64, 0u);
+  const auto bytes = ParseSafetensorsPrefix(head, head.size() + 10, "f");
+  ASSERT_TRUE(bytes.ok()) << bytes.status();
+  const auto parsed = ParseSafetensorsHeader(head.substr(8), head.size() + 10, "f");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->metadata, metadata);
+  ASSERT_EQ(parsed->tensors.size(), 2u);
+  EXPECT_EQ(parsed->tensors[0].name, "b");
+  EXPECT_EQ(parsed->tensors[0].offset, head.size());
+  EXPECT_EQ(parsed->tensors[1].dtype, backend::DType::kU8);
+  EXPECT_THAT(parsed->tensors[1].shape, ElementsAre(2, 2));
+  EXPECT_EQ(parsed->tensors[1].offset, head.size() + 6);
 }
 
 TEST(SafetensorsHeaderTest, EveryTruncationIsAnErrorNotACrash) {
