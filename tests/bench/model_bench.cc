@@ -2,8 +2,10 @@
 // layers): decode against the memory's read rate, prefill against oneDNN's rate, and paging from
 // the page cache against reading and laying out alone, each as a ratio measured in one run.
 //   model_bench [--benchmark_filter=Decode]      MOED_BENCH_LAYERS=16 for all layers
-// Counters: of_read and of_onednn, rates over these ceilings; stall_of_load, seconds stalled over
-// the seconds that the paged bytes take when read alone by the same threads.
+// DecodeBf12 and ColdDecodeBf12 compare bf12 experts with bf16 ones, all resident and at half of
+// the bf16 bytes (MOED_BENCH_LAYERS=8 takes 18 GiB, files in the page cache included). Counters:
+// of_read and of_onednn, rates over these ceilings; stall_of_load, seconds stalled over the seconds
+// that the paged bytes take when read alone by the same threads.
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +18,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/internal/raw_logging.h"
@@ -25,6 +28,7 @@
 #include "dnnl.hpp"
 #include "runtime/backend/cpu/cpu_backend.h"
 #include "runtime/backend/cpu/cpu_count.h"
+#include "runtime/model/convert_checkpoint.h"
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/model_runner.h"
 
@@ -137,12 +141,14 @@ class BenchCheckpoint {
   int64_t offset_ = 0;
 };
 
-std::unique_ptr<ModelRunner> CreateRunner(const std::string& directory, LoadFormat load_format,
-                                          const std::string& budget) {
+std::unique_ptr<ModelRunner> CreateRunner(
+    const std::string& directory, LoadFormat load_format, const std::string& budget,
+    ExpertFormatPreference format = ExpertFormatPreference::kAuto) {
   auto checkpoint = OpenCheckpoint({.directory = directory, .load_format = load_format, .seed = 1});
   auto backend = backend::CreateCpuBackend({.num_threads = backend::AvailableCpus()});
   ABSL_RAW_CHECK(checkpoint.ok() && backend.ok(), "the bench's own checkpoint must open");
   auto runner = ModelRunner::Create({.memory_limit_bytes = int64_t{1} << 40,
+                                     .expert_format = format,
                                      .expert_budget = budget,
                                      .max_num_seqs = 32,
                                      .max_num_batched_tokens = kPrefillTokens,
@@ -305,6 +311,85 @@ void ColdDecode(benchmark::State& state) {
   state.counters["stall_of_load"] = stall_seconds / (bytes_paged / load_rate);
 }
 
+// Decodes the same tokens by two runners in turn, so that whatever else the machine does hits both.
+// Returns the steps per second of each.
+std::pair<double, double> DecodeInTurn(benchmark::State& state, ModelRunner& bf16,
+                                       ModelRunner& bf12) {
+  constexpr int kSteps = 8;  // of one before the other
+  constexpr int kWarmSteps = 40;
+  Load loads[] = {Load(bf16), Load(bf12)};
+  double seconds[] = {0, 0};
+  int context = 0;
+  const auto run = [&](int which, int steps) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < steps; ++i) loads[which].Step(1, 1, context + i);
+    return Seconds(start);
+  };
+  for (int which : {0, 1}) run(which, kWarmSteps);
+  context += kWarmSteps;
+  for (auto _ : state) {
+    for (int which : {0, 1}) seconds[which] += run(which, kSteps);
+    context += kSteps;
+  }
+  const double steps = kSteps * static_cast<double>(state.iterations());
+  return {steps / seconds[0], steps / seconds[1]};
+}
+
+void Report(benchmark::State& state, std::pair<double, double> steps_per_second) {
+  state.counters["bf16_tokens_per_second"] = steps_per_second.first;
+  state.counters["bf12_tokens_per_second"] = steps_per_second.second;
+  state.counters["bf12_over_bf16"] = steps_per_second.second / steps_per_second.first;
+}
+
+// All experts resident.
+void DecodeBf12(benchmark::State& state) {
+  const BenchCheckpoint checkpoint(/*with_weights=*/false);
+  const auto bf16 = CreateRunner(checkpoint.directory(), LoadFormat::kDummy, "100%");
+  const auto bf12 = CreateRunner(checkpoint.directory(), LoadFormat::kDummy, "100%",
+                                 ExpertFormatPreference::kBF12);
+  Report(state, DecodeInTurn(state, *bf16, *bf12));
+}
+
+// A converted checkpoint beside the one it was made from.
+class ConvertedBench {
+ public:
+  explicit ConvertedBench(const BenchCheckpoint& source)
+      : directory_(source.directory() + "_bf12") {
+    const auto checkpoint = OpenCheckpoint({.directory = source.directory()});
+    ABSL_RAW_CHECK(checkpoint.ok(), "the bench's own checkpoint must open");
+    const auto start = std::chrono::steady_clock::now();
+    const auto result = ConvertCheckpoint(**checkpoint, {.destination = directory_});
+    ABSL_RAW_CHECK(result.ok(), result.status().ToString().c_str());
+    bytes_per_second_ = static_cast<double>(result->bf16_bytes) / Seconds(start);
+  }
+  ~ConvertedBench() { std::filesystem::remove_all(directory_); }
+
+  const std::string& directory() const { return directory_; }
+  double bytes_per_second() const { return bytes_per_second_; }
+
+ private:
+  std::string directory_;
+  double bytes_per_second_ = 0;
+};
+
+// Half of the bf16 bytes resident, the rest paged from the page cache.
+void ColdDecodeBf12(benchmark::State& state) {
+  const BenchCheckpoint checkpoint(/*with_weights=*/true);
+  const ConvertedBench converted(checkpoint);
+  const int64_t expert_bytes = 3 * 2 * kHidden * kIntermediate;
+  const std::string budget = absl::StrCat(expert_bytes * kExperts * Layers() / 2 / 1024, "KiB");
+  const auto bf16 = CreateRunner(checkpoint.directory(), LoadFormat::kAuto, budget);
+  const auto bf12 = CreateRunner(converted.directory(), LoadFormat::kAuto, budget);
+  LoadRate(bf16->checkpoint().experts());
+  LoadRate(bf12->checkpoint().experts());
+  state.counters["convert_bytes_per_second"] = converted.bytes_per_second();
+  state.counters["bf16_load_bytes_per_second"] = LoadRate(bf16->checkpoint().experts());
+  state.counters["bf12_load_bytes_per_second"] = LoadRate(bf12->checkpoint().experts());
+  Report(state, DecodeInTurn(state, *bf16, *bf12));
+}
+
+BENCHMARK(DecodeBf12)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(20);
+BENCHMARK(ColdDecodeBf12)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(20);
 BENCHMARK(Decode)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3);
 BENCHMARK(Prefill)->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(3);
 BENCHMARK(ColdDecode)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(60);

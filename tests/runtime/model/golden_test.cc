@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "runtime/backend/cuda/cuda_backend.h"
 #include "tests/golden/golden_case.h"
+#include "tests/runtime/model/converted_checkpoint.h"
 #include "tests/runtime/model/test_model.h"
 
 namespace moed::testing {
@@ -207,6 +209,93 @@ TEST_P(GoldenTest, DeviceDrivenStepsGiveTheSameBitsAtEveryBudget) {
     EXPECT_GE(model->share_total().hits, num_slots > 0 ? 1e-6 : 0) << num_slots << " slots";
   }
 }
+
+// The same checkpoints with experts in bf12, written by ConvertCheckpoint and read from its files.
+class Bf12GoldenTest : public GoldenTest {
+ protected:
+  void SetUp() override {
+    GoldenTest::SetUp();
+    if (IsSkipped()) return;
+    if (TestsUseCuda() && !(*backend::CreateCudaBackend({}))
+                               ->SupportsExpertFormat(backend::ExpertFormatKind::kBF12)) {
+      GTEST_SKIP() << "the device has no kernels for bf12";
+    }
+    plain_directory_ = golden_.checkpoint_directory;
+    converted_.emplace(plain_directory_);
+    golden_.checkpoint_directory = converted_->directory();
+  }
+
+  // Relative RMS between two runs, over positions whose routing is sure.
+  double Distance(const std::vector<std::vector<float>>& a,
+                  const std::vector<std::vector<float>>& b) {
+    double difference = 0;
+    double size = 0;
+    for (size_t i = 0; i < golden_.prompts.size(); ++i) {
+      const GoldenPrompt& prompt = golden_.prompts[i];
+      const auto vocabulary = static_cast<size_t>(prompt.vocabulary);
+      for (size_t p = 0; p < prompt.token_ids.size(); ++p) {
+        if (prompt.RouterGap(static_cast<int>(p)) < kRouterGap) continue;
+        const auto row = std::span(a[i]).subspan(p * vocabulary, vocabulary);
+        difference += SquaredDistance(row, std::span(b[i]).subspan(p * vocabulary, vocabulary));
+        size += SquareSum(row);
+      }
+    }
+    return std::sqrt(difference / size);
+  }
+
+  std::string plain_directory_;
+  std::optional<model::ConvertedCheckpoint> converted_;
+};
+
+TEST_P(Bf12GoldenTest, LogitsAreTheReferencesAndThoseOfBf16) {
+  const std::unique_ptr<TestModel> model = Model(1 << 30);
+  EXPECT_EQ(model->experts().format().kind(), backend::ExpertFormatKind::kBF12);
+  const std::vector<std::vector<float>> alone = Alone(*model);
+  ExpectWithinBound(alone, "bf12");
+  ExpectWithinBound(Mixed(*model), "mixed");
+  golden_.checkpoint_directory = plain_directory_;
+  const double distance = Distance(Alone(*Model(1 << 30)), alone);
+  EXPECT_LE(distance, kCaseBound);
+  std::printf("  %-28s bf12 to bf16: relative RMS %.2g\n", GetParam().c_str(), distance);
+}
+
+TEST_P(Bf12GoldenTest, EveryBudgetGivesTheSameBits) {
+  const std::vector<int> budgets = Budgets();
+  const std::unique_ptr<TestModel> resident = Model(budgets[0]);
+  const std::vector<std::vector<float>> alone = Alone(*resident);
+  const std::vector<std::vector<float>> mixed = Mixed(*resident);
+  for (size_t i = 1; i < budgets.size(); ++i) {
+    const std::unique_ptr<TestModel> model = Model(budgets[i]);
+    ExpectSame(Alone(*model), alone, budgets[i]);
+    ExpectSame(Mixed(*model), mixed, budgets[i]);
+    EXPECT_LE(model->experts().cache().num_slots(), budgets[i]);
+  }
+}
+
+TEST_P(Bf12GoldenTest, DeviceDrivenStepsGiveTheSameBitsAtEveryBudget) {
+  const std::vector<std::vector<float>> expected = Mixed(*Model(1 << 30));
+  std::vector<int> budgets = Budgets();
+  budgets.push_back(0);
+  for (const int num_slots : budgets) {
+    const std::unique_ptr<TestModel> model = Model(num_slots, "recency-frequency", 16);
+    ExpectSame(Mixed(*model), expected, num_slots);
+  }
+}
+
+// As a host store of every expert is filled from bf16 files.
+TEST_P(Bf12GoldenTest, EncodingWhileLoadingGivesTheSameBits) {
+  const int num_slots = Budgets()[1];
+  const std::vector<std::vector<float>> expected = Mixed(*Model(num_slots));
+  auto model = TestModel::Create({.directory = plain_directory_,
+                                  .num_slots = num_slots,
+                                  .device_tokens = 16,
+                                  .encode_experts = true});
+  ASSERT_TRUE(model.ok()) << model.status();
+  ExpectSame(Mixed(**model), expected, num_slots);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Bf12GoldenTest, ::testing::ValuesIn(GoldenCaseNames()),
+                         [](const auto& test) { return test.param; });
 
 INSTANTIATE_TEST_SUITE_P(Cases, GoldenTest, ::testing::ValuesIn(GoldenCaseNames()),
                          [](const auto& test) { return test.param; });

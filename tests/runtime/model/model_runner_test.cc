@@ -10,6 +10,7 @@
 #include "runtime/backend/cpu/cpu_backend.h"
 #include "runtime/model/kv_cache.h"
 #include "tests/golden/golden_case.h"
+#include "tests/runtime/model/converted_checkpoint.h"
 
 namespace moed::model {
 namespace {
@@ -200,6 +201,78 @@ TEST_F(ModelRunnerTest, RefusesOptionsThatCannotBeServed) {
               HasSubstr("max_num_seqs"));
   EXPECT_THAT(status_of([](ModelRunnerOptions* o) { o->memory_limit_bytes = 1 << 20; }).ToString(),
               HasSubstr("does not fit"));
+}
+
+// The demo model, whose hidden size suits bf12.
+class ExpertFormatTest : public ModelRunnerTest {
+ protected:
+  ExpertFormatTest() { golden_ = *testing::LoadGoldenCase("demo"); }
+
+  // Greedy continuation of a short prompt.
+  std::vector<int32_t> Continue(ModelRunner& runner) {
+    SamplerState sampler({.temperature = 0}, {});
+    StepInput input = OneChunk({5, 9, 77, 3, 120}, &sampler);
+    std::vector<int32_t> tokens;
+    while (tokens.size() < 24) {
+      StepResult result;
+      EXPECT_TRUE(runner.Run(input, &result).ok());
+      tokens.push_back(result.chunks[0].token);
+      const int context = input.chunks[0].context_start + input.chunks[0].num_tokens;
+      input = OneChunk({tokens.back()}, &sampler);
+      input.chunks[0].context_start = context;
+    }
+    return tokens;
+  }
+};
+
+TEST_F(ExpertFormatTest, Bf12FromEitherKindOfFileContinuesAlike) {
+  const ConvertedCheckpoint converted(golden_.checkpoint_directory);
+  const std::vector<int32_t> expected = Continue(*Runner());
+  ModelRunnerOptions options = SmallOptions();
+  options.expert_format = ExpertFormatPreference::kBF12;
+  const std::unique_ptr<ModelRunner> encoded = Runner(options);
+  EXPECT_EQ(Continue(*encoded), expected);
+  golden_.checkpoint_directory = converted.directory();
+  const std::unique_ptr<ModelRunner> stored = Runner();
+  EXPECT_EQ(Continue(*stored), expected);
+  EXPECT_EQ(encoded->expert_format().kind(), backend::ExpertFormatKind::kBF12);
+  EXPECT_EQ(stored->expert_format().kind(), backend::ExpertFormatKind::kBF12);
+  options.expert_format = ExpertFormatPreference::kBF16;
+  options.expert_budget = "33%";
+  const std::unique_ptr<ModelRunner> decoded = Runner(options);
+  EXPECT_EQ(decoded->expert_format().kind(), backend::ExpertFormatKind::kBF16);
+  EXPECT_EQ(Continue(*decoded), expected);
+}
+
+TEST_F(ExpertFormatTest, NothingIsEncodedOnARequest) {
+  ModelRunnerOptions options = SmallOptions();
+  options.expert_format = ExpertFormatPreference::kBF12;
+  options.warm_deadline = absl::InfinitePast();  // which loading by need does not heed
+  const std::unique_ptr<ModelRunner> runner = Runner(options);
+  int resident = 0;
+  for (const cache::LayerStats& layer : runner->Snapshot()->cache.layers) {
+    resident += layer.resident;
+  }
+  EXPECT_EQ(resident, 6 * 32);
+  const absl::Status shrunk = runner->SetExpertBudget("50%").status();
+  EXPECT_EQ(shrunk.code(), absl::StatusCode::kFailedPrecondition);
+  options.expert_budget = "50%";
+  const absl::Status status = CreateRunner(golden_.checkpoint_directory, options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("moed convert"));
+}
+
+TEST_F(ExpertFormatTest, BudgetsCountStoredBytes) {
+  const ConvertedCheckpoint converted(golden_.checkpoint_directory);
+  ModelRunnerOptions options = SmallOptions();
+  options.expert_budget = "2MiB";
+  const auto slots = [&](const std::string& directory) {
+    golden_.checkpoint_directory = directory;
+    return Runner(options)->Snapshot()->cache.num_slots;
+  };
+  const auto blob_bytes = static_cast<int>(converted.result().format.blob_bytes());
+  EXPECT_EQ(slots(golden_.checkpoint_directory), (2 << 20) / (3 * 2 * 128 * 64));
+  EXPECT_EQ(slots(converted.directory()), (2 << 20) / blob_bytes);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "runtime/backend/cpu/cpu_backend.h"
 #include "runtime/backend/cuda/cuda_backend.h"
 #include "runtime/model/kv_cache.h"
+#include "runtime/model/recoded_experts.h"
 #include "runtime/model/weights.h"
 
 namespace moed::testing {
@@ -47,12 +48,17 @@ absl::StatusOr<std::unique_ptr<TestModel>> TestModel::Create(const TestModelOpti
       .policy = options.policy,
       .io_threads = 2,
       .device_tokens = TestsUseCuda() ? kCudaDeviceTokens : options.device_tokens};
-  auto experts = model::ExpertStore::Create(test->config(), store, test->checkpoint_->experts(),
-                                            *test->backend_);
+  const model::ExpertSource& stored = test->checkpoint_->experts();
+  if (options.encode_experts) {
+    const auto format = model::SampleBf12Format(test->config(), stored);
+    if (!format.ok()) return format.status();
+    test->encoded_ = std::make_unique<model::EncodedExperts>(stored, *format);
+  }
+  const model::ExpertSource& source = options.encode_experts ? *test->encoded_ : stored;
+  auto experts = model::ExpertStore::Create(test->config(), store, source, *test->backend_);
   if (absl::IsUnimplemented(experts.status())) {
     store.device_tokens = 0;
-    experts = model::ExpertStore::Create(test->config(), store, test->checkpoint_->experts(),
-                                         *test->backend_);
+    experts = model::ExpertStore::Create(test->config(), store, source, *test->backend_);
   }
   if (!experts.ok()) return experts.status();
   test->experts_ = *std::move(experts);

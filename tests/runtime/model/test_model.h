@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/backend/backend.h"
 #include "runtime/model/checkpoint.h"
+#include "runtime/model/expert_source.h"
 #include "runtime/model/expert_store.h"
 #include "runtime/model/transformer.h"
 
@@ -28,6 +29,8 @@ struct TestModelOptions {
   // Steps of up to this many tokens are device-driven; 0: none, or where MOED_TEST_DEVICE is cuda
   // and the kernels take the experts' shape, 16.
   int device_tokens = 0;
+  // bf16 experts are encoded to bf12 as they are read.
+  bool encode_experts = false;
 };
 
 // Tokens of one sequence, and how many of them each step takes: the last count repeats.
@@ -58,6 +61,7 @@ class TestModel {
                        std::vector<size_t>* progress, std::vector<std::vector<float>>* logits);
 
   std::unique_ptr<model::Checkpoint> checkpoint_;
+  std::unique_ptr<model::ExpertSource> encoded_;  // null: experts as stored
   std::unique_ptr<backend::Backend> backend_;
   std::unique_ptr<model::ExpertStore> experts_;
   std::unique_ptr<model::Transformer> transformer_;
