@@ -30,8 +30,12 @@ void GenerateReader::OnReadDone(bool ok) {
 }
 
 void GenerateReader::OnDone(const grpc::Status& status) {
-  on_done_(ToStatus(status));
+  const Client::OnDone on_done = on_done_;
+  const absl::Status end = ToStatus(status);
+  // First, for who hears of the end may let go of the client: the last reference to a channel must
+  // not be dropped here, on a thread that gRPC would have to wait for.
   delete this;
+  on_done(end);
 }
 
 }  // namespace moed::client
