@@ -99,6 +99,7 @@ void AddBenchCommand(CLI::App& app, CommandLine& line) {
       ->capture_default_str();
   command->add_flag("--json", flags->json, "Print the figures as JSON");
   command->callback([&line, flags] {
+    line.connect.ready_replicas_only = true;
     line.chosen = [&line, flags](Client& client) { return Run(*flags, line.timeout(), client); };
   });
 }

@@ -91,6 +91,7 @@ void AddChatCommand(CLI::App& app, CommandLine& line) {
   command->add_option("--model", flags->model, "Left out: the served model");
   flags->sampling.AddTo(*command);
   command->callback([&line, flags] {
+    line.connect.ready_replicas_only = true;
     line.chosen = [&line, flags](Client& client) { return Run(*flags, line.timeout(), client); };
   });
 }

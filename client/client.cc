@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/substitute.h"
 #include "client/generate_reader.h"
 #include "client/grpc_status.h"
 
@@ -13,22 +15,44 @@ namespace {
 // Log-probabilities of a long prompt are larger than gRPC's default of 4 MiB.
 constexpr int kMaxMessageBytes = 64 << 20;
 
+// A replica that was restarted is found again within this time, so that the next one may go.
+constexpr int kFirstReconnectMs = 100;
+constexpr int kMaxReconnectMs = 500;
+
 // A target of several replicas is used in turn, and a call that one of them refuses before it has
 // answered anything (it drains, loads or is gone) goes to the next. A server that shuts down while
 // a call is on its way cancels it; what this side cancels is never tried again.
-constexpr char kServiceConfig[] = R"({
-  "loadBalancingConfig": [{"round_robin": {}}],
-  "methodConfig": [{
-    "name": [{}],
-    "retryPolicy": {
-      "maxAttempts": 5,
-      "initialBackoff": "0.1s",
-      "maxBackoff": "2s",
-      "backoffMultiplier": 2,
-      "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"]
-    }
-  }]
-})";
+//
+// Five attempts, gRPC's most, are too few where one of two replicas refuses for seconds: one call
+// in 2^5 meets it each time. So replicas are also watched, and used while they are healthy.
+std::string ServiceConfig(bool ready_replicas_only) {
+  constexpr absl::string_view kFormat = R"({
+    $0
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [{
+      "name": [{}],
+      "retryPolicy": {
+        "maxAttempts": 5,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"]
+      }
+    }]
+  })";
+  const std::string health = absl::StrCat(R"("healthCheckConfig": {"serviceName": ")",
+                                          v1::Inference::service_full_name(), "\"},");
+  return absl::Substitute(kFormat, ready_replicas_only ? health : "");
+}
+
+grpc::ChannelArguments ArgumentsFor(const ConnectOptions& options) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  arguments.SetServiceConfigJSON(ServiceConfig(options.ready_replicas_only));
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kFirstReconnectMs);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectMs);
+  return arguments;
+}
 
 template <typename Response, typename Reader>
 absl::Status ReadAll(Reader reader, const std::function<void(const Response&)>& on_response) {
@@ -54,18 +78,16 @@ Call::Call(absl::Duration timeout) {
 }
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const ConnectOptions& options) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  arguments.SetServiceConfigJSON(kServiceConfig);
-  const auto opened = OpenChannel(options.address, options.security, arguments);
+  const auto opened = OpenChannel(options.address, options.security, ArgumentsFor(options));
   if (!opened.ok()) return opened.status();
   const std::shared_ptr<grpc::Channel>& channel = *opened;
   const auto deadline =
       std::chrono::system_clock::now() + absl::ToChronoMilliseconds(options.timeout);
   if (!channel->WaitForConnected(deadline)) {
-    return absl::UnavailableError(absl::StrCat("no server answers at ", options.address, " within ",
-                                               absl::FormatDuration(options.timeout),
-                                               "; is moed running there?"));
+    const char* wanted = options.ready_replicas_only ? "ready server" : "server";
+    return absl::UnavailableError(absl::StrCat("no ", wanted, " answers at ", options.address,
+                                               " within ", absl::FormatDuration(options.timeout),
+                                               "; is moed running there? moedctl health asks it"));
   }
   return std::make_unique<Client>(channel);
 }

@@ -34,6 +34,9 @@ struct ConnectOptions {
   std::string address = "127.0.0.1:8500";
   absl::Duration timeout = absl::Seconds(10);
   SecurityOptions security = {};
+  // Calls go to replicas alone whose health says that they can serve; one that loads or drains is
+  // passed over before it must refuse. Off, for asking a replica that cannot serve how it is.
+  bool ready_replicas_only = false;
 };
 
 // One call: its deadline, and a way to end it early. Used for a single call; outlives it.
@@ -54,7 +57,8 @@ class Client {
   using OnStats = std::function<void(const v1::ExpertStats&)>;
   using OnDone = std::function<void(const absl::Status&)>;
 
-  // UNAVAILABLE if nothing answers at the address in time; errors of OpenChannel.
+  // UNAVAILABLE if nothing answers at the address in time, or is ready if that is asked for; errors
+  // of OpenChannel.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const ConnectOptions& options);
   // For a channel made elsewhere, with credentials of its own.
   explicit Client(const std::shared_ptr<grpc::Channel>& channel);

@@ -89,6 +89,7 @@ void AddGenerateCommand(CLI::App& app, CommandLine& line) {
   flags->sampling.AddTo(*command);
   command->callback([&line, flags, tokens] {
     flags->has_prompt_tokens = tokens->count() > 0;
+    line.connect.ready_replicas_only = true;
     line.chosen = [&line, flags](Client& client) { return Run(*flags, line.timeout(), client); };
   });
 }

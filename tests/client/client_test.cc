@@ -49,6 +49,32 @@ TEST(ClientTest, NobodyListeningIsUnavailable) {
   EXPECT_NE(client.status().message().find("127.0.0.1:1"), std::string::npos);
 }
 
+TEST(ClientTest, CallsPassOverReplicasThatAreNotReady) {
+  FakeServer ready, draining;
+  draining.ready = false;
+  const auto client =
+      Client::Connect({.address = absl::StrCat("ipv4:", draining.address(), ",", ready.address()),
+                       .ready_replicas_only = true});
+  ASSERT_TRUE(client.ok()) << client.status();
+  for (int i = 0; i < 6; ++i) {
+    Call call;
+    EXPECT_TRUE((*client)->Generate({}, call, [](const auto&) {}).ok());
+  }
+  EXPECT_EQ(ready.generate_count, 6);
+  EXPECT_EQ(draining.generate_count, 0);
+}
+
+TEST(ClientTest, AServerThatIsNotReadyIsUnavailableToWhoNeedsIt) {
+  FakeServer loading;
+  loading.ready = false;
+  const auto client = Client::Connect({.address = loading.address(),
+                                       .timeout = absl::Milliseconds(100),
+                                       .ready_replicas_only = true});
+  EXPECT_EQ(client.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_NE(client.status().message().find("no ready server"), std::string::npos);
+  EXPECT_TRUE(Client::Connect({.address = loading.address()}).ok());
+}
+
 TEST(ClientTest, ADeadlineEndsTheCall) {
   FakeServer server;
   server.hang = true;

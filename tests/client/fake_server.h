@@ -37,7 +37,8 @@ class FakeServer : private v1::Inference::Service,
   bool hang = false;  // after the responses, until the client leaves
   v1::ExpertStats stats;
   v1::GetModelResponse model;
-  grpc::health::v1::HealthCheckResponse health;
+  grpc::health::v1::HealthCheckResponse health;  // to who asks
+  std::atomic<bool> ready = true;                // to who watches
 
   // What was asked last.
   v1::GenerateRequest generate_request;
@@ -48,10 +49,7 @@ class FakeServer : private v1::Inference::Service,
  private:
   grpc::Status Say(grpc::ServerContext* context, grpc::ServerWriter<v1::GenerateResponse>* writer) {
     for (const v1::GenerateResponse& response : responses) writer->Write(response);
-    while (hang && !context->IsCancelled()) {
-      gpr_sleep_until(
-          gpr_time_add(gpr_now(GPR_CLOCK_REALTIME), gpr_time_from_millis(5, GPR_TIMESPAN)));
-    }
+    while (hang && !context->IsCancelled()) Pause();
     saw_cancel = context->IsCancelled();
     return end;
   }
@@ -88,6 +86,21 @@ class FakeServer : private v1::Inference::Service,
                      grpc::health::v1::HealthCheckResponse* response) override {
     *response = health;
     return grpc::Status::OK;
+  }
+  grpc::Status Watch(grpc::ServerContext* context,
+                     const grpc::health::v1::HealthCheckRequest* /*request*/,
+                     grpc::ServerWriter<grpc::health::v1::HealthCheckResponse>* writer) override {
+    using grpc::health::v1::HealthCheckResponse;
+    HealthCheckResponse response;
+    response.set_status(ready ? HealthCheckResponse::SERVING : HealthCheckResponse::NOT_SERVING);
+    writer->Write(response);
+    while (!context->IsCancelled()) Pause();
+    return grpc::Status::CANCELLED;
+  }
+
+  static void Pause() {
+    gpr_sleep_until(
+        gpr_time_add(gpr_now(GPR_CLOCK_REALTIME), gpr_time_from_millis(5, GPR_TIMESPAN)));
   }
 
   int port_ = 0;
