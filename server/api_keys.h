@@ -6,11 +6,8 @@
 // that, inference and observe. Empty lines and lines that begin with # do not count.
 #pragma once
 
-#include <array>
-#include <cstdint>
 #include <memory>
 #include <string>
-
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -19,6 +16,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "server/method_access.h"
+#include "server/secret_digest.h"
 
 namespace moed::server {
 
@@ -34,19 +32,19 @@ class ApiKeys {
   // Whether a client that presents `key` may use methods of `access`. UNAUTHENTICATED: no or an
   // unknown key; PERMISSION_DENIED: not this one.
   absl::Status Check(absl::string_view key, Access access) const;
+  // Whether any key may do what `access` asks.
+  bool AnyMay(Access access) const;
   size_t size() const;
 
  private:
-  using Digest = std::array<uint8_t, 32>;
   struct Entry {
-    Digest digest;
+    SecretDigest digest;
     std::vector<Access> rights;
   };
 
   explicit ApiKeys(std::string path) : path_(std::move(path)) {}
   static absl::StatusOr<Entry> ParseLine(absl::string_view line);
   static absl::StatusOr<std::vector<Entry>> Read(const std::string& path);
-  static Digest Sha256(absl::string_view text);
 
   const std::string path_;
   mutable absl::Mutex mutex_;

@@ -3,7 +3,6 @@
 #include <string>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "server/grpc_status.h"
 #include "server/log.h"
@@ -26,10 +25,6 @@ absl::string_view BearerToken(absl::string_view authorization) {
   return authorization.substr(kScheme.size());
 }
 
-bool IsLoopback(const std::string& host) {
-  return host == "localhost" || host == "::1" || host == "[::1]" || host.rfind("127.", 0) == 0;
-}
-
 }  // namespace
 
 grpc::Status Authorizer::Process(const InputMetadata& metadata, grpc::AuthContext* /*context*/,
@@ -49,21 +44,13 @@ grpc::Status Authorizer::Process(const InputMetadata& metadata, grpc::AuthContex
   return ToGrpcStatus(status);
 }
 
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeKeyedCredentials(
-    const TlsFiles& tls, absl::Duration reload_interval, const std::string& host,
-    const ApiKeys* keys) {
-  std::shared_ptr<grpc::ServerCredentials> credentials;
-  if (tls.enabled()) {
-    credentials = MakeServerCredentials(tls, reload_interval);
-  } else if (IsLoopback(host)) {
-    // Plain text too, but credentials that take a processor; they refuse peers of other machines.
-    credentials = grpc::experimental::LocalServerCredentials(LOCAL_TCP);
-  } else {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "--api-key-file on ", host,
-        " needs TLS, for a key sent in plain text is no secret: give --tls-cert and --tls-key, or "
-        "listen on 127.0.0.1 behind a proxy that ends TLS"));
-  }
+std::shared_ptr<grpc::ServerCredentials> MakeKeyedCredentials(const TlsFiles& tls,
+                                                              absl::Duration reload_interval,
+                                                              const ApiKeys* keys) {
+  // Local ones are plain text too, but take a processor.
+  const std::shared_ptr<grpc::ServerCredentials> credentials =
+      tls.enabled() ? MakeServerCredentials(tls, reload_interval)
+                    : grpc::experimental::LocalServerCredentials(LOCAL_TCP);
   credentials->SetAuthMetadataProcessor(std::make_shared<Authorizer>(keys));
   return credentials;
 }

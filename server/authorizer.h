@@ -7,9 +7,7 @@
 #include <grpcpp/security/server_credentials.h>
 
 #include <memory>
-#include <string>
 
-#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/api_keys.h"
 #include "server/tls_credentials.h"
@@ -29,10 +27,10 @@ class Authorizer final : public grpc::AuthMetadataProcessor {
   const ApiKeys& keys_;
 };
 
-// Credentials of a listener on `host` whose calls must pass an Authorizer. FAILED_PRECONDITION
-// without TLS beyond loopback: a key sent in plain text is no secret.
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeKeyedCredentials(
-    const TlsFiles& tls, absl::Duration reload_interval, const std::string& host,
-    const ApiKeys* keys);
+// Credentials of a listener whose calls must pass an Authorizer. Without TLS it refuses peers of
+// other machines, for a key sent in plain text is no secret.
+std::shared_ptr<grpc::ServerCredentials> MakeKeyedCredentials(const TlsFiles& tls,
+                                                              absl::Duration reload_interval,
+                                                              const ApiKeys* keys);
 
 }  // namespace moed::server

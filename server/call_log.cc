@@ -90,17 +90,18 @@ void CallCounter::Ended() {
   last_end_ = absl::Now();
 }
 
-void CallCounter::WaitUntilIdle(absl::Duration quiet, absl::Duration patience) {
+bool CallCounter::WaitUntilIdle(absl::Duration quiet, absl::Duration patience) {
   const absl::Time give_up = absl::Now() + patience;
   absl::MutexLock lock(&mutex_);
   while (absl::Now() < give_up) {
     const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_ == 0; };
-    if (!mutex_.AwaitWithDeadline(absl::Condition(&none), give_up)) return;
+    if (!mutex_.AwaitWithDeadline(absl::Condition(&none), give_up)) return false;
     const absl::Time quiet_since = last_end_ + quiet;
-    if (absl::Now() >= quiet_since) return;
+    if (absl::Now() >= quiet_since) return true;
     const auto some = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_ > 0; };
     mutex_.AwaitWithDeadline(absl::Condition(&some), std::min(quiet_since, give_up));
   }
+  return false;
 }
 
 grpc::experimental::Interceptor* CallLog::CreateServerInterceptor(

@@ -20,8 +20,8 @@ class CallCounter {
   void Started();
   void Ended();
   // Waits, at most for `patience`, until none runs and for `quiet` none has: clients that just had
-  // an answer may be about to ask again.
-  void WaitUntilIdle(absl::Duration quiet, absl::Duration patience);
+  // an answer may be about to ask again. False if the patience ended first.
+  bool WaitUntilIdle(absl::Duration quiet, absl::Duration patience);
 
  private:
   absl::Mutex mutex_;

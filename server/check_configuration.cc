@@ -7,6 +7,7 @@
 #include "runtime/model/checkpoint.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
+#include "server/access_control.h"
 #include "server/api_keys.h"
 #include "server/demo_model.h"
 
@@ -38,6 +39,8 @@ int CheckConfiguration(const Options& options, std::ostream& out) {
   report("checkpoint", CheckCheckpoint(options));
   if (options.tls.enabled()) report("certificates", CheckTlsFiles(options.tls, absl::Now()));
   if (!options.api_key_file.empty()) report("keys", ApiKeys::Load(options.api_key_file).status());
+  // The others, and whether all of them together keep what they protect.
+  report("access", AccessControl::Load(options).status());
   return exit_code;
 }
 

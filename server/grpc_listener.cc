@@ -17,6 +17,7 @@
 #include "proto/moed/v1/experts.grpc.pb.h"
 #include "proto/moed/v1/inference.grpc.pb.h"
 #include "proto/vllm/engine.grpc.pb.h"
+#include "server/sever_connections.h"
 
 namespace moed::server {
 namespace {
@@ -32,8 +33,8 @@ constexpr int kKeepaliveTimeoutMs = 20'000;
 // For calls that arrive while the last ones end. A connection whose client does not read would hold
 // up the shutdown for as long as it may, so it may not for long.
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(50);
-// Once gRPC shuts down it answers CANCELLED to calls of connections that are still there. Clients
-// that are active hear UNAVAILABLE first if it waits for a pause between their calls.
+// Clients that are active hear UNAVAILABLE from the services if their connections stay for a pause
+// between their calls.
 constexpr absl::Duration kQuiet = absl::Milliseconds(200);
 
 // What the health service knows of beside the process. The last is what llm-d's health checks of
@@ -122,7 +123,7 @@ void GrpcListener::SetHealth(const Health& health) {
 
 void GrpcListener::Shutdown(absl::Duration patience) {
   if (server_ == nullptr) return;
-  calls_->WaitUntilIdle(kQuiet, patience);
+  if (calls_->WaitUntilIdle(kQuiet, patience)) SeverConnections(port_);
   server_->Shutdown(absl::ToChronoTime(absl::Now() + kCloseGrace));
 }
 

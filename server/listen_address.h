@@ -13,4 +13,9 @@ inline std::string ListenAddress(const std::string& host, int port) {
   return needs_brackets ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
 }
 
+// Whether only this machine reaches `host`.
+inline bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host == "[::1]" || host.rfind("127.", 0) == 0;
+}
+
 }  // namespace moed::server

@@ -1,19 +1,28 @@
 #include "server/metrics_listener.h"
 
+#include <dlfcn.h>
 #include <netdb.h>
+#include <openssl/ssl.h>
+#include <openssl/x509.h>
 #include <prometheus/text_serializer.h>
+#include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <string_view>
 #include <thread>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/gzip.h"
 #include "server/listen_address.h"
 #include "server/status_json.h"
 #include "server/status_page.h"
+
+extern "C" void MoedCryptoNames();
+extern "C" void MoedSslNames();
 
 namespace moed::server {
 namespace {
@@ -25,13 +34,37 @@ constexpr char kPageHeaders[] =
     "Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; script-src "
     "'unsafe-inline'; connect-src 'self'\r\n";
 
+// Some scrapers, and all browsers, ask for gzip: per-expert series are megabytes.
+constexpr size_t kMinGzipBytes = 1024;
+
+int Refuse(mg_connection* connection, int code, const char* reason, const char* headers) {
+  mg_printf(connection,
+            "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: "
+            "%zu\r\nCache-Control: no-store\r\n%s\r\n%s\n",
+            code, reason, std::string_view(reason).size() + 1, headers, reason);
+  return code;
+}
+
+std::string_view Header(const mg_connection* connection, const char* name) {
+  const char* value = mg_get_header(connection, name);
+  return value == nullptr ? std::string_view() : std::string_view(value);
+}
+
 int Send(mg_connection* connection, const char* type, std::string_view body,
          const char* headers = "") {
+  std::string packed;
+  const bool gzip =
+      body.size() >= kMinGzipBytes && AcceptsGzip(Header(connection, "Accept-Encoding"));
+  if (gzip) {
+    packed = Gzip(body);
+    body = packed;
+  }
   mg_printf(connection,
             "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %zu\r\nCache-Control: "
-            "no-store\r\n%s\r\n",
-            type, body.size(), headers);
-  mg_write(connection, body.data(), body.size());
+            "no-store\r\nVary: Accept-Encoding\r\n%s%s\r\n",
+            type, body.size(), gzip ? "Content-Encoding: gzip\r\n" : "", headers);
+  const std::string_view method = mg_get_request_info(connection)->request_method;
+  if (method != "HEAD") mg_write(connection, body.data(), body.size());
   return 200;
 }
 
@@ -57,43 +90,102 @@ void Knock(const std::string& host, int port) {
   freeaddrinfo(found);
 }
 
+// civetweb finds OpenSSL by name (server/openssl_names). It must be the one that this program is
+// linked with, for they exchange objects.
+absl::Status CheckTlsLibraries() {
+  MoedCryptoNames();
+  MoedSslNames();
+  for (const auto& [name, symbol, linked] :
+       {std::tuple{"libcrypto.so", "X509_new", reinterpret_cast<void*>(&X509_new)},
+        std::tuple{"libssl.so", "SSL_new", reinterpret_cast<void*>(&SSL_new)}}) {
+    void* library = dlopen(name, RTLD_NOW | RTLD_NOLOAD);
+    if (library == nullptr || dlsym(library, symbol) != linked) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "--metrics-tls-cert: ", name, " is not the OpenSSL that moed was built with; is ",
+          "LD_LIBRARY_PATH or LD_PRELOAD set?"));
+    }
+    dlclose(library);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<MetricsListener>> MetricsListener::Start(const std::string& host,
-                                                                        int port,
-                                                                        const ModelSlot* slot) {
-  const std::string address = ListenAddress(host, port);
-  const char* options[] = {"listening_ports",
-                           address.c_str(),
-                           "num_threads",
-                           "4",
-                           "max_request_size",
-                           kMaxHeaderBytes,
-                           "request_timeout_ms",
-                           "10000",
-                           "enable_keep_alive",
-                           "no",
-                           nullptr};
-  std::unique_ptr<MetricsListener> listener(new MetricsListener(host, slot));
-  mg_init_library(0);
-  listener->context_ = mg_start(nullptr, nullptr, options);
+absl::StatusOr<std::unique_ptr<MetricsListener>> MetricsListener::Start(
+    const MetricsListenerOptions& options, const ModelSlot* slot) {
+  if (options.tls.enabled()) {
+    absl::Status status = CheckTlsLibraries();
+    if (!status.ok()) return status;
+  }
+  std::unique_ptr<MetricsListener> listener(new MetricsListener(options, slot));
+  if (options.tls.enabled()) {
+    auto certificate = RotatingCertificate::Load(options.tls, options.tls_reload_interval);
+    if (!certificate.ok()) return certificate.status();
+    listener->certificate_ = *std::move(certificate);
+  }
+  absl::Status status = listener->Listen();
+  if (!status.ok()) return status;
+  return listener;
+}
+
+MetricsListener::MetricsListener(const MetricsListenerOptions& options, const ModelSlot* slot)
+    : options_(options), slot_(*slot), start_(absl::Now()), serving_(slot), experts_(slot) {
+  mg_init_library(options.tls.enabled() ? MG_FEATURES_SSL : 0);
+}
+
+absl::Status MetricsListener::Listen() {
+  const std::string address = ListenAddress(options_.host, options_.port);
+  const std::string ports = certificate_ != nullptr ? address + "s" : address;
+  const char* settings[] = {"listening_ports",
+                            ports.c_str(),
+                            "num_threads",
+                            "4",
+                            "max_request_size",
+                            kMaxHeaderBytes,
+                            "request_timeout_ms",
+                            "10000",
+                            "enable_keep_alive",
+                            "no",
+                            nullptr};
+  mg_callbacks callbacks = {};
+  callbacks.begin_request = &Admit;
+  callbacks.init_ssl = &InitializeTls;
+  callbacks.log_message = [](const mg_connection*, const char* message) {
+    spdlog::debug("metrics listener: {}", message);
+    return 1;
+  };
+  context_ = mg_start(&callbacks, this, settings);
   mg_server_port bound = {};
-  if (listener->context_ == nullptr || mg_get_server_ports(listener->context_, 1, &bound) < 1) {
+  if (context_ == nullptr || mg_get_server_ports(context_, 1, &bound) < 1) {
     return absl::UnavailableError(
         absl::StrCat("cannot serve metrics on ", address,
                      "; is the port in use? choose another with --metrics-port"));
   }
-  listener->port_ = bound.port;
-  mg_context* const context = listener->context_;
-  mg_set_request_handler(context, "/$", &ServePage, listener.get());
-  mg_set_request_handler(context, "/status.json$", &ServeStatus, listener.get());
-  mg_set_request_handler(context, "/metrics$", &ServeMetrics, listener.get());
-  mg_set_request_handler(context, "/metrics/experts$", &ServeExpertMetrics, listener.get());
-  return listener;
+  port_ = bound.port;
+  mg_set_request_handler(context_, "/$", &ServePage, this);
+  mg_set_request_handler(context_, "/status.json$", &ServeStatus, this);
+  mg_set_request_handler(context_, "/metrics$", &ServeMetrics, this);
+  mg_set_request_handler(context_, "/metrics/experts$", &ServeExpertMetrics, this);
+  return absl::OkStatus();
 }
 
-MetricsListener::MetricsListener(const std::string& host, const ModelSlot* slot)
-    : host_(host), slot_(*slot), start_(absl::Now()), serving_(slot), experts_(slot) {}
+int MetricsListener::InitializeTls(void* context, void* self) {
+  static_cast<MetricsListener*>(self)->certificate_->Install(static_cast<SSL_CTX*>(context));
+  return 1;
+}
+
+int MetricsListener::Admit(mg_connection* connection) {
+  const mg_request_info* request = mg_get_request_info(connection);
+  const BasicAuth* users = Self(request->user_data).options_.users;
+  const std::string_view authorization = Header(connection, "Authorization");
+  if (users != nullptr && !users->Allows({authorization.data(), authorization.size()})) {
+    return Refuse(connection, 401, "a user and a password are needed",
+                  "WWW-Authenticate: Basic realm=\"moed\", charset=\"UTF-8\"\r\n");
+  }
+  const std::string_view method = request->request_method;
+  if (method == "GET" || method == "HEAD") return 0;  // on to the handler
+  return Refuse(connection, 405, "only GET and HEAD", "Allow: GET, HEAD\r\n");
+}
 
 MetricsListener::~MetricsListener() {
   if (context_ != nullptr) {
@@ -103,7 +195,7 @@ MetricsListener::~MetricsListener() {
       stopped = true;
     });
     while (!stopped) {
-      Knock(host_, port_);
+      Knock(options_.host, port_);
       absl::SleepFor(absl::Milliseconds(5));
     }
     stopper.join();

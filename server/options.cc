@@ -104,7 +104,7 @@ void AddNetworkFlags(CLI::App& app, Options& options) {
       ->check(CLI::Range(0, 65535));
   app.add_option("--admin-host", options.admin_host, "Address of the admin service [127.0.0.1]");
   app.add_option("--admin-port", options.admin_port,
-                 "gRPC port of moed.v1.Admin, in plain text and without keys [none]")
+                 "gRPC port of moed.v1.Admin: plain text on loopback, else TLS and a key [none]")
       ->check(CLI::Range(0, 65535));
   app.add_option("--max-message-bytes", options.max_message_bytes,
                  "Largest request message, as 64MiB [64MiB]")
@@ -123,12 +123,19 @@ void AddNetworkFlags(CLI::App& app, Options& options) {
       ->check(CheckSeconds);
 }
 
-void AddSecurityFlags(CLI::App& app, Options& options) {
-  auto* certificate =
-      app.add_option("--tls-cert", options.tls.certificate, "Certificate chain, PEM: turns TLS on");
-  auto* key = app.add_option("--tls-key", options.tls.private_key, "Its private key, PEM");
+// The two flags, which need each other; the first.
+CLI::Option* AddTlsPair(CLI::App& app, const std::string& prefix, const std::string& what,
+                        TlsFiles& tls) {
+  auto* certificate = app.add_option(prefix + "-cert", tls.certificate,
+                                     "Certificate chain, PEM: turns TLS on for " + what);
+  auto* key = app.add_option(prefix + "-key", tls.private_key, "Its private key, PEM");
   certificate->needs(key);
   key->needs(certificate);
+  return certificate;
+}
+
+void AddSecurityFlags(CLI::App& app, Options& options) {
+  auto* certificate = AddTlsPair(app, "--tls", "gRPC", options.tls);
   app.add_option("--tls-client-ca", options.tls.client_ca,
                  "Certificates of authorities, PEM: clients must present a certificate of theirs")
       ->needs(certificate);
@@ -137,6 +144,11 @@ void AddSecurityFlags(CLI::App& app, Options& options) {
       ->check(CLI::Range(1, 86400));
   app.add_option("--api-key-file", options.api_key_file,
                  "File of bearer keys, one a line; SIGHUP reads it again");
+  app.add_option("--admin-key-file", options.admin_key_file,
+                 "The same for the admin port: lines `KEY admin`");
+  AddTlsPair(app, "--metrics-tls", "the metrics port", options.metrics_tls);
+  app.add_option("--metrics-auth-file", options.metrics_auth_file,
+                 "Who may read the metrics port, lines USER:SHA256; SIGHUP reads it again");
 }
 
 void AddBatchingFlags(CLI::App& app, Options& options) {

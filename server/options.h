@@ -32,7 +32,7 @@ struct Options {
   int metrics_port = 8501;     // 0: any free one
   int health_port = kNoPort;   // plain text, health alone
   int gateway_port = kNoPort;  // plain text, VllmEngine alone, without keys
-  int admin_port = kNoPort;    // plain text, Admin alone, without keys
+  int admin_port = kNoPort;    // Admin alone
   std::string admin_host = "127.0.0.1";
   int64_t max_message_bytes = 64 << 20;
   int64_t max_metadata_bytes = 16 << 10;
@@ -40,9 +40,12 @@ struct Options {
   double drain_seconds = 30;
 
   // Who gets in.
-  TlsFiles tls;  // of the gRPC port
+  TlsFiles tls;          // of the gRPC port, and of the admin port beyond loopback
+  TlsFiles metrics_tls;  // of the metrics port
   int tls_reload_seconds = 60;
-  std::string api_key_file;  // empty: no keys
+  std::string api_key_file;       // empty: no keys
+  std::string admin_key_file;     // likewise, for the admin port
+  std::string metrics_auth_file;  // empty: everybody
 
   // Batching and admission.
   int64_t max_model_len = 0;  // 0: the checkpoint's

@@ -6,7 +6,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "server/authorizer.h"
 #include "server/listen_address.h"
 
 namespace moed::server {
@@ -54,55 +53,52 @@ Server::~Server() {
 }
 
 absl::Status Server::Listen() {
-  auto metrics = MetricsListener::Start(options_.host, options_.metrics_port, &slot_);
+  auto access = AccessControl::Load(options_);
+  if (!access.ok()) return access.status();
+  access_ = *std::move(access);
+  auto metrics =
+      MetricsListener::Start({.host = options_.host,
+                              .port = options_.metrics_port,
+                              .tls = options_.metrics_tls,
+                              .tls_reload_interval = absl::Seconds(options_.tls_reload_seconds),
+                              .users = access_->metrics_users()},
+                             &slot_);
   if (!metrics.ok()) return metrics.status();
   metrics_ = *std::move(metrics);
 
-  auto credentials = ApiCredentials();
-  if (!credentials.ok()) return credentials.status();
   GrpcListenerOptions api = LimitsOf(options_);
   api.address = ListenAddress(options_.host, options_.port);
   api.flag = "--port";
-  api.credentials = *std::move(credentials);
+  api.credentials = access_->api();
   api.services = {&inference_, &experts_, &vllm_};
   api.reflection = true;
   auto listener = GrpcListener::Start(api);
   if (!listener.ok()) return listener.status();
   api_ = *std::move(listener);
-  auto health = ListenBeside(options_.host, options_.health_port, "--health-port", {});
+  const auto plain = grpc::InsecureServerCredentials();
+  auto health = ListenBeside(options_.host, options_.health_port, "--health-port", plain, {});
   if (!health.ok()) return health.status();
   health_listener_ = *std::move(health);
-  auto gateway = ListenBeside(options_.host, options_.gateway_port, "--gateway-port", {&vllm_});
+  auto gateway =
+      ListenBeside(options_.host, options_.gateway_port, "--gateway-port", plain, {&vllm_});
   if (!gateway.ok()) return gateway.status();
   gateway_ = *std::move(gateway);
-  auto admin =
-      ListenBeside(options_.admin_host, options_.admin_port, "--admin-port", {&admin_service_});
+  auto admin = ListenBeside(options_.admin_host, options_.admin_port, "--admin-port",
+                            access_->admin(), {&admin_service_});
   if (!admin.ok()) return admin.status();
   admin_ = *std::move(admin);
   PublishHealth(EvaluateHealth(/*snapshot=*/nullptr, absl::Now()));
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Server::ApiCredentials() {
-  absl::Status status = CheckTlsFiles(options_.tls, absl::Now());
-  if (!status.ok()) return status;
-  if (options_.api_key_file.empty()) {
-    return MakeServerCredentials(options_.tls, absl::Seconds(options_.tls_reload_seconds));
-  }
-  auto keys = ApiKeys::Load(options_.api_key_file);
-  if (!keys.ok()) return keys.status();
-  keys_ = *std::move(keys);
-  return MakeKeyedCredentials(options_.tls, absl::Seconds(options_.tls_reload_seconds),
-                              options_.host, keys_.get());
-}
-
 absl::StatusOr<std::unique_ptr<GrpcListener>> Server::ListenBeside(
-    const std::string& host, int port, const char* flag, std::vector<grpc::Service*> services) {
+    const std::string& host, int port, const char* flag,
+    std::shared_ptr<grpc::ServerCredentials> credentials, std::vector<grpc::Service*> services) {
   if (port == kNoPort) return nullptr;
   GrpcListenerOptions options = LimitsOf(options_);
   options.address = ListenAddress(host, port);
   options.flag = flag;
-  options.credentials = grpc::InsecureServerCredentials();
+  options.credentials = std::move(credentials);
   options.services = std::move(services);
   return GrpcListener::Start(options);
 }
@@ -113,16 +109,6 @@ std::vector<GrpcListener*> Server::Listeners() const {
     if (*listener != nullptr) listeners.push_back(listener->get());
   }
   return listeners;
-}
-
-void Server::Reload() {
-  if (keys_ == nullptr) return;
-  const absl::Status status = keys_->Reload();
-  if (status.ok()) {
-    spdlog::info("{} keys read from {}", keys_->size(), options_.api_key_file);
-  } else {
-    spdlog::error("the old keys stay: {}", std::string(status.message()));
-  }
 }
 
 void Server::Load(const ModelLoader& loader) {

@@ -17,9 +17,9 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "server/access_control.h"
 #include "server/activity_log.h"
 #include "server/admin_service.h"
-#include "server/api_keys.h"
 #include "server/experts_service.h"
 #include "server/grpc_listener.h"
 #include "server/health.h"
@@ -59,9 +59,8 @@ class Server {
   // failed.
   absl::Status Run(const StopRequested& stop_requested);
 
-  // Reads the keys again; what is wrong with them goes to the log, and the old ones stay.
-  // Certificates are looked at by themselves. Any thread.
-  void Reload();
+  // AccessControl::Reload. Any thread.
+  void Reload() { access_->Reload(); }
   // What the health service says. The thread of Run.
   Health health() const { return health_published_.value_or(Health()); }
 
@@ -69,12 +68,10 @@ class Server {
   explicit Server(const Options& options);
 
   absl::Status Listen();
-  // Who may call the API: TLS and keys as the options say.
-  absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ApiCredentials();
-  // A listener in plain text beside the API's, if its port was asked for.
-  absl::StatusOr<std::unique_ptr<GrpcListener>> ListenBeside(const std::string& host, int port,
-                                                             const char* flag,
-                                                             std::vector<grpc::Service*> services);
+  // A listener beside the API's, if its port was asked for.
+  absl::StatusOr<std::unique_ptr<GrpcListener>> ListenBeside(
+      const std::string& host, int port, const char* flag,
+      std::shared_ptr<grpc::ServerCredentials> credentials, std::vector<grpc::Service*> services);
   // Every gRPC listener there is.
   std::vector<GrpcListener*> Listeners() const;
   void Load(const ModelLoader& loader);
@@ -90,8 +87,8 @@ class Server {
   ExpertsService experts_;
   AdminService admin_service_;
   VllmService vllm_;
+  std::unique_ptr<AccessControl> access_;
   std::unique_ptr<MetricsListener> metrics_;
-  std::unique_ptr<ApiKeys> keys_;  // null: none are asked for
   std::unique_ptr<GrpcListener> api_;
   std::unique_ptr<GrpcListener> health_listener_;
   std::unique_ptr<GrpcListener> gateway_;

@@ -61,6 +61,17 @@ TEST_F(ObservabilityTest, StatusPageIsWholeInItself) {
   EXPECT_THAT(HttpGet(server_.metrics_port(), "/status.json"), HasSubstr("\"loading\":false"));
 }
 
+TEST_F(ObservabilityTest, MetricsComePackedToWhoTakesThemSo) {
+  const std::string get = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
+  const std::string packed =
+      HttpAnswer(server_.metrics_port(), get + "Accept-Encoding: gzip\r\n\r\n");
+  EXPECT_THAT(packed, HasSubstr("\r\nContent-Encoding: gzip\r\n"));
+  EXPECT_THAT(packed, HasSubstr("\r\n\r\n\x1f\x8b"));
+  const std::string plain = HttpAnswer(server_.metrics_port(), get + "\r\n");
+  EXPECT_THAT(plain, testing::Not(HasSubstr("Content-Encoding")));
+  EXPECT_LT(packed.size(), plain.size() / 3);
+}
+
 TEST_F(ObservabilityTest, SeriesDoNotGrowWithRequests) {
   const auto serve = [this] {
     for (int i = 0; i < 50; ++i) Generate(server_.inference(), TokensRequest(1 + i, 1 + i % 7));

@@ -24,6 +24,7 @@ using grpc::health::v1::HealthCheckResponse;
 
 constexpr char kKey[] = "a-key-of-some-length";
 constexpr char kObserverKey[] = "a-key-that-may-look";
+constexpr char kAdminKey[] = "a-key-that-may-change";
 
 void Write(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
 
@@ -39,6 +40,11 @@ class SecurityTest : public testing::Test {
     options_.api_key_file = testing::TempDir() + "/keys";
     Write(options_.api_key_file,
           absl::StrCat("# two clients\n", kKey, "\n\n", kObserverKey, " observe\n"));
+  }
+
+  void UseAdminKeys() {
+    options_.admin_key_file = testing::TempDir() + "/admin-keys";
+    Write(options_.admin_key_file, absl::StrCat(kAdminKey, " admin\n", kKey, "\n"));
   }
 
   void Start() {
@@ -219,10 +225,12 @@ std::vector<std::string> RegisteredMethods(const std::shared_ptr<grpc::Channel>&
   return methods;
 }
 
-// What a method answers to an empty message without a key.
-StatusCode CallWithoutKey(const std::shared_ptr<grpc::Channel>& channel, const std::string& path) {
+// What a method answers to an empty message, and to a key if one is given.
+StatusCode CallOf(const std::shared_ptr<grpc::Channel>& channel, const std::string& path,
+                  const std::string& key) {
   grpc::GenericStub stub(channel);
   grpc::ClientContext context;
+  if (!key.empty()) context.AddMetadata("authorization", "Bearer " + key);
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(500));
   grpc::CompletionQueue queue;
   const auto call = stub.PrepareUnaryCall(&context, path, grpc::ByteBuffer(), &queue);
@@ -234,6 +242,10 @@ StatusCode CallWithoutKey(const std::shared_ptr<grpc::Channel>& channel, const s
   bool ok = false;
   queue.Next(&tag, &ok);
   return status.error_code();
+}
+
+StatusCode CallWithoutKey(const std::shared_ptr<grpc::Channel>& channel, const std::string& path) {
+  return CallOf(channel, path, "");
 }
 
 TEST_F(SecurityTest, EveryRegisteredMethodIsListedAndNeedsAKeyUnlessOpen) {
@@ -251,6 +263,84 @@ TEST_F(SecurityTest, EveryRegisteredMethodIsListedAndNeedsAKeyUnlessOpen) {
   EXPECT_EQ(CallWithoutKey(channel, "/moed.v1.Inference/NoSuchMethod"),
             StatusCode::UNAUTHENTICATED);
   EXPECT_NE(CallWithoutKey(channel, "/grpc.health.v1.Health/Check"), StatusCode::UNAUTHENTICATED);
+}
+
+std::vector<std::string> AdminMethods() {
+  std::vector<std::string> methods;
+  const auto* service = google::protobuf::DescriptorPool::generated_pool()->FindServiceByName(
+      v1::Admin::service_full_name());
+  for (int i = 0; service != nullptr && i < service->method_count(); ++i) {
+    methods.push_back(absl::StrCat("/", service->full_name(), "/", service->method(i)->name()));
+  }
+  return methods;
+}
+
+// Whoever may not, must not learn whether a method exists, either.
+void ExpectOnlyTheAdminKeyOpens(const std::shared_ptr<grpc::Channel>& channel) {
+  const std::vector<std::string> methods = AdminMethods();
+  EXPECT_GE(methods.size(), 5u);
+  for (const std::string& method : methods) {
+    EXPECT_EQ(AccessOf(method), Access::kAdmin) << method;
+    EXPECT_EQ(CallWithoutKey(channel, method), StatusCode::UNAUTHENTICATED) << method;
+    EXPECT_EQ(CallOf(channel, method, kObserverKey), StatusCode::UNAUTHENTICATED) << method;
+    EXPECT_EQ(CallOf(channel, method, kKey), StatusCode::PERMISSION_DENIED) << method;
+    // The scripted model has no experts to change: the call has come in.
+    EXPECT_THAT(CallOf(channel, method, kAdminKey),
+                testing::AnyOf(StatusCode::UNIMPLEMENTED, StatusCode::FAILED_PRECONDITION))
+        << method;
+  }
+  EXPECT_EQ(CallWithoutKey(channel, "/moed.v1.Admin/NoSuchMethod"), StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(CallOf(channel, "/moed.v1.Inference/GetModel", kAdminKey),
+            StatusCode::PERMISSION_DENIED);
+}
+
+TEST_F(SecurityTest, TheAdminPortTakesItsOwnKeysOnLoopback) {
+  UseAdminKeys();
+  UseKeys();
+  Start();
+  ExpectOnlyTheAdminKeyOpens(grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->admin_port()),
+                                                 grpc::InsecureChannelCredentials()));
+  EXPECT_EQ(CallOf(server_->NewChannel(Channel()), AdminMethods().front(), kAdminKey),
+            StatusCode::UNAUTHENTICATED);  // it is none of the API's
+}
+
+TEST_F(SecurityTest, BeyondLoopbackTheAdminPortSpeaksTls) {
+  UseAdminKeys();
+  options_.admin_host = "0.0.0.0";
+  Start();
+  const std::string address = absl::StrCat("127.0.0.1:", server_->admin_port());
+  ExpectOnlyTheAdminKeyOpens(grpc::CreateChannel(address, Channel()));
+  EXPECT_EQ(CallOf(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()),
+                   AdminMethods().front(), kAdminKey),
+            StatusCode::UNAVAILABLE);
+}
+
+TEST_F(SecurityTest, AnAdminPortInTheOpenIsRefused) {
+  options_.port = 0;
+  options_.metrics_port = 0;
+  options_.admin_port = 0;
+  options_.admin_host = "0.0.0.0";
+  const auto refusal = [this] {
+    return std::string(Server::Create(options_, ScriptedLoader(&runner_)).status().message());
+  };
+  EXPECT_THAT(refusal(), testing::HasSubstr("--admin-key-file"));
+  UseAdminKeys();
+  options_.tls = {};
+  EXPECT_THAT(refusal(), testing::HasSubstr("--tls-cert"));
+  Write(options_.admin_key_file, absl::StrCat(kKey, "\n"));
+  EXPECT_THAT(refusal(), testing::HasSubstr("KEY admin"));
+}
+
+TEST_F(SecurityTest, AdminKeysAreReadAnew) {
+  UseAdminKeys();
+  Start();
+  const auto channel = grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->admin_port()),
+                                           grpc::InsecureChannelCredentials());
+  Write(options_.admin_key_file, "another-key-of-length admin\n");
+  server_->Reload();
+  EXPECT_EQ(CallOf(channel, AdminMethods().front(), kAdminKey), StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(CallOf(channel, AdminMethods().front(), "another-key-of-length"),
+            StatusCode::UNIMPLEMENTED);
 }
 
 TEST_F(SecurityTest, TheHealthPortShowsHealthAndNothingElse) {
@@ -284,8 +374,60 @@ TEST_F(SecurityTest, TheGatewayPortServesTheEngineProtocolAlone) {
   grpc::ClientContext context;
   vllm::grpc::engine::GetModelInfoResponse response;
   EXPECT_TRUE(stub->GetModelInfo(&context, {}, &response).ok());
-  EXPECT_EQ(CallWithoutKey(channel, "/moed.v1.Inference/GetModel"), StatusCode::UNIMPLEMENTED);
-  EXPECT_EQ(CallWithoutKey(channel, "/moed.v1.Experts/GetStats"), StatusCode::UNIMPLEMENTED);
+  for (const MethodAccess& method : AllMethods()) {
+    if (method.path.find("/moed.") != 0 && method.path.find("/grpc.reflection.") != 0) continue;
+    EXPECT_EQ(CallWithoutKey(channel, std::string(method.path)), StatusCode::UNIMPLEMENTED)
+        << method.path;
+  }
+}
+
+// "GET PATH" with further header lines, each with its end.
+std::string GetWith(const std::string& path, const std::string& headers) {
+  return absl::StrCat("GET ", path, " HTTP/1.1\r\nHost: localhost\r\n", headers,
+                      "Connection: close\r\n\r\n");
+}
+
+TEST_F(SecurityTest, MetricsAskForAUserOnEveryPath) {
+  options_.metrics_auth_file = testing::TempDir() + "/users";
+  // By `printf %s a-password-of-length | sha256sum`.
+  Write(options_.metrics_auth_file,
+        "prometheus:d849daf8b0aa9f10be3818bc2faecbf90a82eb8221d4c8adac7d5e963db0d5e8\n");
+  Start();
+  const auto answer = [this](const std::string& path, const std::string& headers) {
+    return HttpAnswer(server_->metrics_port(), GetWith(path, headers));
+  };
+  // prometheus:a-password-of-length, and with another password.
+  const std::string good = "Authorization: Basic cHJvbWV0aGV1czphLXBhc3N3b3JkLW9mLWxlbmd0aA==\r\n";
+  const std::string bad = "Authorization: Basic cHJvbWV0aGV1czphLXBhc3N3b3JkLW9mLWxlbmd0SA==\r\n";
+  for (const char* path : {"/", "/metrics", "/metrics/experts", "/status.json", "/no/such/path"}) {
+    EXPECT_THAT(answer(path, ""), testing::StartsWith("HTTP/1.1 401 ")) << path;
+    EXPECT_THAT(answer(path, ""), testing::HasSubstr("WWW-Authenticate: Basic")) << path;
+    EXPECT_THAT(answer(path, bad), testing::StartsWith("HTTP/1.1 401 ")) << path;
+    EXPECT_THAT(answer(path, good), testing::Not(testing::StartsWith("HTTP/1.1 401 "))) << path;
+  }
+  EXPECT_THAT(answer("/metrics", good), testing::StartsWith("HTTP/1.1 200 "));
+}
+
+TEST_F(SecurityTest, TheMetricsPortLimitsWhatItReads) {
+  Start();
+  const int port = server_->metrics_port();
+  const std::string large = absl::StrCat("X-Large: ", std::string(20'000, 'a'), "\r\n");
+  EXPECT_THAT(HttpAnswer(port, GetWith("/metrics", large)),
+              testing::Not(testing::HasSubstr(" 200 ")));
+  EXPECT_THAT(HttpAnswer(port, "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"),
+              testing::StartsWith("HTTP/1.1 405 "));
+  EXPECT_THAT(HttpAnswer(port, GetWith("/../../etc/passwd", "")),
+              testing::Not(testing::HasSubstr("root:")));
+  EXPECT_THAT(HttpAnswer(port, GetWith("/metrics", "")), testing::StartsWith("HTTP/1.1 200 "));
+}
+
+TEST_F(SecurityTest, OversizedMessagesAreRefused) {
+  options_.max_message_bytes = 64 << 10;
+  Start();
+  const auto stub = v1::Inference::NewStub(server_->NewChannel(Channel()));
+  EXPECT_EQ(Generate(*stub, TokensRequest(100'000, 1)).status.error_code(),
+            StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(Generate(*stub, TokensRequest(100, 1)).status.ok());
 }
 
 TEST_F(SecurityTest, OversizedMetadataIsRefused) {

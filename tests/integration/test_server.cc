@@ -110,7 +110,7 @@ bool Eventually(absl::FunctionRef<bool()> condition) {
   return false;
 }
 
-std::string HttpGet(int port, const std::string& path) {
+std::string HttpAnswer(int port, const std::string& request) {
   const int socket_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address = {};
   address.sin_family = AF_INET;
@@ -118,8 +118,6 @@ std::string HttpGet(int port, const std::string& path) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   std::string response;
   if (connect(socket_fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) {
-    const std::string request =
-        absl::StrCat("GET ", path, " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     send(socket_fd, request.data(), request.size(), MSG_NOSIGNAL);
     char buffer[4096];
     for (ssize_t got; (got = recv(socket_fd, buffer, sizeof(buffer), 0)) > 0;) {
@@ -127,6 +125,13 @@ std::string HttpGet(int port, const std::string& path) {
     }
   }
   close(socket_fd);
+  return response;
+}
+
+std::string HttpGet(int port, const std::string& path) {
+  const std::string response = HttpAnswer(
+      port,
+      absl::StrCat("GET ", path, " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
   const size_t body = response.find("\r\n\r\n");
   return body == std::string::npos ? "" : response.substr(body + 4);
 }

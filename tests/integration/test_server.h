@@ -39,6 +39,7 @@ class TestServer {
   int metrics_port() const { return server_->metrics_port(); }
   int health_port() const { return server_->health_port(); }
   int gateway_port() const { return server_->gateway_port(); }
+  int admin_port() const { return server_->admin_port(); }
   void Reload() { server_->Reload(); }
   std::shared_ptr<grpc::Channel> NewChannel(
       const std::shared_ptr<grpc::ChannelCredentials>& credentials =
@@ -80,7 +81,9 @@ v1::GenerateRequest TokensRequest(int prompt_tokens, int64_t max_tokens);
 // True as soon as `condition` is; false after 20 seconds.
 bool Eventually(absl::FunctionRef<bool()> condition);
 
-// The body of an HTTP GET on loopback; empty if that fails.
+// What an HTTP server on loopback answers to `request`, headers and body; empty if that fails.
+std::string HttpAnswer(int port, const std::string& request);
+// The body of a GET.
 std::string HttpGet(int port, const std::string& path);
 
 }  // namespace moed::server
