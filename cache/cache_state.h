@@ -31,7 +31,7 @@ struct CacheState {
         policy(policy_kind),
         driver(cache_driver),
         division(slot_division),
-        routing(experts, HalfLifeSteps(policy_kind)),
+        routing(experts, top_k_experts, HalfLifeSteps(policy_kind)),
         curve(experts, top_k_experts, cache_driver == CacheDriver::kHost),
         balance(experts),
         slots(experts, num_slots, max_slots),

@@ -19,22 +19,27 @@ constexpr double kPersistencePrior = 100;
 // percent of the optimum, where any fixed weight loses several on one or the other.
 constexpr double kRecentWeight = 30;
 
+// What the contexts of tokens take at most.
+constexpr int64_t kTokenBytes = 8'000'000;
+
 // Worth of a certain use in the next step, as a share of what an expert used in every step is
 // worth.
 constexpr double kSuccessorWeight = 1;
 
 }  // namespace
 
-RoutingStats::RoutingStats(const ExpertIndex& index, double half_life_steps)
+RoutingStats::RoutingStats(const ExpertIndex& index, int top_k, double half_life_steps)
     : index_(index),
       entries_(index.total_experts()),
       layers_(index.num_layers()),
       successors_(index),
+      tokens_(index, top_k, std::min(kTokenBytes, kMaxBytes - successors_.bytes())),
       growth_(std::exp2(1.0 / half_life_steps)),
       successor_weight_(kSuccessorWeight / (1 - 1 / growth_)) {}
 
 void RoutingStats::BeginStep() {
   ++step_;
+  tokens_.BeginStep();
   scale_ *= growth_;
   if (scale_ < kLargestScale) return;
   for (Entry& entry : entries_) entry.raw_heat /= scale_;
@@ -59,6 +64,7 @@ void RoutingStats::ObserveLayer(int layer, std::span<const ExpertLoad> experts) 
     entry.tokens_total += load.tokens;
   }
   successors_.ObserveLayer(layer, experts);
+  tokens_.ObserveLayer(layer, experts);
   const double excess = persistence.repeats - persistence.expected_repeats;
   persistence.recent_weight =
       kRecentWeight * std::max(0.0, excess) / (persistence.uses + kPersistencePrior);
@@ -71,6 +77,12 @@ void RoutingStats::Observe(const RoutingTrace& trace) {
 
 void RoutingStats::RestoreHeat(ExpertKey key, double heat) {
   entries_[index_.Of(key)].raw_heat = heat * scale_;
+}
+
+int64_t RoutingStats::bytes() const {
+  return static_cast<int64_t>(entries_.size() * sizeof(Entry) +
+                              layers_.size() * sizeof(Persistence)) +
+         successors_.bytes() + tokens_.bytes();
 }
 
 void RoutingStats::ResetTotals() {

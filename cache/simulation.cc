@@ -18,10 +18,11 @@ int LayersWithExperts(const SimulatedModel& model) {
                                         [](int experts) { return experts > 0; }));
 }
 
-// What every layer gets the same of.
+// The nearest number of which every layer gets the same.
 int Divisible(const SimulatedModel& model, int residents, SlotDivision division) {
   if (division == SlotDivision::kByWorth) return residents;
-  return residents - residents % std::max(LayersWithExperts(model), 1);
+  const int layers = std::max(LayersWithExperts(model), 1);
+  return (residents + layers / 2) / layers * layers;
 }
 
 // The smallest budget that leaves `residents` beside its scratch slots.
@@ -68,7 +69,8 @@ HitCount Optimum(const SimulatedModel& model, int residents, SlotDivision divisi
                  std::span<const RoutingTrace> traces) {
   const ExpertIndex index(model.experts_per_layer);
   if (division == SlotDivision::kByWorth) return OptimumOnePool(index, residents, traces);
-  return OptimumPerLayer(index, residents / LayersWithExperts(model), traces);
+  const int per_layer = Divisible(model, residents, division) / LayersWithExperts(model);
+  return OptimumPerLayer(index, per_layer, traces);
 }
 
 std::vector<ExpertKey> MostUsed(const SimulatedModel& model, SlotDivision division,

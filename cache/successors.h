@@ -31,6 +31,10 @@ class Successors {
   // step observed of its layer; 0 if that had too many.
   float NextUse(ExpertKey key) const { return next_.empty() ? 0 : next_[index_.Of(key)]; }
 
+  int64_t bytes() const {
+    return static_cast<int64_t>((pairs_.size() + uses_.size() + next_.size()) * sizeof(float));
+  }
+
  private:
   float* RowOf(int layer, int expert) {
     return pairs_.data() + first_pair_[layer] + int64_t{expert} * index_.num_experts(layer);

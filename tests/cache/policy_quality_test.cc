@@ -70,21 +70,24 @@ TEST(PolicyQualityTest, NothingBeatsTheOptimum) {
   }
 }
 
-TEST(PolicyQualityTest, LongPrefillCostsDecodesAtMostTwoPoints) {
+// 32 chunks of 1024 tokens of a foreign prompt, each weighing as one sequence.
+TEST(PolicyQualityTest, A32kPrefillCostsDecodesAtMostTwoPoints) {
+  constexpr int kChunkTokens = 1024;
+  constexpr int kChunks = 32;
   SyntheticRouter decode(kRouting, 3);
   std::unique_ptr<ExpertCache> alone = MakeCache(kTotal * 3 / 10, "recency-frequency");
   std::unique_ptr<ExpertCache> beside = MakeCache(kTotal * 3 / 10, "recency-frequency");
   SyntheticRouting chunk_routing = kRouting;
-  chunk_routing.sequences = 256;  // a chunk of a foreign prompt, weighing as one sequence
+  chunk_routing.sequences = kChunkTokens;
   SyntheticRouter prefill(chunk_routing, 4);
   HitCount with;
   HitCount without;
   for (int step = 0; step < 600; ++step) {
     const std::vector<RoutingTrace> token = {decode.Step(0)};
-    if (step >= 500 && step < 508) {
+    if (step >= 500 && step < 500 + kChunks) {
       RoutingTrace chunk = prefill.Step(1);
       for (LayerRouting& layer : chunk.layers) {
-        for (ExpertLoad& load : layer.experts) load.weight /= 256;
+        for (ExpertLoad& load : layer.experts) load.weight /= kChunkTokens;
       }
       ReplayStep(chunk, *beside);
     }

@@ -12,13 +12,13 @@ namespace {
 const std::vector<int> kTwoLayers = {4, 3};
 
 TEST(RoutingStatsTest, NeverUsedExpertHasNoLastUse) {
-  RoutingStats stats((ExpertIndex(kTwoLayers)), 8);
+  RoutingStats stats((ExpertIndex(kTwoLayers)), 2, 8);
   EXPECT_EQ(stats.last_use_step({1, 2}), -1);
   EXPECT_EQ(stats.heat({1, 2}), 0);
 }
 
 TEST(RoutingStatsTest, HeatHalvesEveryHalfLife) {
-  RoutingStats stats(ExpertIndex(kTwoLayers), 8);
+  RoutingStats stats(ExpertIndex(kTwoLayers), 2, 8);
   stats.Observe({.layers = {{.layer = 0, .experts = {{.expert = 1, .tokens = 3, .weight = 2}}}}});
   EXPECT_DOUBLE_EQ(stats.heat({0, 1}), 2);
   for (int i = 0; i < 8; ++i) stats.BeginStep();
@@ -30,7 +30,7 @@ TEST(RoutingStatsTest, HeatHalvesEveryHalfLife) {
 }
 
 TEST(RoutingStatsTest, LongPrefillWeighsAsOneSequence) {
-  RoutingStats stats(ExpertIndex(kTwoLayers), 8);
+  RoutingStats stats(ExpertIndex(kTwoLayers), 2, 8);
   // One sequence decodes one token to expert 0; another prefills 1000 tokens to experts 1 and 2.
   const std::vector<ExpertLoad> loads = {{.expert = 0, .tokens = 1, .weight = 1},
                                          {.expert = 1, .tokens = 500, .weight = 0.5},
@@ -42,8 +42,8 @@ TEST(RoutingStatsTest, LongPrefillWeighsAsOneSequence) {
 }
 
 TEST(RoutingStatsTest, RecentUseIsWorthMoreWhereUsesRepeat) {
-  RoutingStats repeating(ExpertIndex(kTwoLayers), 32);
-  RoutingStats scattered(ExpertIndex(kTwoLayers), 32);
+  RoutingStats repeating(ExpertIndex(kTwoLayers), 2, 32);
+  RoutingStats scattered(ExpertIndex(kTwoLayers), 2, 32);
   for (int step = 0; step < 400; ++step) {
     // Each of four experts is used equally often: in runs of ten, or never twice running.
     repeating.BeginStep();
@@ -55,8 +55,44 @@ TEST(RoutingStatsTest, RecentUseIsWorthMoreWhereUsesRepeat) {
   EXPECT_EQ(scattered.raw_recent_heat({0, 3}), 0);
 }
 
+TEST(RoutingStatsTest, MemoryIsBoundedWhateverTheModel) {
+  const std::vector<std::vector<int>> models = {
+      std::vector<int>(6, 32),   std::vector<int>(36, 128), std::vector<int>(48, 128),
+      std::vector<int>(48, 256), std::vector<int>(58, 256), std::vector<int>(48, 512)};
+  for (const std::vector<int>& experts : models) {
+    const ExpertIndex index(experts);
+    EXPECT_LE(RoutingStats(index, 8, 32).bytes(),
+              RoutingStats::kMaxBytes + int64_t{40} * index.total_experts())
+        << experts.size() << " layers of " << experts[0];
+    EXPECT_LE(RoutingStats(index, 8, 32).bytes(), 15'500'000);
+  }
+}
+
+TEST(RoutingStatsTest, ATokenSeenBeforeTellsWhatFollows) {
+  const std::vector<int> layers = {16, 16};
+  RoutingStats stats(ExpertIndex(layers), 2, 32);
+  const auto step = [&](int token, int expert) {
+    stats.Observe(
+        {.layers = {{0, {{token, 1, 1}, {token + 1, 1, 1}}}, {1, {{expert, 1, 1}, {15, 1, 1}}}}});
+  };
+  for (int round = 0; round < 100; ++round) {
+    step(0, 1);
+    step(4, 2);
+    step(8, 1);
+    step(12, 3);
+  }
+  // Both tokens use experts 1 and 15 of the second layer; they are followed by 2 and by 3.
+  step(0, 1);
+  const ExpertKey two = {1, 2};
+  const ExpertKey three = {1, 3};
+  EXPECT_GT(stats.raw_recent_heat(two), 2 * stats.raw_recent_heat(three));
+  step(4, 2);
+  step(8, 1);
+  EXPECT_GT(stats.raw_recent_heat(three), 2 * stats.raw_recent_heat(two));
+}
+
 TEST(RoutingStatsTest, ResettingTotalsKeepsHeat) {
-  RoutingStats stats(ExpertIndex(kTwoLayers), 8);
+  RoutingStats stats(ExpertIndex(kTwoLayers), 2, 8);
   stats.Observe({.layers = {{.layer = 1, .experts = {{.expert = 2, .tokens = 3, .weight = 3}}}}});
   stats.ResetTotals();
   EXPECT_EQ(stats.tokens_total({1, 2}), 0);
@@ -66,7 +102,7 @@ TEST(RoutingStatsTest, ResettingTotalsKeepsHeat) {
 // Long enough that the stored scale is renewed several times.
 TEST(RoutingStatsTest, AgreesWithEagerDecayOverManySteps) {
   constexpr double kHalfLife = 4;
-  RoutingStats stats(ExpertIndex(kTwoLayers), kHalfLife);
+  RoutingStats stats(ExpertIndex(kTwoLayers), 2, kHalfLife);
   std::vector<double> expected(4, 0);
   std::mt19937 random(7);
   for (int step = 0; step < 20000; ++step) {

@@ -69,6 +69,24 @@ TEST(SimulationTest, MostUsedCountsStepsAndTakesLayersInTurn) {
               ElementsAre(ExpertKey{0, 2}, ExpertKey{1, 3}, ExpertKey{0, 4}, ExpertKey{0, 1}));
 }
 
+TEST(SimulationTest, EqualSlotsAreTheNearestToTheBudget) {
+  const std::vector<RoutingTrace> traces = Steps(300);
+  const int layers = static_cast<int>(kModel.experts_per_layer.size());
+  const auto hits = [&](int residents) {
+    return Simulate(kModel, {.residents = residents, .division = SlotDivision::kEqualPerLayer},
+                    traces)
+        ->demands.hits;
+  };
+  const auto most = [&](int residents) {
+    return Optimum(kModel, residents, SlotDivision::kEqualPerLayer, traces).hits;
+  };
+  EXPECT_EQ(hits(5 * layers - 1), hits(5 * layers));
+  EXPECT_EQ(hits(5 * layers + 1), hits(5 * layers));
+  EXPECT_NE(hits(6 * layers), hits(5 * layers));
+  EXPECT_EQ(most(5 * layers - 1), most(5 * layers));
+  EXPECT_NE(most(6 * layers), most(5 * layers));
+}
+
 TEST(SimulationTest, RefusesUnknownPoliciesAndEmptyBudgets) {
   EXPECT_EQ(Simulate(kModel, {.policy = "clock", .residents = 12}, {}).status().code(),
             absl::StatusCode::kInvalidArgument);
