@@ -156,7 +156,12 @@ Admission ExpertCache::Decide(int layer, std::span<const int> misses) {
   // While pins hold what a smaller budget cut, a victim's slot is parked and not to be had.
   if (state_.slots.in_service() > state_.slots.budget()) return {};
   const int32_t spare = state_.resident_limit() - state_.slots.total_resident();
-  const int32_t free_slots = std::clamp(spare, 0, state_.slots.free_slots());
+  int32_t free_slots = std::clamp(spare, 0, state_.slots.free_slots());
+  if (state_.division == SlotDivision::kEqualPerLayer) {
+    // What one layer leaves unused is not for another.
+    const int32_t share_left = state_.floors[layer] - state_.slots.layer_resident()[layer];
+    free_slots = std::clamp(share_left, 0, free_slots);
+  }
   if (state_.driver == CacheDriver::kHost) return planner_.Decide(layer, misses, free_slots);
   return planner_.DecideWithoutVictims(layer, misses, free_slots);
 }
