@@ -1,4 +1,5 @@
 """What the Helm chart makes of its values."""
+import hashlib
 import os
 import re
 import subprocess
@@ -145,6 +146,43 @@ class ValuesTest(unittest.TestCase):
         endpoints = {e["path"]: e["interval"] for e in monitor["spec"]["podMetricsEndpoints"]}
         self.assertEqual(endpoints, {"/metrics": "15s", "/metrics/experts": "60s"})
 
+    def test_monitors_come_in_where_the_metrics_port_is_closed(self):
+        values = {"tls__enabled": "true", "tls__secretName": "t", "monitoring__tls": "true",
+                  "monitoring__auth__username": "prometheus", "monitoring__auth__password": "abc",
+                  "monitoring__podMonitor__enabled": "true",
+                  "monitoring__serviceMonitor__enabled": "true"}
+        items = objects(**values)
+        users = find(items, "Secret", "moed-metrics")["stringData"]["users"]
+        self.assertEqual(users, "prometheus:" + hashlib.sha256(b"abc").hexdigest())
+        endpoints = (find(items, "PodMonitor")["spec"]["podMetricsEndpoints"] +
+                     find(items, "ServiceMonitor")["spec"]["endpoints"])
+        self.assertEqual(len(endpoints), 4)
+        for endpoint in endpoints:
+            self.assertEqual(endpoint["scheme"], "https")
+            self.assertEqual(endpoint["tlsConfig"]["ca"]["secret"], {"name": "t", "key": "ca.crt"})
+            self.assertEqual(endpoint["basicAuth"]["password"],
+                             {"name": "moed-metrics", "key": "password"})
+        arguments = container(items)["args"]
+        self.assertIn("--metrics-tls-cert=/tls/tls.crt", arguments)
+        self.assertIn("--metrics-auth-file=/metrics-users/users", arguments)
+
+    def test_the_admin_port_is_on_loopback_unless_exposed_with_keys(self):
+        self.assertFalse([a for a in container(objects())["args"] if a.startswith("--admin")])
+        local = container(objects(admin__enabled="true"))
+        self.assertEqual([a for a in local["args"] if a.startswith("--admin")],
+                         ["--admin-port=8504"])
+        self.assertNotIn("admin", [port["name"] for port in local["ports"]])
+        items = objects(admin__enabled="true", admin__expose="true", admin__existingSecret="a",
+                        tls__enabled="true", tls__secretName="t", networkPolicy__enabled="true")
+        self.assertIn("--admin-host=0.0.0.0", container(items)["args"])
+        self.assertIn("--admin-key-file=/admin-keys/keys", container(items)["args"])
+        ports = [rule["ports"][0]["port"] for rule in find(items, "NetworkPolicy")["spec"]["ingress"]]
+        self.assertNotIn("admin", ports)
+
+    def test_an_inference_pool_speaks_http2(self):
+        pool = find(objects(CHART / "examples/inference-gateway.yaml"), "InferencePool")
+        self.assertEqual(pool["spec"]["appProtocol"], "kubernetes.io/h2c")
+
     def test_rules_and_dashboards_are_those_of_deploy(self):
         items = objects(monitoring__rules__enabled="true", monitoring__dashboards__enabled="true")
         files = sorted((CHART / "files/prometheus").glob("*.rules.yaml"))
@@ -176,6 +214,9 @@ class ValuesTest(unittest.TestCase):
                 ({"tls__enabled": "true"}, "tls.secretName or tls.certManager"),
                 ({"hotSet__enabled": "true", "hotSet__persistent": "true"}, "StatefulSet"),
                 ({"router__enabled": "true"}, "router.image"),
+                ({"admin__expose": "true"}, "admin.existingSecret"),
+                ({"monitoring__tls": "true"}, "tls.enabled"),
+                ({"monitoring__auth__existingSecret": "m"}, "monitoring.tls"),
                 ({"replicsa": "3"}, "replicsa"),
                 ({"device": "gpu"}, "device"),
                 ({"expert__budget": "lots"}, "budget")):

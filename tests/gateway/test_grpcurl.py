@@ -1,7 +1,4 @@
-"""The README's grpcurl lines, through reflection alone.
-
-GOBIN=$PWD/.deps/deploy/bin go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3
-"""
+"""The README's grpcurl lines, through reflection alone; tests/gateway/run fetches grpcurl."""
 import pathlib
 import shutil
 import subprocess

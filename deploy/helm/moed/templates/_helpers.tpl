@@ -91,6 +91,14 @@ app.kubernetes.io/component: router
 {{- end }}
 {{- end }}
 
+{{- define "moed.metricsSecret" -}}
+{{- with .Values.monitoring.auth }}
+{{- if .existingSecret }}{{ .existingSecret }}
+{{- else if .username }}{{ include "moed.fullname" $ }}-metrics
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "moed.probePort" -}}
 {{ ternary .Values.ports.health .Values.ports.grpc .Values.tls.enabled }}
 {{- end }}
@@ -108,6 +116,15 @@ app.kubernetes.io/component: router
 {{- end }}
 {{- if and .Values.tls.enabled (not .Values.tls.secretName) (not .Values.tls.certManager.enabled) }}
 {{- fail "tls.enabled needs tls.secretName or tls.certManager" }}
+{{- end }}
+{{- if and .Values.admin.expose (not (and .Values.admin.enabled .Values.admin.existingSecret .Values.tls.enabled)) }}
+{{- fail "admin.expose needs admin.enabled, admin.existingSecret and tls.enabled" }}
+{{- end }}
+{{- if and .Values.monitoring.tls (not .Values.tls.enabled) }}
+{{- fail "monitoring.tls needs tls.enabled, whose certificate it uses" }}
+{{- end }}
+{{- if and (include "moed.metricsSecret" .) (not .Values.monitoring.tls) }}
+{{- fail "monitoring.auth needs monitoring.tls: a password sent in plain text is no secret" }}
 {{- end }}
 {{- if and .Values.router.enabled (not .Values.router.image) }}
 {{- fail "router.enabled needs router.image, an image with smg 1.13 or newer" }}

@@ -38,6 +38,22 @@
 {{- if include "moed.apiKeySecret" . }}
 - --api-key-file=/keys/keys
 {{- end }}
+{{- if .Values.admin.enabled }}
+- --admin-port={{ .Values.ports.admin }}
+{{- if .Values.admin.expose }}
+- --admin-host=0.0.0.0
+{{- end }}
+{{- if .Values.admin.existingSecret }}
+- --admin-key-file=/admin-keys/keys
+{{- end }}
+{{- end }}
+{{- if .Values.monitoring.tls }}
+- --metrics-tls-cert=/tls/tls.crt
+- --metrics-tls-key=/tls/tls.key
+{{- end }}
+{{- if include "moed.metricsSecret" . }}
+- --metrics-auth-file=/metrics-users/users
+{{- end }}
 {{- if .Values.hotSet.enabled }}
 - --hot-set-file=/hot-set/hot-set
 {{- end }}
@@ -90,6 +106,14 @@ limits: *resources
 - name: keys
   secret: {secretName: {{ . }}}
 {{- end }}
+{{- if and .Values.admin.enabled .Values.admin.existingSecret }}
+- name: admin-keys
+  secret: {secretName: {{ .Values.admin.existingSecret }}}
+{{- end }}
+{{- with include "moed.metricsSecret" . }}
+- name: metrics-users
+  secret: {secretName: {{ . }}, items: [{key: users, path: users}]}
+{{- end }}
 {{- if and .Values.hotSet.enabled (not .Values.hotSet.persistent) }}
 - name: hot-set
   emptyDir: {sizeLimit: {{ .Values.hotSet.size }}}
@@ -114,6 +138,12 @@ limits: *resources
 {{- end }}
 {{- if include "moed.apiKeySecret" . }}
 - {name: keys, mountPath: /keys, readOnly: true}
+{{- end }}
+{{- if and .Values.admin.enabled .Values.admin.existingSecret }}
+- {name: admin-keys, mountPath: /admin-keys, readOnly: true}
+{{- end }}
+{{- if include "moed.metricsSecret" . }}
+- {name: metrics-users, mountPath: /metrics-users, readOnly: true}
 {{- end }}
 {{- if .Values.hotSet.enabled }}
 - {name: hot-set, mountPath: /hot-set}
@@ -222,6 +252,9 @@ spec:
         {{- end }}
         {{- if include "moed.gatewayEnabled" . }}
         - {name: gateway, containerPort: {{ .Values.ports.gateway }}}
+        {{- end }}
+        {{- if .Values.admin.expose }}
+        - {name: admin, containerPort: {{ .Values.ports.admin }}}
         {{- end }}
       securityContext:
         {{- toYaml .Values.securityContext | nindent 8 }}
