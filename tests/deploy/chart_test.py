@@ -5,14 +5,20 @@ import re
 import subprocess
 import unittest
 
+import jsonschema
 import kubernetes_validate
 import yaml
 
+import custom_resources
 from chart import CHART, EXAMPLES, PLAIN, PLAIN_EXAMPLES, helm, objects, plain_manifest
 
-# Their schemas are not Kubernetes' own.
+# Their schemas are not Kubernetes' own. That of the InferencePool is on no package registry.
 CUSTOM = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "Certificate", "ScaledObject",
           "InferencePool"}
+CLOSED_METRICS = {"tls__enabled": "true", "tls__secretName": "t", "monitoring__tls": "true",
+                  "monitoring__auth__username": "prometheus", "monitoring__auth__password": "abc",
+                  "monitoring__podMonitor__enabled": "true",
+                  "monitoring__serviceMonitor__enabled": "true"}
 
 
 def find(items, kind, name=None):
@@ -48,6 +54,24 @@ class ExamplesTest(unittest.TestCase):
                 with self.subTest(f"{example.stem} {item['kind']} {item['metadata']['name']}"):
                     if item["kind"] not in CUSTOM:
                         kubernetes_validate.validate(item, "1.37", strict=True)
+
+    def test_custom_resources_match_the_schemas_of_their_operators(self):
+        schemas = custom_resources.definitions()
+        if len(schemas) == 0:
+            self.skipTest("the operators' schemas cannot be had")
+        monitored = objects(**CLOSED_METRICS)
+        checked = set()
+        for item in [item for example in EXAMPLES for item in objects(example)] + monitored:
+            schema = schemas.get((item["kind"], item["apiVersion"]))
+            if schema is not None:
+                with self.subTest(f"{item['kind']} {item['metadata']['name']}"):
+                    custom_resources.validate(item, schema)
+                checked.add(item["kind"])
+        self.assertEqual(checked, CUSTOM - {"InferencePool"})
+        monitor = find(monitored, "PodMonitor")
+        monitor["spec"]["podMetricsEndpoints"][0]["tlsConfg"] = {}
+        with self.assertRaises(jsonschema.ValidationError):
+            custom_resources.validate(monitor, schemas["PodMonitor", monitor["apiVersion"]])
 
     def test_plain_manifests_are_what_the_chart_renders(self):
         for example in PLAIN_EXAMPLES:
@@ -147,11 +171,7 @@ class ValuesTest(unittest.TestCase):
         self.assertEqual(endpoints, {"/metrics": "15s", "/metrics/experts": "60s"})
 
     def test_monitors_come_in_where_the_metrics_port_is_closed(self):
-        values = {"tls__enabled": "true", "tls__secretName": "t", "monitoring__tls": "true",
-                  "monitoring__auth__username": "prometheus", "monitoring__auth__password": "abc",
-                  "monitoring__podMonitor__enabled": "true",
-                  "monitoring__serviceMonitor__enabled": "true"}
-        items = objects(**values)
+        items = objects(**CLOSED_METRICS)
         users = find(items, "Secret", "moed-metrics")["stringData"]["users"]
         self.assertEqual(users, "prometheus:" + hashlib.sha256(b"abc").hexdigest())
         endpoints = (find(items, "PodMonitor")["spec"]["podMetricsEndpoints"] +

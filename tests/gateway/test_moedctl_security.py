@@ -45,9 +45,9 @@ class MoedctlSecurityTest(unittest.TestCase):
         os.chdir("/")
         cls.folder.cleanup()
 
-    def moedctl(self, *arguments, address=None):
+    def moedctl(self, *arguments, address=None, patience=60):
         return subprocess.run(
-            [MOEDCTL, "--connect-timeout=3", "--address", address or f"localhost:{self.port}",
+            [MOEDCTL, f"--connect-timeout={patience}", "--address", address or f"localhost:{self.port}",
              *arguments], capture_output=True, text=True)
 
     def setUp(self):
@@ -70,7 +70,7 @@ class MoedctlSecurityTest(unittest.TestCase):
         self.assertIn("authorization: Bearer", result.stderr)
 
     def test_without_a_certificate_nobody_answers(self):
-        result = self.moedctl("--tls-ca=ca.crt", "--api-key-file=keys", "info")
+        result = self.moedctl("--tls-ca=ca.crt", "--api-key-file=keys", "info", patience=3)
         self.assertIn("UNAVAILABLE", result.stderr)
 
     def test_a_key_never_travels_in_plain_text(self):

@@ -146,7 +146,7 @@ TEST(OperationsTest, PromptsAreInNoLogMetricOrError) {
   EXPECT_THAT(status.error_message() + status.error_details(), Not(HasSubstr(canary)));
 
   const int metrics_port = std::stoi(metrics.substr(metrics.rfind(':') + 1));
-  for (const char* path : {"/metrics", "/metrics/experts", "/"}) {
+  for (const char* path : {"/metrics", "/metrics/experts", "/", "/status.json"}) {
     EXPECT_THAT(HttpGet(metrics_port, path), Not(HasSubstr(canary))) << path;
   }
   daemon.Signal(SIGTERM);

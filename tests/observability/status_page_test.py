@@ -108,12 +108,23 @@ def load_of(daemon, domain):
         thread.join()
 
 
+def wait_until_live(browser):
+    """However slow browser and daemon are: until the page has rates to show, or a minute."""
+    for _ in range(120):
+        shown = browser.run("return [document.getElementById('hit').textContent,"
+                            " document.getElementById('tokens').textContent]")
+        if shown[0].endswith("%") and shown[1].replace(".", "").strip("0").isdigit():
+            return
+        time.sleep(0.5)
+
+
 def watch(daemon, browser, pictures):
     browser.call("/url", {"url": f"http://{daemon.metrics}/"})
     maps, failures = {}, 0
     for domain, scheme in (("german", "light"), ("arithmetic", "dark")):
         with load_of(daemon, domain):
-            time.sleep(9)
+            time.sleep(9)  # a window of rates of this domain alone
+            wait_until_live(browser)
             browser.scheme(scheme)
             time.sleep(1.5)
             maps[domain] = heat(browser)
