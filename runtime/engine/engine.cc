@@ -1,8 +1,12 @@
 #include "runtime/engine/engine.h"
 
+#include <pthread.h>
+
+#include <atomic>
 #include <functional>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "runtime/engine/output_stream.h"
 #include "runtime/engine/output_thread.h"
@@ -27,11 +31,15 @@ class ThreadedEngine final : public Engine {
   ThreadedEngine(const EngineOptions& options, model::StepRunner* runner,
                  const text::Tokenizer* tokenizer)
       : options_(WithoutUnknownTokens(options)),
+        runner_(runner),
         tokenizer_(tokenizer),
         queue_(options.max_queued_requests, options.max_queued_tokens),
         output_(&queue_, &board_),
         loop_(options, runner, &queue_, &output_, &board_),
-        thread_([this] { loop_.Run(); }) {}
+        thread_([this] {
+          pthread_setname_np(pthread_self(), "moed-engine");
+          loop_.Run();
+        }) {}
 
   ~ThreadedEngine() override {
     queue_.Refuse(absl::UnavailableError("the server is shutting down"));
@@ -57,8 +65,21 @@ class ThreadedEngine final : public Engine {
 
   void Post(std::function<void()> task) override { queue_.Post(std::move(task)); }
 
+  void Abandon(const absl::Status& why) override {
+    abandoned_ = true;
+    queue_.Refuse(why);
+    std::vector<DoneEvent> unstarted;
+    for (auto& request : queue_.TakeRequests()) {
+      unstarted.push_back({std::move(request->stream), request->id, why, Usage()});
+    }
+    output_.Abandon(why, std::move(unstarted));
+  }
+
+  int64_t progress() const override { return loop_.iterations() + runner_->progress(); }
+
   EngineSnapshot Snapshot() const override {
     EngineSnapshot snapshot = board_.Read();
+    snapshot.failed |= abandoned_;
     const SubmissionQueue::Waiting waiting = queue_.waiting();
     snapshot.waiting += waiting.requests;
     snapshot.waiting_tokens = waiting.tokens;
@@ -67,7 +88,9 @@ class ThreadedEngine final : public Engine {
 
  private:
   const EngineOptions options_;
+  const model::StepRunner* const runner_;
   const text::Tokenizer* const tokenizer_;
+  std::atomic<bool> abandoned_ = false;
   // In order of dependence: the threads end before what they use.
   SnapshotBoard board_;
   SubmissionQueue queue_;

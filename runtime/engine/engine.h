@@ -44,7 +44,7 @@ struct EngineSnapshot {
   double engine_busy_seconds_total = 0;           // time of the engine thread outside of Run
   double run_seconds_total = 0;
   absl::Time last_progress;  // a step ended, or the engine was idle and looked
-  bool failed = false;       // the runner failed; nothing more will run
+  bool failed = false;       // the runner failed, or was abandoned; nothing more will run
 };
 
 class Engine {
@@ -67,6 +67,13 @@ class Engine {
   // destroyed. The thread that the runner belongs to: what changes a runner while it serves goes
   // this way.
   virtual void Post(std::function<void()> task) = 0;
+  // For who finds that the engine thread hangs: refuses new requests and ends every open one with
+  // `why`, whatever that thread does. Nothing can be done with the engine afterwards. Its
+  // destructor would still wait for the thread; exit the process instead.
+  virtual void Abandon(const absl::Status& why) = 0;
+  // Changes with every step, within a step as model::StepRunner::progress says, and while idle.
+  // Takes no lock.
+  virtual int64_t progress() const = 0;
   virtual EngineSnapshot Snapshot() const = 0;
 };
 

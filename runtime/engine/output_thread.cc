@@ -33,6 +33,21 @@ OutputThread::~OutputThread() {
   thread_.join();
 }
 
+void OutputThread::Open(OutputStream* stream) {
+  std::lock_guard lock(mutex_);
+  open_.insert(stream);
+}
+
+void OutputThread::Abandon(const absl::Status& why, std::vector<DoneEvent> unstarted) {
+  {
+    std::lock_guard lock(mutex_);
+    abandonment_ = why;
+    for (const DoneEvent& request : unstarted) open_.insert(request.stream.get());
+    MoveAppend(unstarted, unstarted_);
+  }
+  changed_.notify_all();
+}
+
 void OutputThread::Push(OutputBatch* batch) {
   if (batch->empty()) return;
   {
@@ -49,21 +64,54 @@ void OutputThread::Push(OutputBatch* batch) {
   changed_.notify_all();
 }
 
-bool OutputThread::Take(OutputBatch* batch) {
+bool OutputThread::Take(OutputBatch* batch, std::vector<OutputStream*>* abandoned) {
+  abandoned->clear();
   {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return !pending_.empty() || ending_; });
+    const auto has_abandoned = [&] { return !abandonment_.ok() && !open_.empty(); };
+    changed_.wait(lock, [&] { return !pending_.empty() || has_abandoned() || ending_; });
+    if (pending_.empty() && !has_abandoned()) return false;
     std::swap(pending_, *batch);
+    if (!abandonment_.ok()) DropAbandoned(batch);
+    for (const DoneEvent& event : batch->done) open_.erase(event.stream.get());
+    if (!abandonment_.ok()) {
+      abandoned->assign(open_.begin(), open_.end());
+      open_.clear();
+    }
   }
   changed_.notify_all();
-  return !batch->empty();
+  return true;
+}
+
+void OutputThread::DropAbandoned(OutputBatch* batch) {
+  std::erase_if(batch->tokens,
+                [&](const TokenEvent& event) { return !open_.contains(event.stream); });
+  std::erase_if(batch->done,
+                [&](const DoneEvent& event) { return !open_.contains(event.stream.get()); });
 }
 
 void OutputThread::Run() {
   OutputBatch batch;
-  while (Take(&batch)) {
+  std::vector<OutputStream*> abandoned;
+  while (Take(&batch, &abandoned)) {
     Deliver(batch);
     batch.clear();
+    if (!abandoned.empty()) EndAbandoned(abandoned);
+  }
+}
+
+void OutputThread::EndAbandoned(const std::vector<OutputStream*>& streams) {
+  absl::Status why;
+  {
+    std::lock_guard lock(mutex_);
+    why = abandonment_;
+  }
+  OutputCounts counts;
+  for (OutputStream* stream : streams) stream->End(why, &counts);
+  board_->Add(counts);
+  for (OutputStream* stream : streams) {
+    stream->Done(why, Usage());
+    queue_->Close();
   }
 }
 

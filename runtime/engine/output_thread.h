@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "runtime/engine/output_stream.h"
 #include "runtime/engine/snapshot_board.h"
@@ -48,20 +49,32 @@ class OutputThread {
   // Delivers what was pushed, then ends the thread.
   ~OutputThread();
 
+  // A stream that will have a DoneEvent. Engine thread.
+  void Open(OutputStream* stream);
+  // Ends all open streams and those of `unstarted` with `why`, from any thread: the engine thread
+  // hangs. What it still pushes for them, if it wakes, is dropped.
+  void Abandon(const absl::Status& why, std::vector<DoneEvent> unstarted);
+
   // Takes the batch and leaves it empty. Waits only if the thread is some 65 000 tokens behind, so
   // that memory stays bounded whatever a sink does.
   void Push(OutputBatch* batch);
 
  private:
   void Run();
-  bool Take(OutputBatch* batch);
+  // Also what is to be ended because it was abandoned. False: there is nothing more to do.
+  bool Take(OutputBatch* batch, std::vector<OutputStream*>* abandoned);
+  void DropAbandoned(OutputBatch* batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Deliver(OutputBatch& batch);
+  void EndAbandoned(const std::vector<OutputStream*>& streams);
 
   SubmissionQueue* const queue_;
   SnapshotBoard* const board_;
   std::mutex mutex_;
   std::condition_variable changed_;
   OutputBatch pending_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_set<OutputStream*> open_ ABSL_GUARDED_BY(mutex_);
+  absl::Status abandonment_ ABSL_GUARDED_BY(mutex_);          // not OK: why
+  std::vector<DoneEvent> unstarted_ ABSL_GUARDED_BY(mutex_);  // abandoned: kept for their streams
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // last: it uses everything above
 };

@@ -1,5 +1,6 @@
 #include "runtime/engine/step_loop.h"
 
+#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <utility>
@@ -36,7 +37,10 @@ StepLoop::StepLoop(const EngineOptions& options, model::StepRunner* runner, Subm
       queue_(queue),
       output_(output),
       board_(board),
-      scheduler_(ToSchedulerOptions(options)) {
+      scheduler_(ToSchedulerOptions(options)),
+      has_passes_(runner->pass_layers() > 1 &&
+                  runner->max_tokens_beside_pass() >=
+                      std::min(options.max_num_seqs, options.max_num_batched_tokens)) {
   snapshot_.kv_blocks_total = options.num_kv_blocks;
   snapshot_.last_progress = absl::Now();
   Publish();
@@ -51,10 +55,12 @@ void StepLoop::Run() {
     EndExpired();
     if (!scheduler_.empty()) Step();
     snapshot_.last_progress = absl::Now();
+    heartbeat_.Beat();
     Publish();
     output_->Push(&out_);
     snapshot_.engine_busy_seconds_total += stopwatch_.Lap();
   }
+  FollowPass();
 }
 
 void StepLoop::HandleMessages() {
@@ -74,6 +80,7 @@ void StepLoop::HandleMessages() {
 }
 
 void StepLoop::Open(std::unique_ptr<RequestState> request) {
+  output_->Open(request->stream.get());
   const scheduler::GroupId group = next_group_id_++;
   for (SequenceState& sequence : request->sequences) {
     sequence.id = next_sequence_id_++;
@@ -97,34 +104,56 @@ void StepLoop::EndExpired() {
 }
 
 void StepLoop::Step() {
-  BuildInput(scheduler_.Schedule());
+  FollowPass();
+  const std::vector<scheduler::ScheduledChunk>& chunks = scheduler_.Schedule(MaxJoinedTokens());
+  FollowPass();
+  if (!pass_running_ && !scheduler_.pass().empty()) BeginPass();
+  const bool has_step = !chunks.empty() && failure_.ok();
+  if (has_step && RunBatch(chunks)) FollowPass();
+  if (pass_running_) AdvancePass(/*beside_decodes=*/has_step);
+}
+
+bool StepLoop::RunBatch(const std::vector<scheduler::ScheduledChunk>& chunks) {
+  BuildBatch(chunks, &batch_);
   // Gauges show the step while it runs.
   Publish();
   snapshot_.engine_busy_seconds_total += stopwatch_.Lap();
-  const absl::Status status = runner_->Run(input_, &result_);
-  snapshot_.run_seconds_total += stopwatch_.Lap();
+  const absl::Status status = runner_->Run(batch_.input, &result_);
+  const double seconds = stopwatch_.Lap();
+  snapshot_.run_seconds_total += seconds;
   if (!status.ok()) {
-    failure_ = absl::UnavailableError(absl::StrCat("the model failed: ", status.message()));
-    snapshot_.failed = true;
-    queue_->Refuse(failure_);
-    EndAll(failure_);
-    return;
+    Fail(status);
+    return false;
   }
   ++snapshot_.steps_total;
-  HandleResult();
+  const auto decodes = static_cast<int>(
+      std::count_if(chunks.begin(), chunks.end(),
+                    [](const scheduler::ScheduledChunk& chunk) { return chunk.num_tokens == 1; }));
+  pacer_.ObserveStep(decodes, static_cast<int64_t>(batch_.input.token_ids.size()) - decodes,
+                     seconds);
+  HandleResult(batch_);
+  return true;
 }
 
-void StepLoop::BuildInput(const std::vector<scheduler::ScheduledChunk>& chunks) {
-  ABSL_RAW_CHECK(!chunks.empty(), "requests wait and the scheduler runs none");
-  input_.token_ids.clear();
-  input_.chunks.clear();
-  batch_.clear();
+void StepLoop::Fail(const absl::Status& status) {
+  failure_ = absl::UnavailableError(absl::StrCat("the model failed: ", status.message()));
+  snapshot_.failed = true;
+  queue_->Refuse(failure_);
+  pass_running_ = false;  // nothing is asked of the runner any more
+  EndAll(failure_);
+}
+
+void StepLoop::BuildBatch(const std::vector<scheduler::ScheduledChunk>& chunks, Batch* batch) {
+  batch->input.token_ids.clear();
+  batch->input.chunks.clear();
+  batch->sequences.clear();
   for (const scheduler::ScheduledChunk& chunk : chunks) {
-    AddChunk(chunk, sequences_.at(chunk.sequence));
+    AddChunk(chunk, sequences_.at(chunk.sequence), batch);
   }
 }
 
-void StepLoop::AddChunk(const scheduler::ScheduledChunk& chunk, const RunningSequence& sequence) {
+void StepLoop::AddChunk(const scheduler::ScheduledChunk& chunk, const RunningSequence& sequence,
+                        Batch* batch) {
   RequestState& request = *sequence.request;
   if (!request.started) Start(request);
   model::SequenceChunk part{.num_tokens = chunk.num_tokens,
@@ -137,9 +166,10 @@ void StepLoop::AddChunk(const scheduler::ScheduledChunk& chunk, const RunningSeq
     part.prompt_logprobs = request.prompt_logprobs;
     part.next_token = end < request.prompt().size() ? request.prompt()[end] : -1;
   }
-  request.CopyTokens(*sequence.state, chunk.context_start, chunk.num_tokens, &input_.token_ids);
-  input_.chunks.push_back(part);
-  batch_.push_back(chunk.sequence);
+  request.CopyTokens(*sequence.state, chunk.context_start, chunk.num_tokens,
+                     &batch->input.token_ids);
+  batch->input.chunks.push_back(part);
+  batch->sequences.push_back(chunk.sequence);
 }
 
 void StepLoop::Start(RequestState& request) {
@@ -150,15 +180,22 @@ void StepLoop::Start(RequestState& request) {
   queue_->Leave(request);
 }
 
-void StepLoop::HandleResult() {
-  ABSL_RAW_CHECK(result_.chunks.size() == input_.chunks.size(),
+void StepLoop::AddShares(const Batch& batch) {
+  ABSL_RAW_CHECK(result_.chunks.size() == batch.input.chunks.size(),
                  "the runner returned another number of chunks than it was given");
-  for (size_t i = 0; i < batch_.size(); ++i) {
-    Add(result_.chunks[i].experts, &sequences_.at(batch_[i]).request->usage.experts);
+  for (size_t i = 0; i < batch.sequences.size(); ++i) {
+    // A request that ended during its pass has had its bill.
+    const auto found = sequences_.find(batch.sequences[i]);
+    if (found == sequences_.end()) continue;
+    Add(result_.chunks[i].experts, &found->second.request->usage.experts);
   }
-  for (size_t i = 0; i < batch_.size(); ++i) {
-    // A sibling in this step may have ended the request.
-    const auto found = sequences_.find(batch_[i]);
+}
+
+void StepLoop::HandleResult(const Batch& batch) {
+  AddShares(batch);
+  for (size_t i = 0; i < batch.sequences.size(); ++i) {
+    // A sibling in this step may have ended the request, or a step beside the pass.
+    const auto found = sequences_.find(batch.sequences[i]);
     if (found == sequences_.end()) continue;
     const RunningSequence sequence = found->second;
     model::ChunkResult& result = result_.chunks[i];
@@ -167,7 +204,7 @@ void StepLoop::HandleResult() {
                  absl::InternalError("the model's logits are not numbers; the request was ended"));
       continue;
     }
-    const model::SequenceChunk& chunk = input_.chunks[i];
+    const model::SequenceChunk& chunk = batch.input.chunks[i];
     if (chunk.prompt_logprobs >= 0) CollectPromptLogprobs(*sequence.request, chunk, result);
     if (chunk.sampler != nullptr) HandleToken(sequence, result);
   }
@@ -202,10 +239,15 @@ void StepLoop::HandleToken(const RunningSequence& sequence, model::ChunkResult& 
   }
 }
 
+void StepLoop::RemoveSequence(scheduler::SequenceId sequence) {
+  LeavePass(sequence);
+  scheduler_.Remove(sequence);
+  sequences_.erase(sequence);
+}
+
 void StepLoop::EndSequence(const RunningSequence& sequence) {
   sequence.state->ended = true;
-  scheduler_.Remove(sequence.state->id);
-  sequences_.erase(sequence.state->id);
+  RemoveSequence(sequence.state->id);
   if (--sequence.request->num_unfinished == 0) EndRequest(*sequence.request, absl::OkStatus());
 }
 
@@ -215,9 +257,7 @@ void StepLoop::EndRequest(RequestState& request, absl::Status status) {
     queue_->Leave(request);
   }
   for (const SequenceState& sequence : request.sequences) {
-    if (sequence.ended) continue;
-    scheduler_.Remove(sequence.id);
-    sequences_.erase(sequence.id);
+    if (!sequence.ended) RemoveSequence(sequence.id);
   }
   deadlines_.erase({request.deadline, &request});
   out_.done.push_back({std::move(request.stream), request.id, std::move(status), request.usage});

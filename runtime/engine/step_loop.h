@@ -1,5 +1,8 @@
 // The engine thread: takes messages, asks the scheduler for a batch, runs it and hands the tokens
 // to the output thread. Owns the scheduler and every open request; the runner is its alone.
+//
+// A prefill that is too long to join the decodes' step runs as a pass: after each step of decodes
+// as many of its layers as PassPacer allows, all that are left when nothing decodes.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +17,12 @@
 #include "absl/time/time.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/output_thread.h"
+#include "runtime/engine/pass_pacer.h"
 #include "runtime/engine/request_state.h"
 #include "runtime/engine/snapshot_board.h"
 #include "runtime/engine/stopwatch.h"
 #include "runtime/engine/submission_queue.h"
+#include "runtime/model/heartbeat.h"
 #include "runtime/model/step.h"
 #include "runtime/scheduler/scheduler.h"
 
@@ -34,6 +39,8 @@ class StepLoop {
 
   // The longest sequence that can ever run. Constant, so safe from any thread.
   int64_t max_sequence_tokens() const { return scheduler_.max_sequence_tokens(); }
+  // Rises while Run goes round. Safe from any thread.
+  int64_t iterations() const { return heartbeat_.beats(); }
 
  private:
   struct RunningSequence {
@@ -45,15 +52,37 @@ class StepLoop {
   void Open(std::unique_ptr<RequestState> request);
   void EndExpired();
 
+  // What the runner is given at once, and whose chunks it is made of.
+  struct Batch {
+    model::StepInput input;
+    std::vector<scheduler::SequenceId> sequences;
+  };
+
   void Step();
-  void BuildInput(const std::vector<scheduler::ScheduledChunk>& chunks);
-  void AddChunk(const scheduler::ScheduledChunk& chunk, const RunningSequence& sequence);
+  // False if the runner failed.
+  bool RunBatch(const std::vector<scheduler::ScheduledChunk>& chunks);
+  void Fail(const absl::Status& status);
+  void BuildBatch(const std::vector<scheduler::ScheduledChunk>& chunks, Batch* batch);
+  void AddChunk(const scheduler::ScheduledChunk& chunk, const RunningSequence& sequence,
+                Batch* batch);
   void Start(RequestState& request);
-  void HandleResult();
+  void AddShares(const Batch& batch);
+  void HandleResult(const Batch& batch);
   void CollectPromptLogprobs(RequestState& request, const model::SequenceChunk& chunk,
                              model::ChunkResult& result);
   void HandleToken(const RunningSequence& sequence, model::ChunkResult& result);
 
+  // step_loop_pass.cc
+  int64_t MaxJoinedTokens() const;
+  void BeginPass();
+  void AdvancePass(bool beside_decodes);
+  void FinishPass();
+  // Tells the runner if the scheduler has abandoned the pass.
+  void FollowPass();
+  // Its request may be gone before the pass ends.
+  void LeavePass(scheduler::SequenceId sequence);
+
+  void RemoveSequence(scheduler::SequenceId sequence);
   void EndSequence(const RunningSequence& sequence);
   void EndRequest(RequestState& request, absl::Status status);
   void EndAll(const absl::Status& status);
@@ -74,11 +103,18 @@ class StepLoop {
 
   // Reused from step to step.
   EngineMessages messages_;
-  model::StepInput input_;
+  Batch batch_;
   model::StepResult result_;
-  std::vector<scheduler::SequenceId> batch_;  // whose chunk it is, as input_.chunks
   OutputBatch out_;
 
+  const bool has_passes_;
+  PassPacer pacer_;
+  Batch pass_;
+  bool pass_running_ = false;  // in the runner
+  int pass_layers_left_ = 0;
+  double pass_seconds_ = 0;
+
+  model::Heartbeat heartbeat_;
   absl::Status failure_;  // of the runner; final
   Stopwatch stopwatch_;
   EngineSnapshot snapshot_;

@@ -92,6 +92,15 @@ void SubmissionQueue::Take(std::chrono::milliseconds patience, EngineMessages* m
   messages_.shutdown = messages->shutdown;
 }
 
+std::vector<std::unique_ptr<RequestState>> SubmissionQueue::TakeRequests() {
+  std::lock_guard lock(mutex_);
+  for (const auto& request : messages_.requests) {
+    --waiting_.requests;
+    waiting_.tokens -= static_cast<int64_t>(request->prompt().size());
+  }
+  return std::exchange(messages_.requests, {});
+}
+
 void SubmissionQueue::Leave(const RequestState& request) {
   std::lock_guard lock(mutex_);
   --waiting_.requests;

@@ -48,6 +48,8 @@ class SubmissionQueue {
 
   // Moves everything into `messages` (emptied first). Waits for something at most `patience`.
   void Take(std::chrono::milliseconds patience, EngineMessages* messages);
+  // The requests that the engine thread has not taken yet; they wait no longer.
+  std::vector<std::unique_ptr<RequestState>> TakeRequests();
   // A request has started or ended and waits no longer.
   void Leave(const RequestState& request);
 

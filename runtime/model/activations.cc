@@ -107,6 +107,29 @@ int64_t Activations::Bytes(const ModelConfig& config, int64_t max_tokens, int64_
   return region.bytes() + PhaseBytes(config, max_tokens, logit_rows);
 }
 
+absl::StatusOr<Activations> Activations::CreateBeside(const Activations& base,
+                                                      const ModelConfig& config, int64_t max_tokens,
+                                                      backend::Backend& backend) {
+  auto device = backend.Allocate(BesideBytes(config, max_tokens), MemoryKind::kDevice,
+                                 "activations of steps beside a prefill");
+  if (!device.ok()) return device.status();
+  Activations activations;
+  RegionCutter region(device->data());
+  activations.residual_ = region.Cut(DType::kF32, {max_tokens, config.hidden});
+  activations.normed_ = base.normed_;
+  activations.expert_ids_ = base.expert_ids_;
+  activations.logits_ = base.logits_;
+  activations.phase_base_ = base.phase_base_;
+  activations.device_ = *std::move(device);
+  return activations;
+}
+
+int64_t Activations::BesideBytes(const ModelConfig& config, int64_t max_tokens) {
+  RegionCutter region(nullptr);
+  region.Cut(DType::kF32, {max_tokens, config.hidden});
+  return region.bytes();
+}
+
 void Activations::CutDevice(const ModelConfig& config, int64_t max_tokens, RegionCutter* region) {
   residual_ = region->Cut(DType::kF32, {max_tokens, config.hidden});
   normed_ = region->Cut(DType::kBF16, {max_tokens, config.hidden});

@@ -67,6 +67,15 @@ class Activations {
   // What Create takes.
   static int64_t Bytes(const ModelConfig& config, int64_t max_tokens, int64_t logit_rows);
 
+  // For steps of at most `max_tokens` that run between the layers of a step in `base`, where only
+  // the residual lives: one of their own, and for all else the memory of `base`, which must outlive
+  // them and have as many tokens.
+  static absl::StatusOr<Activations> CreateBeside(const Activations& base,
+                                                  const ModelConfig& config, int64_t max_tokens,
+                                                  backend::Backend& backend);
+  // What CreateBeside takes.
+  static int64_t BesideBytes(const ModelConfig& config, int64_t max_tokens);
+
   // Views for a step of `tokens`.
   backend::Tensor residual(int64_t tokens) const { return residual_.Rows(0, tokens); }
   backend::Tensor normed(int64_t tokens) const { return normed_.Rows(0, tokens); }

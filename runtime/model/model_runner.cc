@@ -46,6 +46,12 @@ int DeviceTokens(const ModelRunnerOptions& options) {
       std::min<int64_t>(std::clamp(options.max_num_seqs, 64, 256), options.max_num_batched_tokens));
 }
 
+// Tokens of the largest step that runs between the layers of a prefill.
+int64_t TokensBesidePass(const ModelRunnerOptions& options, bool device_driven) {
+  const int64_t decodes = std::min<int64_t>(options.max_num_seqs, options.max_num_batched_tokens);
+  return device_driven ? std::max<int64_t>(decodes, DeviceTokens(options)) : decodes;
+}
+
 int64_t GpuLimitBytes(const ModelRunnerOptions& options, const backend::DeviceMemory& memory) {
   const double kept_free =
       (1 - options.gpu_memory_utilization) * static_cast<double>(memory.total_bytes);
@@ -73,8 +79,10 @@ absl::StatusOr<MemoryPlan> Plan(const ModelRunnerOptions& options, const ModelCo
   const ModelSize size = ComputeModelSize(config);
   const bool device_driven = DeviceDriven(options, size, expert_bytes, backend);
   int64_t limit_bytes = options.memory_limit_bytes;
-  int64_t activation_bytes = Activations::Bytes(config, options.max_num_batched_tokens,
-                                                LogitsTileRows(config, options.max_num_seqs));
+  int64_t activation_bytes =
+      Activations::Bytes(config, options.max_num_batched_tokens,
+                         LogitsTileRows(config, options.max_num_seqs)) +
+      Activations::BesideBytes(config, TokensBesidePass(options, device_driven));
   if (device_driven) {
     limit_bytes = GpuLimitBytes(options, *backend.Memory());
     activation_bytes += Transformer::DeviceLogitsBytes(config, DeviceTokens(options)) +
@@ -96,6 +104,10 @@ absl::StatusOr<MemoryPlan> Plan(const ModelRunnerOptions& options, const ModelCo
 }
 
 }  // namespace
+
+int ModelRunner::max_tokens_beside_pass() const {
+  return static_cast<int>(TokensBesidePass(options_, experts_->device() != nullptr));
+}
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
@@ -160,7 +172,8 @@ absl::Status ModelRunner::Load() {
       Transformer::Create(config(),
                           {.max_num_batched_tokens = options_.max_num_batched_tokens,
                            .num_kv_blocks = plan_.num_kv_blocks,
-                           .logit_rows = LogitsTileRows(config(), options_.max_num_seqs)},
+                           .logit_rows = LogitsTileRows(config(), options_.max_num_seqs),
+                           .max_tokens_beside_pass = TokensBesidePass(options_, device_driven())},
                           *std::move(weights), *experts_, *backend_);
   if (!transformer.ok()) return transformer.status();
   transformer_ = *std::move(transformer);
@@ -219,6 +232,12 @@ absl::Status ModelRunner::CheckSlots(int slots) const {
 
 absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {
   if (absl::Status status = CheckStep(input); !status.ok()) return status;
+  const auto tokens = static_cast<int64_t>(input.token_ids.size());
+  if (pass_ != nullptr && tokens > max_tokens_beside_pass()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the step has ", tokens, " tokens, and beside a ", "prefill the limit is ",
+                     max_tokens_beside_pass()));
+  }
   result->chunks.assign(input.chunks.size(), ChunkResult{});
   absl::Status status = transformer_->Forward(input, &shares_);
   if (status.ok()) {
@@ -230,10 +249,14 @@ absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {
         });
   }
   if (!status.ok()) return status;
+  EndStep(result);
+  return absl::OkStatus();
+}
+
+void ModelRunner::EndStep(StepResult* result) {
   for (size_t i = 0; i < shares_.size(); ++i) result->chunks[i].experts = shares_[i];
   if (options_.record_routing) options_.record_routing(experts_->cache().TakeRecording());
   PublishSnapshot();
-  return absl::OkStatus();
 }
 
 std::shared_ptr<const ExpertSnapshot> ModelRunner::Snapshot() const {

@@ -86,6 +86,16 @@ class ModelRunner : public StepRunner {
   // contract or these limits; the errors of Transformer::Forward.
   absl::Status Run(const StepInput& input, StepResult* result) override;
 
+  int64_t progress() const override { return transformer_->progress(); }
+
+  // model_runner_pass.cc. The errors are those of Run.
+  int pass_layers() const override { return config().num_layers(); }
+  int max_tokens_beside_pass() const override;
+  absl::Status BeginPass(const StepInput& input) override;
+  absl::Status AdvancePass(int layers) override;
+  absl::Status FinishPass(StepResult* result) override;
+  void AbandonPass(StepResult* result) override;
+
   // What an operator may change while the model serves; engine thread, between steps. Seen in the
   // next Snapshot.
   // `budget` as in the options; auto is all that was taken at start. Returns the slots that it
@@ -130,6 +140,8 @@ class ModelRunner : public StepRunner {
   bool device_driven() const;
   absl::Status CheckStep(const StepInput& input) const;
   void ListLogits(const StepInput& input);
+  // Shares, recording and snapshot of what has just ended.
+  void EndStep(StepResult* result);
   void UseLogits(const SequenceChunk& chunk, const LogitsUse& use, std::span<const float> logits,
                  ChunkResult* result);
   // Of the slots that were taken at start.
@@ -148,6 +160,7 @@ class ModelRunner : public StepRunner {
   std::vector<int32_t> logits_rows_;
   std::vector<LogitsUse> logits_uses_;  // of each of logits_rows_
   std::vector<ExpertShare> shares_;
+  const StepInput* pass_ = nullptr;                                  // in flight
   std::shared_ptr<const std::vector<cache::LayerBalance>> balance_;  // as last published
   mutable std::mutex snapshot_mutex_;
   std::shared_ptr<const ExpertSnapshot> snapshot_;  // guarded by snapshot_mutex_

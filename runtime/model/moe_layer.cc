@@ -7,12 +7,14 @@ namespace moed::model {
 using backend::Tensor;
 
 MoeLayer::MoeLayer(const ModelConfig& config, int64_t max_tokens, ExpertStore& experts,
-                   backend::Backend& backend)
+                   backend::Backend& backend, Heartbeat* heartbeat)
     : config_(config),
       experts_(experts),
       backend_(backend),
+      heartbeat_(heartbeat),
       groups_(config.router.num_experts, config.router.top_k, max_tokens),
-      traffic_(static_cast<int64_t>(experts.format().blob_bytes())) {
+      traffic_(static_cast<int64_t>(experts.format().blob_bytes())),
+      pass_traffic_(static_cast<int64_t>(experts.format().blob_bytes())) {
   if (experts.device() != nullptr) link_.emplace(experts.cache(), *experts.device());
 }
 
@@ -26,21 +28,57 @@ absl::Status MoeLayer::Run(int layer, const LayerWeights& weights, int64_t token
                            const Activations& activations) {
   RegionCutter phase = activations.Phase();
   const MoeActivations act = MoeActivations::Cut(config_, tokens, &phase);
-  const Tensor residual = activations.residual(tokens);
-  const Tensor normed = activations.normed(tokens);
-  const Tensor ids = activations.expert_ids(tokens);
-
-  Route(weights, act, residual, normed, ids);
-  if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
-
-  groups_.Build({ids.As<int32_t>(), static_cast<size_t>(ids.num_elements())});
+  absl::Status status = RouteOnHost(weights, act, tokens, activations);
+  if (!status.ok()) return status;
   experts_.cache().Observe(layer, traffic_.Loads(groups_));
   absl::Status probed = probe_.Look(layer, act.router_logits, backend_, &experts_.cache());
   if (!probed.ok()) return probed;
+  return ComputeLayer(layer, weights, act, tokens, activations, &traffic_);
+}
+
+void MoeLayer::BeginPass(const StepInput& input) {
+  pass_traffic_.BeginStep(input);
+  pass_routing_.layers.clear();
+}
+
+absl::Status MoeLayer::RunPass(int layer, const LayerWeights& weights, int64_t tokens,
+                               const Activations& activations) {
+  RegionCutter phase = activations.Phase();
+  const MoeActivations act = MoeActivations::Cut(config_, tokens, &phase);
+  absl::Status status = RouteOnHost(weights, act, tokens, activations);
+  if (!status.ok()) return status;
+  const std::span<const cache::ExpertLoad> loads = pass_traffic_.Loads(groups_);
+  pass_routing_.layers.push_back({.layer = layer, .experts = {loads.begin(), loads.end()}});
+  return ComputeLayer(layer, weights, act, tokens, activations, &pass_traffic_);
+}
+
+void MoeLayer::EndPass() {
+  if (pass_routing_.layers.empty()) return;
+  experts_.cache().BeginStep();
+  for (const cache::LayerRouting& routing : pass_routing_.layers) {
+    experts_.cache().Observe(routing.layer, routing.experts);
+  }
+  pass_routing_.layers.clear();
+}
+
+absl::Status MoeLayer::RouteOnHost(const LayerWeights& weights, const MoeActivations& act,
+                                   int64_t tokens, const Activations& activations) {
+  const Tensor ids = activations.expert_ids(tokens);
+  Route(weights, act, activations.residual(tokens), activations.normed(tokens), ids);
+  if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
+  groups_.Build({ids.As<int32_t>(), static_cast<size_t>(ids.num_elements())});
+  return absl::OkStatus();
+}
+
+absl::Status MoeLayer::ComputeLayer(int layer, const LayerWeights& weights,
+                                    const MoeActivations& act, int64_t tokens,
+                                    const Activations& activations, ExpertTraffic* traffic) {
+  const Tensor residual = activations.residual(tokens);
+  const Tensor normed = activations.normed(tokens);
   if (absl::Status status = RunExperts(layer, normed, act.expert_output); !status.ok()) {
     return status;
   }
-  traffic_.Charge(groups_, layer_traffic_);
+  traffic->Charge(groups_, layer_traffic_);
   backend_.CombineExperts(act.expert_output, act.weights, residual);
   if (config_.shared_intermediate > 0) AddSharedExpert(weights, act, normed, residual);
   return absl::OkStatus();
@@ -96,6 +134,7 @@ void MoeLayer::Route(const LayerWeights& weights, const MoeActivations& act, con
 absl::Status MoeLayer::RunExperts(int layer, const Tensor& input, const Tensor& output) {
   absl::Status device_status;
   const auto compute = [&](std::span<const ExpertStore::Ready> ready) {
+    heartbeat_->Beat();
     work_.clear();
     for (const ExpertStore::Ready& expert : ready) {
       work_.push_back({.blob = expert.blob, .rows = groups_.rows(expert.expert)});

@@ -12,11 +12,13 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "cache/routing_trace.h"
 #include "runtime/backend/backend.h"
 #include "runtime/model/activations.h"
 #include "runtime/model/expert_groups.h"
 #include "runtime/model/expert_store.h"
 #include "runtime/model/expert_traffic.h"
+#include "runtime/model/heartbeat.h"
 #include "runtime/model/model_config.h"
 #include "runtime/model/residency_link.h"
 #include "runtime/model/router_probe.h"
@@ -26,9 +28,9 @@ namespace moed::model {
 
 class MoeLayer {
  public:
-  // All must outlive this.
+  // All must outlive this. `heartbeat` is beaten with every group of experts.
   MoeLayer(const ModelConfig& config, int64_t max_tokens, ExpertStore& experts,
-           backend::Backend& backend);
+           backend::Backend& backend, Heartbeat* heartbeat);
 
   // Before the first layer of a step.
   void BeginStep(const StepInput& input);
@@ -37,6 +39,18 @@ class MoeLayer {
   // Fails if an expert cannot be read; the step is then lost, the store is not.
   absl::Status Run(int layer, const LayerWeights& weights, int64_t tokens,
                    const Activations& activations);
+
+  // A pass, between whose layers other steps run. To the statistics it is one step, the one in
+  // which it ends: its routing is kept till then, so that the steps beside it follow one another.
+  // What its layers read meanwhile is admitted by what was known of it before.
+  void BeginPass(const StepInput& input);
+  // As Run.
+  absl::Status RunPass(int layer, const LayerWeights& weights, int64_t tokens,
+                       const Activations& activations);
+  // The statistics follow the layers that have run.
+  void EndPass();
+  // [chunks] of the pass so far.
+  std::span<const ExpertShare> pass_shares() const { return pass_traffic_.shares(); }
 
   // True if a step of `tokens` can go without the host: BeginDeviceStep, IssueOnDevice for every
   // MoE layer and IssueEndOnDevice, and EndDeviceStep once the device has finished.
@@ -58,6 +72,12 @@ class MoeLayer {
   void Route(const LayerWeights& weights, const MoeActivations& act,
              const backend::Tensor& residual, const backend::Tensor& normed,
              const backend::Tensor& ids);
+  // Route, and the host's view of the choice in groups_.
+  absl::Status RouteOnHost(const LayerWeights& weights, const MoeActivations& act, int64_t tokens,
+                           const Activations& activations);
+  // The rest of the layer; charges `traffic`.
+  absl::Status ComputeLayer(int layer, const LayerWeights& weights, const MoeActivations& act,
+                            int64_t tokens, const Activations& activations, ExpertTraffic* traffic);
   absl::Status RunExperts(int layer, const backend::Tensor& input, const backend::Tensor& output);
   void AddSharedExpert(const LayerWeights& weights, const MoeActivations& act,
                        const backend::Tensor& input, const backend::Tensor& residual);
@@ -65,8 +85,11 @@ class MoeLayer {
   const ModelConfig& config_;
   ExpertStore& experts_;
   backend::Backend& backend_;
+  Heartbeat* const heartbeat_;
   ExpertGroups groups_;
   ExpertTraffic traffic_;
+  ExpertTraffic pass_traffic_;
+  cache::RoutingTrace pass_routing_;  // of the layers of the pass that have run
   LayerTraffic layer_traffic_;
   RouterProbe probe_;
   std::vector<backend::ExpertWork> work_;

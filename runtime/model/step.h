@@ -64,11 +64,36 @@ struct StepResult {
 };
 
 // Runs steps: the transformer, or in tests and benchmarks of the engine a stand-in without weights.
+// A long prefill can instead run as a pass: the same computation in slices of a few layers, between
+// which steps may run. A pass gives what Run gives for the same input.
 class StepRunner {
  public:
   virtual ~StepRunner() = default;
-  // An error is final for the whole runner (a device or a checkpoint file that failed).
+  // An error is final for the whole runner (a device or a checkpoint file that failed). Beside a
+  // pass, at most max_tokens_beside_pass().
   virtual absl::Status Run(const StepInput& input, StepResult* result) = 0;
+
+  // Changes as a step or a slice advances, at least once a layer: who sees it stand still for long
+  // knows that the device or a thread hangs. Safe from any thread.
+  virtual int64_t progress() const { return 0; }
+
+  // The layers of a pass; 0: this runner has no passes, and none of what follows is called.
+  virtual int pass_layers() const { return 0; }
+  virtual int max_tokens_beside_pass() const { return 0; }
+  // Begins a pass, of which there is one at most. `input` and its KV blocks must stay as they are
+  // until it ends; only a chunk's sampler may become null, and its prompt_logprobs -1.
+  virtual absl::Status BeginPass(const StepInput&) { return NoPasses(); }
+  // Runs its next `layers` layers, or as many as are left. Nothing of them is under way, and no
+  // expert pinned, when it returns.
+  virtual absl::Status AdvancePass(int /*layers*/) { return NoPasses(); }
+  // Ends a pass all of whose layers have run.
+  virtual absl::Status FinishPass(StepResult*) { return NoPasses(); }
+  // Ends a pass anywhere: nothing writes to its KV blocks any more. Only ChunkResult::experts is
+  // filled in, for what did run.
+  virtual void AbandonPass(StepResult*) {}
+
+ protected:
+  static absl::Status NoPasses() { return absl::UnimplementedError("this runner has no passes"); }
 };
 
 }  // namespace moed::model

@@ -10,6 +10,24 @@ namespace moed::model {
 
 using backend::Tensor;
 
+namespace {
+
+// Returns the tokens of the step.
+int64_t ListSegments(const StepInput& input, std::vector<backend::AttentionSegment>* segments) {
+  segments->clear();
+  int row = 0;
+  for (const SequenceChunk& chunk : input.chunks) {
+    segments->push_back({.first_row = row,
+                         .num_tokens = chunk.num_tokens,
+                         .context_start = chunk.context_start,
+                         .kv_blocks = chunk.kv_blocks});
+    row += chunk.num_tokens;
+  }
+  return row;
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(const ModelConfig& config,
                                                                  const TransformerOptions& options,
                                                                  Weights weights,
@@ -20,9 +38,12 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(const ModelConf
   auto activations =
       Activations::Create(config, options.max_num_batched_tokens, options.logit_rows, backend);
   if (!activations.ok()) return activations.status();
+  auto beside =
+      Activations::CreateBeside(*activations, config, options.max_tokens_beside_pass, backend);
+  if (!beside.ok()) return beside.status();
   std::unique_ptr<Transformer> transformer(
       new Transformer(config, options, std::move(weights), *std::move(kv_cache),
-                      *std::move(activations), experts, backend));
+                      *std::move(activations), *std::move(beside), experts, backend));
   if (experts.device() != nullptr) {
     auto logits = backend.Allocate(DeviceLogitsBytes(config, experts.device()->max_tokens()),
                                    backend::MemoryKind::kDevice, "logits on the device");
@@ -38,34 +59,84 @@ int64_t Transformer::DeviceLogitsBytes(const ModelConfig& config, int64_t rows) 
 
 Transformer::Transformer(const ModelConfig& config, const TransformerOptions& options,
                          Weights weights, KvCache kv_cache, Activations activations,
-                         ExpertStore& experts, backend::Backend& backend)
+                         Activations beside, ExpertStore& experts, backend::Backend& backend)
     : config_(config),
       backend_(backend),
       weights_(std::move(weights)),
       kv_cache_(std::move(kv_cache)),
+      max_tokens_beside_pass_(options.max_tokens_beside_pass),
       activations_(std::move(activations)),
-      moe_layer_(config, options.max_num_batched_tokens, experts, backend),
+      beside_(std::move(beside)),
+      moe_layer_(config, options.max_num_batched_tokens, experts, backend, &heartbeat_),
       inverse_frequencies_(ComputeInverseFrequencies(config.rope)) {}
 
 absl::Status Transformer::Forward(const StepInput& input, std::vector<ExpertShare>* shares) {
-  const AttentionStep step = PrepareStep(input);
-  tokens_ = step.tokens;
+  tokens_ = ListSegments(input, &segments_);
+  const AttentionStep step = MakeStep(segments_, tokens_);
+  pass_.resumes = true;
   logits_on_device_ = moe_layer_.OnDevice(tokens_);
   if (logits_on_device_) {
     absl::Status status = ForwardOnDevice(input, step);
     shares->assign(moe_layer_.shares().begin(), moe_layer_.shares().end());
     return status;
   }
+  const Activations& activations = StepActivations(tokens_);
   backend_.BeginStep(input.token_ids, segments_);
   moe_layer_.BeginStep(input);
-  backend_.Embed(weights_.embedding.view, input.token_ids, activations_.residual(tokens_));
+  backend_.Embed(weights_.embedding.view, input.token_ids, activations.residual(tokens_));
   for (int layer = 0; layer < config_.num_layers(); ++layer) {
-    RunAttention(config_, layer, weights_.layers[layer].attention, step, kv_cache_.Layer(layer),
-                 activations_, backend_);
-    if (absl::Status status = RunFfn(layer, tokens_); !status.ok()) return status;
+    RunAttentionOf(layer, step, activations);
+    if (!config_.layers[layer].is_moe) {
+      RunDenseFfn(layer, tokens_, activations);
+      continue;
+    }
+    absl::Status status = moe_layer_.Run(layer, weights_.layers[layer], tokens_, activations);
+    if (!status.ok()) return status;
   }
   shares->assign(moe_layer_.shares().begin(), moe_layer_.shares().end());
   return absl::OkStatus();
+}
+
+void Transformer::BeginPass(const StepInput& input) {
+  pass_.input = &input;
+  pass_.tokens = ListSegments(input, &pass_.segments);
+  pass_.next_layer = 0;
+  pass_.resumes = true;
+  moe_layer_.BeginPass(input);
+}
+
+absl::Status Transformer::AdvancePass(int layers) {
+  const AttentionStep step = MakeStep(pass_.segments, pass_.tokens);
+  const std::vector<int32_t>& token_ids = pass_.input->token_ids;
+  if (pass_.resumes) backend_.BeginStep(token_ids, pass_.segments);
+  pass_.resumes = false;
+  if (pass_.next_layer == 0) {
+    backend_.Embed(weights_.embedding.view, token_ids, activations_.residual(pass_.tokens));
+  }
+  for (const int end = pass_.next_layer + std::min(layers, pass_layers_left());
+       pass_.next_layer < end; ++pass_.next_layer) {
+    const int layer = pass_.next_layer;
+    RunAttentionOf(layer, step, activations_);
+    if (!config_.layers[layer].is_moe) {
+      RunDenseFfn(layer, pass_.tokens, activations_);
+      continue;
+    }
+    absl::Status status =
+        moe_layer_.RunPass(layer, weights_.layers[layer], pass_.tokens, activations_);
+    if (!status.ok()) return status;
+  }
+  // Before a step beside the pass publishes what may evict the experts that were read here.
+  return backend_.Synchronize();
+}
+
+absl::Status Transformer::ForEachPassLogits(std::span<const int32_t> rows, LogitsVisitor visit) {
+  return VisitLogits(activations_, pass_.tokens, rows, visit);
+}
+
+void Transformer::EndPass(std::vector<ExpertShare>* shares) {
+  moe_layer_.EndPass();
+  shares->assign(moe_layer_.pass_shares().begin(), moe_layer_.pass_shares().end());
+  pass_.input = nullptr;
 }
 
 // The host does not look at the step between its first op and its last.
@@ -82,18 +153,18 @@ absl::Status Transformer::ForwardOnDevice(const StepInput& input, AttentionStep 
 
 void Transformer::IssueOnDevice(const AttentionStep& step) {
   const int64_t rows = step.tokens;
-  const Tensor residual = activations_.residual(rows);
+  const Activations& activations = StepActivations(rows);
+  const Tensor residual = activations.residual(rows);
   backend_.Embed(weights_.embedding.view, padded_ids_, residual);
   for (int layer = 0; layer < config_.num_layers(); ++layer) {
-    RunAttention(config_, layer, weights_.layers[layer].attention, step, kv_cache_.Layer(layer),
-                 activations_, backend_);
+    RunAttentionOf(layer, step, activations);
     if (config_.layers[layer].is_moe) {
-      moe_layer_.IssueOnDevice(layer, weights_.layers[layer], rows, activations_);
+      moe_layer_.IssueOnDevice(layer, weights_.layers[layer], rows, activations);
     } else {
-      RunDenseFfn(layer, rows);
+      RunDenseFfn(layer, rows, activations);
     }
   }
-  const Tensor normed = activations_.normed(rows);
+  const Tensor normed = activations.normed(rows);
   const Tensor logits(device_logits_.data(), backend::DType::kF32, {rows, config_.vocab_size});
   backend_.RmsNorm(residual, weights_.final_norm.view, config_.norm_epsilon, normed, Tensor());
   backend_.Linear(*weights_.lm_head, normed, logits, /*accumulate=*/false);
@@ -122,17 +193,23 @@ absl::Status Transformer::VisitDeviceLogits(std::span<const int32_t> rows, Logit
 
 absl::Status Transformer::ForEachLogits(std::span<const int32_t> rows, LogitsVisitor visit) {
   if (logits_on_device_) return VisitDeviceLogits(rows, visit);
-  const auto tile = static_cast<size_t>(activations_.logit_rows());
+  return VisitLogits(StepActivations(tokens_), tokens_, rows, visit);
+}
+
+absl::Status Transformer::VisitLogits(const Activations& activations, int64_t tokens,
+                                      std::span<const int32_t> rows, LogitsVisitor visit) {
+  const auto tile = static_cast<size_t>(activations.logit_rows());
   for (size_t begin = 0; begin < rows.size(); begin += tile) {
     const size_t count = std::min(tile, rows.size() - begin);
-    RegionCutter phase = activations_.Phase();
+    RegionCutter phase = activations.Phase();
     const HeadActivations act = HeadActivations::Cut(config_, static_cast<int64_t>(count), &phase);
-    const Tensor logits = activations_.logits(static_cast<int64_t>(count));
-    backend_.GatherRows(activations_.residual(tokens_), rows.subspan(begin, count), act.rows);
+    const Tensor logits = activations.logits(static_cast<int64_t>(count));
+    backend_.GatherRows(activations.residual(tokens), rows.subspan(begin, count), act.rows);
     backend_.RmsNorm(act.rows, weights_.final_norm.view, config_.norm_epsilon, act.normed,
                      Tensor());
     backend_.Linear(*weights_.lm_head, act.normed, logits, /*accumulate=*/false);
     if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
+    heartbeat_.Beat();
     const auto width = static_cast<size_t>(config_.vocab_size);
     for (size_t row = 0; row < count; ++row) {
       visit(begin + row, {logits.As<float>() + row * width, width});
@@ -141,41 +218,32 @@ absl::Status Transformer::ForEachLogits(std::span<const int32_t> rows, LogitsVis
   return absl::OkStatus();
 }
 
-AttentionStep Transformer::PrepareStep(const StepInput& input) {
-  segments_.clear();
-  int row = 0;
-  for (const SequenceChunk& chunk : input.chunks) {
-    segments_.push_back({.first_row = row,
-                         .num_tokens = chunk.num_tokens,
-                         .context_start = chunk.context_start,
-                         .kv_blocks = chunk.kv_blocks});
-    row += chunk.num_tokens;
-  }
+AttentionStep Transformer::MakeStep(std::span<const backend::AttentionSegment> segments,
+                                    int64_t tokens) {
   return {
-      .segments = segments_,
+      .segments = segments,
       .rope = {.rotary_dims = config_.rope.rotary_dims,
                .interleaved = config_.rope.interleaved,
                .inverse_frequencies = Tensor(inverse_frequencies_.data(), backend::DType::kF32,
                                              {static_cast<int64_t>(inverse_frequencies_.size())}),
                .attention_factor = static_cast<float>(config_.rope.attention_factor)},
-      .tokens = row};
+      .tokens = tokens};
 }
 
-absl::Status Transformer::RunFfn(int layer, int64_t tokens) {
-  if (config_.layers[layer].is_moe) {
-    return moe_layer_.Run(layer, weights_.layers[layer], tokens, activations_);
-  }
-  RunDenseFfn(layer, tokens);
-  return absl::OkStatus();
+void Transformer::RunAttentionOf(int layer, const AttentionStep& step,
+                                 const Activations& activations) {
+  heartbeat_.Beat();
+  RunAttention(config_, layer, weights_.layers[layer].attention, step, kv_cache_.Layer(layer),
+               activations, backend_);
 }
 
-void Transformer::RunDenseFfn(int layer, int64_t tokens) {
+void Transformer::RunDenseFfn(int layer, int64_t tokens, const Activations& activations) {
   const LayerWeights& weights = weights_.layers[layer];
-  RegionCutter phase = activations_.Phase();
+  RegionCutter phase = activations.Phase();
   const MlpActivations act =
       MlpActivations::Cut(config_.layers[layer].dense_intermediate, tokens, &phase);
-  const Tensor normed = activations_.normed(tokens);
-  const Tensor residual = activations_.residual(tokens);
+  const Tensor normed = activations.normed(tokens);
+  const Tensor residual = activations.residual(tokens);
   backend_.RmsNorm(residual, weights.ffn_norm.view, config_.norm_epsilon, normed, Tensor());
   RunMlp(weights.mlp, act, normed, residual, /*accumulate=*/true, backend_);
 }

@@ -15,6 +15,7 @@
 #include "runtime/model/activations.h"
 #include "runtime/model/attention.h"
 #include "runtime/model/expert_store.h"
+#include "runtime/model/heartbeat.h"
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/model_config.h"
 #include "runtime/model/moe_layer.h"
@@ -27,6 +28,8 @@ struct TransformerOptions {
   int64_t max_num_batched_tokens = 0;
   int num_kv_blocks = 0;
   int64_t logit_rows = 0;  // rows of lm_head at a time
+  // Of the largest step that runs beside a pass; at most max_num_batched_tokens.
+  int64_t max_tokens_beside_pass = 0;
 };
 
 class Transformer {
@@ -40,8 +43,9 @@ class Transformer {
   // What device-driven steps of up to `rows` tokens take beside the activations.
   static int64_t DeviceLogitsBytes(const ModelConfig& config, int64_t rows);
 
-  // Runs all layers over the tokens of `input`, at most max_num_batched_tokens, and fills the KV
-  // cache with them. `shares` gets each chunk's part of the expert traffic.
+  // Runs all layers over the tokens of `input`, at most max_num_batched_tokens (beside a pass
+  // max_tokens_beside_pass), and fills the KV cache with them. `shares` gets each chunk's part of
+  // the expert traffic.
   absl::Status Forward(const StepInput& input, std::vector<ExpertShare>* shares);
 
   // Calls `visit` with the logits [V] of each of `rows`, rows of the last Forward's input, and its
@@ -49,23 +53,55 @@ class Transformer {
   using LogitsVisitor = absl::FunctionRef<void(size_t index, std::span<const float> logits)>;
   absl::Status ForEachLogits(std::span<const int32_t> rows, LogitsVisitor visit);
 
+  // A pass is a Forward in slices of a few layers, with other Forwards between them. It is
+  // host-driven whatever its size. `input` must stay until the pass ends.
+  void BeginPass(const StepInput& input);
+  // The next `layers` layers, or as many as are left; they have ended when it returns.
+  absl::Status AdvancePass(int layers);
+  int pass_layers_left() const { return config_.num_layers() - pass_.next_layer; }
+  // As ForEachLogits, once no layer is left.
+  absl::Status ForEachPassLogits(std::span<const int32_t> rows, LogitsVisitor visit);
+  // Whether or not all layers have run: the shares are those of the ones that have.
+  void EndPass(std::vector<ExpertShare>* shares);
+
+  // StepRunner::progress: a layer, a group of experts, a tile of logits. Any thread.
+  int64_t progress() const { return heartbeat_.beats(); }
+
  private:
+  struct Pass {
+    const StepInput* input = nullptr;  // null: there is no pass
+    std::vector<backend::AttentionSegment> segments;
+    int64_t tokens = 0;
+    int next_layer = 0;
+    bool resumes = false;  // another step has run since the last slice
+  };
+
   Transformer(const ModelConfig& config, const TransformerOptions& options, Weights weights,
-              KvCache kv_cache, Activations activations, ExpertStore& experts,
+              KvCache kv_cache, Activations activations, Activations beside, ExpertStore& experts,
               backend::Backend& backend);
 
-  AttentionStep PrepareStep(const StepInput& input);
+  // Of a step that is no pass.
+  const Activations& StepActivations(int64_t tokens) const {
+    return tokens <= max_tokens_beside_pass_ ? beside_ : activations_;
+  }
+  AttentionStep MakeStep(std::span<const backend::AttentionSegment> segments, int64_t tokens);
   absl::Status ForwardOnDevice(const StepInput& input, AttentionStep step);
   void IssueOnDevice(const AttentionStep& step);
-  absl::Status RunFfn(int layer, int64_t tokens);
-  void RunDenseFfn(int layer, int64_t tokens);
+  void RunAttentionOf(int layer, const AttentionStep& step, const Activations& activations);
+  void RunDenseFfn(int layer, int64_t tokens, const Activations& activations);
+  absl::Status VisitLogits(const Activations& activations, int64_t tokens,
+                           std::span<const int32_t> rows, LogitsVisitor visit);
   absl::Status VisitDeviceLogits(std::span<const int32_t> rows, LogitsVisitor visit);
 
   const ModelConfig& config_;
   backend::Backend& backend_;
   Weights weights_;
   KvCache kv_cache_;
+  Heartbeat heartbeat_;
+  int64_t max_tokens_beside_pass_;
+  // Passes and steps too large to run beside one.
   Activations activations_;
+  Activations beside_;
   MoeLayer moe_layer_;
   std::vector<float> inverse_frequencies_;  // [rotary_dims / 2]
   std::vector<backend::AttentionSegment> segments_;
@@ -74,6 +110,7 @@ class Transformer {
   backend::Buffer device_logits_;
   bool logits_on_device_ = false;    // of the last Forward
   std::vector<int32_t> padded_ids_;  // its token ids and padding
+  Pass pass_;
 };
 
 }  // namespace moed::model

@@ -1,6 +1,8 @@
 #include "runtime/scheduler/scheduler.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <utility>
 
 #include "absl/base/internal/raw_logging.h"
 
@@ -45,15 +47,22 @@ void Scheduler::Add(SequenceId id, GroupId group, int64_t prompt_tokens) {
   sequences_.emplace(id, std::move(sequence));
 }
 
-const std::vector<ScheduledChunk>& Scheduler::Schedule() {
+const std::vector<ScheduledChunk>& Scheduler::Schedule(int64_t max_joined_tokens) {
   chunks_.clear();
   budget_ = options_.max_num_batched_tokens;
-  for (Sequence* sequence : running_) sequence->num_written = sequence->num_computed;
+  for (Sequence* sequence : running_) {
+    if (!sequence->in_pass) sequence->num_written = sequence->num_computed;
+  }
+  const bool beside_pass = !pass_.empty();
   const int64_t preemptions_before = num_preemptions_;
   ScheduleDecodes();
+  if (beside_pass) return chunks_;
+  const size_t num_decodes = chunks_.size();
+  const int budget_of_prefill = budget_;
   ScheduleRunningPrefill();
   // What a preemption has freed is for those that are still running.
   if (num_preemptions_ == preemptions_before) AdmitWaiting();
+  if (num_decodes > 0 && budget_of_prefill - budget_ > max_joined_tokens) BeginPass(num_decodes);
   return chunks_;
 }
 
@@ -61,7 +70,7 @@ void Scheduler::ScheduleDecodes() {
   // Preemption shortens running_ from its end, never before the current sequence.
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence& sequence = *running_[i];
-    if (sequence.num_tokens - sequence.num_computed != 1) continue;
+    if (sequence.in_pass || sequence.num_tokens - sequence.num_computed != 1) continue;
     if (GrowOrPreempt(sequence)) AddChunk(sequence);
   }
 }
@@ -138,7 +147,45 @@ bool Scheduler::GrowOrPreempt(Sequence& sequence) {
   return true;
 }
 
+void Scheduler::BeginPass(size_t first) {
+  pass_.assign(chunks_.begin() + static_cast<ptrdiff_t>(first), chunks_.end());
+  chunks_.resize(first);
+  for (const ScheduledChunk& chunk : pass_) {
+    Sequence& sequence = Find(chunk.sequence);
+    sequence.in_pass = true;
+    sequence.pass_start = chunk.context_start;
+  }
+}
+
+void Scheduler::AbandonPass() {
+  const auto first = std::find_if(running_.begin(), running_.end(),
+                                  [](const Sequence* sequence) { return sequence->in_pass; });
+  Sequence& oldest = **first;
+  const bool alone = &oldest == running_.back();
+  for (Sequence* sequence : running_) sequence->in_pass = false;
+  oldest.num_computed = oldest.pass_start;
+  EndPass();
+  while (running_.back() != &oldest) PreemptNewest();
+  if (alone) PreemptNewest();
+}
+
+void Scheduler::FinishPass() {
+  for (Sequence* sequence : running_) sequence->in_pass = false;
+  EndPass();
+}
+
+void Scheduler::EndPass() {
+  for (const std::vector<int32_t>& kv_blocks : orphans_) {
+    for (auto block = kv_blocks.rbegin(); block != kv_blocks.rend(); ++block) {
+      blocks_.Release(*block);
+    }
+  }
+  orphans_.clear();
+  pass_.clear();
+}
+
 void Scheduler::PreemptNewest() {
+  if (running_.back()->in_pass) return AbandonPass();
   Sequence& sequence = *running_.back();
   running_.pop_back();
   ReleaseBlocks(sequence);
@@ -173,10 +220,16 @@ void Scheduler::Append(SequenceId id) {
 
 void Scheduler::Remove(SequenceId id) {
   Sequence& sequence = Find(id);
+  if (sequence.in_pass) {
+    orphans_.push_back(std::move(sequence.kv_blocks));
+    sequence.kv_blocks.clear();
+  }
   ReleaseBlocks(sequence);
   if (waiting_.erase(id) == 0)
     running_.erase(std::find(running_.begin(), running_.end(), &sequence));
   sequences_.erase(id);
+  // The sequences of a pass are the newest.
+  if (!pass_.empty() && (running_.empty() || !running_.back()->in_pass)) EndPass();
 }
 
 void Scheduler::ReleaseBlocks(Sequence& sequence) {

@@ -9,9 +9,16 @@
 // none is free then, the newest sequence gives up its blocks and waits to be prefilled again, with
 // what it has generated. So every running sequence is older than every waiting one, at most one is
 // between two chunks of its prefill (the newest), and the oldest always progresses.
+//
+// Prefill that is too long to join a step of decodes becomes a pass, of which there is one at most:
+// its chunks run by themselves, in slices, and until it ends every step is of decodes alone. The
+// pass holds its KV blocks to its end, also those of sequences that are removed meanwhile. If
+// decoding needs a block and none is free, the pass is abandoned: its newest sequences give up
+// their blocks, and its oldest, if there are several, is back where the pass found it.
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -54,9 +61,19 @@ class Scheduler {
 
   // A new sequence, last in line. Ids grow from call to call.
   void Add(SequenceId id, GroupId group, int64_t prompt_tokens);
-  // The chunks of the next step, to be run before any other call; empty only if there is no
-  // sequence at all. Valid until the next call of any method.
-  const std::vector<ScheduledChunk>& Schedule();
+  // The chunks of the next step, to be run before any other call. Valid until the next call of any
+  // method. Prefill joins decodes if it has at most as many tokens as given; a longer one becomes a
+  // pass, see pass(). The step is empty only if nothing but a pass is to be run.
+  const std::vector<ScheduledChunk>& Schedule(
+      int64_t max_joined_tokens = std::numeric_limits<int64_t>::max());
+
+  // The chunks of the pass in flight, those of removed sequences included; empty if there is none.
+  // Schedule begins one, never in a call that found one; Schedule and Remove may abandon it. Valid,
+  // with its KV blocks, until it ends.
+  const std::vector<ScheduledChunk>& pass() const { return pass_; }
+  // All of the pass has run. To be called before Append for its sequences.
+  void FinishPass();
+
   // The last step's chunk reached the end of `id`, and one more token was sampled.
   void Append(SequenceId id);
   // Ends a sequence in whatever state it is and frees its blocks.
@@ -77,6 +94,8 @@ class Scheduler {
     int64_t num_computed = 0;  // of these, in the KV cache once the current step has run
     int64_t num_written = 0;   // of these, in the KV cache already
     int num_preemptions = 0;
+    bool in_pass = false;
+    int64_t pass_start = 0;  // num_computed before the pass
     std::vector<int32_t> kv_blocks;
   };
 
@@ -91,6 +110,12 @@ class Scheduler {
   const Sequence* FindRunningSibling(const Sequence& sequence) const;
   bool GrowOrPreempt(Sequence& sequence);
   void PreemptNewest();
+  // Makes a pass of the step's chunks from `first` on.
+  void BeginPass(size_t first);
+  // Undoes it, the newest running sequence being one of its; preempts all of them but the oldest,
+  // and that too if it is the only one.
+  void AbandonPass();
+  void EndPass();
   void AddChunk(Sequence& sequence);
   void ReleaseBlocks(Sequence& sequence);
   int64_t BlocksFor(int64_t tokens) const;
@@ -101,7 +126,9 @@ class Scheduler {
   std::vector<Sequence*> running_;                  // oldest first
   absl::btree_map<SequenceId, Sequence*> waiting_;  // oldest first
   std::vector<ScheduledChunk> chunks_;              // of the current step
-  int budget_ = 0;                                  // tokens left in the current step
+  std::vector<ScheduledChunk> pass_;
+  std::vector<std::vector<int32_t>> orphans_;  // KV blocks of the pass's removed sequences
+  int budget_ = 0;                             // tokens left in the current step
   int64_t num_preemptions_ = 0;
 };
 

@@ -1,5 +1,6 @@
 #include "tests/integration/scripted_runner.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -10,13 +11,17 @@ namespace {
 constexpr int64_t kMaxModelLen = int64_t{1} << 20;
 constexpr int kVocabSize = 1024;
 constexpr int kBlockTokens = 16;
+constexpr absl::Duration kBeat = absl::Milliseconds(20);
 
 }  // namespace
 
 absl::Status ScriptedRunner::Run(const model::StepInput& input, model::StepResult* result) {
   absl::MutexLock lock(&mutex_, absl::Condition(&open_));
   if (!failure_.ok()) return failure_;
-  absl::SleepFor(step_time_);
+  for (absl::Duration left = step_time_; left > absl::ZeroDuration(); left -= kBeat) {
+    absl::SleepFor(std::min(left, kBeat));
+    heartbeat_.Beat();
+  }
   result->chunks.assign(input.chunks.size(), {});
   for (size_t i = 0; i < input.chunks.size(); ++i) {
     const model::SequenceChunk& chunk = input.chunks[i];

@@ -240,6 +240,33 @@ TEST_F(EngineLifecycleTest, InvalidLogitsEndTheirRequestAlone) {
   ExpectGaugesAtZero();
 }
 
+// The first of the n sequences turns invalid while the others share the full blocks of its prompt.
+TEST_F(EngineLifecycleTest, InvalidLogitsEndAllThatShareTheirBlocks) {
+  const auto hash = ScriptedRunner::HashOfContext(options_.vocab_size);
+  engine_.reset();
+  runner_ = std::make_unique<ScriptedRunner>(options_, [hash](const auto& context) {
+    return context.front() == 30 && context.size() == 44 ? -1 : hash(context);
+  });
+  engine_ = Engine::Create(options_, runner_.get(), nullptr);
+  const std::vector<int32_t> prompt(40, 30);  // two full blocks, and half of one
+  Request poisoned = TestRequest(prompt, 20, {});
+  poisoned.n = 3;
+  const auto sink = Submit(std::move(poisoned));
+  EXPECT_EQ(sink->AwaitDone().code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(engine_->Snapshot().finished_total[kFailedSequence], 3);
+  ExpectGaugesAtZero();
+  // The same prompt is computed anew: nothing of it was kept.
+  const double hits = runner_->total_hits();
+  const auto again = Submit(TestRequest(prompt, 3, {}));
+  EXPECT_TRUE(again->AwaitDone().ok());
+  EXPECT_EQ(runner_->total_hits() - hits, 40 + 2);
+  std::vector<int32_t> context = prompt;
+  for (int32_t token : again->Ids()) {
+    EXPECT_EQ(token, hash(context));
+    context.push_back(token);
+  }
+}
+
 TEST_F(EngineLifecycleTest, AFailedRunnerEndsEverythingWithUnavailable) {
   runner_->Hold();
   const auto running = Submit(Named("running", 3, 50));
@@ -270,6 +297,55 @@ TEST_F(EngineLifecycleTest, ShowsProgressWhileIdleAndNoneWhileARunnerHangs) {
   absl::SleepFor(absl::Milliseconds(600));
   EXPECT_EQ(engine_->Snapshot().last_progress, held);
   EXPECT_EQ(engine_->Snapshot().running, 1);
+  runner_->Release();
+  sink->AwaitDone();
+}
+
+TEST_F(EngineLifecycleTest, AbandonEndsEveryRequestWhileTheRunnerHangs) {
+  options_.max_num_seqs = 1;
+  Start();
+  runner_->Hold();
+  const auto running = Submit(Named("running", 3, 50));
+  runner_->AwaitHeld();
+  const auto queued = Submit(Named("queued", 3, 50));
+  engine_->Abandon(absl::UnavailableError("it hangs"));
+  for (const auto& sink : {running, queued}) {
+    EXPECT_EQ(sink->AwaitDone(), absl::UnavailableError("it hangs"));
+  }
+  EXPECT_TRUE(engine_->Drain(absl::InfiniteFuture()));
+  EXPECT_TRUE(engine_->Snapshot().failed);
+  Request late = Named("late", 3, 20);
+  late.sink = std::make_shared<RecordingSink>();
+  EXPECT_EQ(engine_->Submit(std::move(late)).code(), absl::StatusCode::kUnavailable);
+  engine_->Abandon(absl::UnavailableError("again"));
+  // It wakes, and goes on for nobody: the sinks would complain.
+  runner_->Release();
+  engine_.reset();
+}
+
+TEST_F(EngineLifecycleTest, AbandonRacesWithARunningEngine) {
+  for (int round = 0; round < 50; ++round) {
+    Start();
+    std::vector<std::shared_ptr<RecordingSink>> sinks;
+    for (int i = 0; i < 20; ++i) sinks.push_back(Submit(Named(absl::StrCat(i), 20, 3 + i)));
+    engine_->Abandon(absl::UnavailableError("it seemed to hang"));
+    for (const auto& sink : sinks) {
+      const absl::Status status = sink->AwaitDone();
+      EXPECT_TRUE(status.ok() || absl::IsUnavailable(status)) << status;
+    }
+    EXPECT_TRUE(engine_->Drain(absl::InfiniteFuture()));
+  }
+}
+
+TEST_F(EngineLifecycleTest, ProgressChangesWhileIdleAndStandsStillWhileARunnerHangs) {
+  const int64_t before = engine_->progress();
+  while (engine_->progress() == before) absl::SleepFor(absl::Milliseconds(5));
+  runner_->Hold();
+  const auto sink = Submit(Named("hangs", 3, 2));
+  runner_->AwaitHeld();
+  const int64_t held = engine_->progress();
+  absl::SleepFor(absl::Milliseconds(300));
+  EXPECT_EQ(engine_->progress(), held);
   runner_->Release();
   sink->AwaitDone();
 }

@@ -149,6 +149,48 @@ TEST_F(ModelRunnerTest, SharesOfExpertTrafficAddUpToTheCacheTotals) {
   EXPECT_NEAR(stall, total.stall_seconds_total, 1e-9);
 }
 
+TEST_F(ModelRunnerTest, APassGivesWhatRunGives) {
+  const std::unique_ptr<ModelRunner> runner = Runner();
+  std::vector<int32_t> prompt;
+  for (int i = 0; i < 60; ++i) prompt.push_back((i * 29 + 7) % 250);
+  SamplerState run_sampler({.temperature = 0}, {}), pass_sampler({.temperature = 0}, {});
+  StepInput input = OneChunk(prompt, &run_sampler);
+  input.chunks[0].prompt_logprobs = 1;
+  StepResult whole, sliced, beside;
+  ASSERT_TRUE(runner->Run(input, &whole).ok());
+
+  input.chunks[0].sampler = &pass_sampler;
+  ASSERT_TRUE(runner->BeginPass(input).ok());
+  for (int layer = 0; layer < runner->pass_layers(); ++layer) {
+    ASSERT_TRUE(runner->AdvancePass(1).ok());
+    StepInput step = OneChunk({static_cast<int32_t>(layer)}, nullptr);
+    step.chunks[0].kv_blocks = std::span(blocks_).last(1);
+    ASSERT_TRUE(runner->Run(step, &beside).ok());
+  }
+  ASSERT_TRUE(runner->FinishPass(&sliced).ok());
+  EXPECT_EQ(sliced.chunks[0].token, whole.chunks[0].token);
+  EXPECT_EQ(sliced.chunks[0].logprob, whole.chunks[0].logprob);
+  EXPECT_EQ(pass_sampler.num_accepted(), 1);
+  ASSERT_EQ(sliced.chunks[0].prompt_logprobs.size(), whole.chunks[0].prompt_logprobs.size());
+  for (size_t i = 0; i < whole.chunks[0].prompt_logprobs.size(); ++i) {
+    EXPECT_EQ(sliced.chunks[0].prompt_logprobs[i][0].logprob,
+              whole.chunks[0].prompt_logprobs[i][0].logprob);
+  }
+}
+
+TEST_F(ModelRunnerTest, RunsOnlyDecodeBatchesBesideAPass) {
+  const std::unique_ptr<ModelRunner> runner = Runner();
+  EXPECT_EQ(runner->max_tokens_beside_pass(), 4);
+  StepResult result;
+  const StepInput input = OneChunk(std::vector<int32_t>(60, 3), nullptr);
+  ASSERT_TRUE(runner->BeginPass(input).ok());
+  const StepInput large = OneChunk(std::vector<int32_t>(5, 3), nullptr);
+  EXPECT_EQ(runner->Run(large, &result).code(), absl::StatusCode::kInvalidArgument);
+  runner->AbandonPass(&result);
+  EXPECT_EQ(result.chunks.size(), 1u);
+  EXPECT_TRUE(runner->Run(large, &result).ok());
+}
+
 TEST_F(ModelRunnerTest, ReportsLoadProgressToItsEnd) {
   ModelRunnerOptions options = SmallOptions();
   int64_t done = 0, total = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <numeric>
 #include <string_view>
 #include <utility>
 
@@ -21,6 +22,8 @@ namespace {
 
 // Smaller than most prompts of the golden cases, so that both kinds of step occur.
 constexpr int kCudaDeviceTokens = 16;
+// Larger steps use the activations of passes.
+constexpr int kMaxTokensBesidePass = 8;
 
 }  // namespace
 
@@ -66,12 +69,13 @@ absl::StatusOr<std::unique_ptr<TestModel>> TestModel::Create(const TestModelOpti
     if (absl::Status status = test->experts_->Warm(nullptr); !status.ok()) return status;
   }
   // A tile of 5 rows, so that logits come from several tiles.
-  auto transformer =
-      model::Transformer::Create(test->config(),
-                                 {.max_num_batched_tokens = options.max_num_batched_tokens,
-                                  .num_kv_blocks = options.num_kv_blocks,
-                                  .logit_rows = 5},
-                                 *std::move(weights), *test->experts_, *test->backend_);
+  auto transformer = model::Transformer::Create(
+      test->config(),
+      {.max_num_batched_tokens = options.max_num_batched_tokens,
+       .num_kv_blocks = options.num_kv_blocks,
+       .logit_rows = 5,
+       .max_tokens_beside_pass = std::max(kMaxTokensBesidePass, store.device_tokens)},
+      *std::move(weights), *test->experts_, *test->backend_);
   if (!transformer.ok()) return transformer.status();
   test->transformer_ = *std::move(transformer);
   // Not in rising order, as after a while of serving.
@@ -125,18 +129,80 @@ absl::Status TestModel::RunStep(std::span<const TestSequence> sequences, size_t 
 
   std::vector<model::ExpertShare> shares;
   if (absl::Status status = transformer_->Forward(input, &shares); !status.ok()) return status;
-  for (const model::ExpertShare& share : shares) {
-    share_total_.hits += share.hits;
-    share_total_.misses += share.misses;
-    share_total_.bytes_paged += share.bytes_paged;
-    share_total_.stall_seconds += share.stall_seconds;
-  }
+  AddShares(shares);
   std::vector<int32_t> rows(row_sequence.size());
   for (size_t row = 0; row < rows.size(); ++row) rows[row] = static_cast<int32_t>(row);
   return transformer_->ForEachLogits(rows, [&](size_t row, std::span<const float> values) {
     std::vector<float>& all = (*logits)[row_sequence[row]];
     all.insert(all.end(), values.begin(), values.end());
   });
+}
+
+void TestModel::AddShares(std::span<const model::ExpertShare> shares) {
+  for (const model::ExpertShare& share : shares) {
+    share_total_.hits += share.hits;
+    share_total_.misses += share.misses;
+    share_total_.bytes_paged += share.bytes_paged;
+    share_total_.stall_seconds += share.stall_seconds;
+  }
+}
+
+StepInput TestModel::InputOf(const TestSequence& sequence, size_t begin, size_t count,
+                             size_t first_block) const {
+  const size_t num_blocks =
+      (sequence.token_ids.size() + model::kKvBlockTokens - 1) / model::kKvBlockTokens;
+  ABSL_RAW_CHECK(first_block + num_blocks <= blocks_.size(), "too few KV blocks for this test");
+  const auto first = sequence.token_ids.begin() + static_cast<ptrdiff_t>(begin);
+  return {.token_ids = {first, first + static_cast<ptrdiff_t>(count)},
+          .chunks = {{.num_tokens = static_cast<int>(count),
+                      .context_start = static_cast<int>(begin),
+                      .kv_blocks = std::span(blocks_).subspan(first_block, num_blocks)}}};
+}
+
+absl::StatusOr<std::vector<std::vector<float>>> TestModel::LogitsBesidePass(
+    const TestSequence& pass, const TestSequence& beside, int layers) {
+  std::vector<std::vector<float>> logits(2);
+  std::vector<model::ExpertShare> shares;
+  const auto append_to = [&](std::vector<float>* all) {
+    return [all](size_t, std::span<const float> values) {
+      all->insert(all->end(), values.begin(), values.end());
+    };
+  };
+  size_t progress = 0;
+  const auto step_beside = [&](size_t count) -> absl::Status {
+    const StepInput input = InputOf(beside, progress, count, blocks_.size() / 2);
+    progress += count;
+    if (absl::Status status = transformer_->Forward(input, &shares); !status.ok()) return status;
+    AddShares(shares);
+    std::vector<int32_t> rows(count);
+    std::iota(rows.begin(), rows.end(), 0);
+    return transformer_->ForEachLogits(rows, append_to(&logits[1]));
+  };
+  absl::Status status = step_beside(beside.chunk_tokens.front());
+  const StepInput input = InputOf(pass, 0, pass.token_ids.size(), 0);
+  transformer_->BeginPass(input);
+  while (status.ok() && transformer_->pass_layers_left() > 0) {
+    status = transformer_->AdvancePass(layers);
+    if (status.ok() && progress < beside.token_ids.size()) status = step_beside(1);
+  }
+  while (status.ok() && progress < beside.token_ids.size()) status = step_beside(1);
+  std::vector<int32_t> rows(pass.token_ids.size());
+  std::iota(rows.begin(), rows.end(), 0);
+  if (status.ok()) status = transformer_->ForEachPassLogits(rows, append_to(&logits[0]));
+  transformer_->EndPass(&shares);
+  AddShares(shares);
+  if (!status.ok()) return status;
+  return logits;
+}
+
+absl::Status TestModel::AbandonPass(const TestSequence& pass, int layers) {
+  const StepInput input = InputOf(pass, 0, pass.token_ids.size(), 0);
+  transformer_->BeginPass(input);
+  absl::Status status = transformer_->AdvancePass(layers);
+  std::vector<model::ExpertShare> shares;
+  transformer_->EndPass(&shares);
+  AddShares(shares);
+  return status;
 }
 
 }  // namespace moed::testing

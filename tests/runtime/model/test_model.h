@@ -50,6 +50,16 @@ class TestModel {
   // of each in every step, until the longest is done.
   absl::StatusOr<std::vector<std::vector<float>>> Logits(std::span<const TestSequence> sequences);
 
+  // The same of two sequences, of which the second runs beside the first: the first as one pass of
+  // slices of `layers` layers, the second, as far as it goes, a token between two slices, after
+  // `beside.chunk_tokens[0]` tokens to begin with.
+  absl::StatusOr<std::vector<std::vector<float>>> LogitsBesidePass(const TestSequence& pass,
+                                                                   const TestSequence& beside,
+                                                                   int layers);
+
+  // Begins a pass over all of the sequence, runs some layers, and ends it.
+  absl::Status AbandonPass(const TestSequence& pass, int layers);
+
   const model::ModelConfig& config() const { return checkpoint_->config(); }
   model::ExpertStore& experts() { return *experts_; }
   // Shares of all chunks of all steps so far.
@@ -57,6 +67,10 @@ class TestModel {
 
  private:
   TestModel() = default;
+  void AddShares(std::span<const model::ExpertShare> shares);
+  // Tokens [begin, begin + count) of a sequence whose blocks start at blocks_[first_block].
+  model::StepInput InputOf(const TestSequence& sequence, size_t begin, size_t count,
+                           size_t first_block) const;
   absl::Status RunStep(std::span<const TestSequence> sequences, size_t step,
                        std::vector<size_t>* progress, std::vector<std::vector<float>>* logits);
 

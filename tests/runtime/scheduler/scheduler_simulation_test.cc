@@ -30,6 +30,14 @@ Workload RandomWorkload(uint64_t seed) {
   return workload;
 }
 
+// The same, with prefill beside decodes in passes of up to three slices.
+Workload RandomWorkloadWithPasses(uint64_t seed) {
+  Workload workload = RandomWorkload(seed);
+  workload.max_joined_tokens = static_cast<int64_t>(seed % 5) * 4;
+  workload.max_layers_per_slice = 1 + static_cast<int>(seed % 3);
+  return workload;
+}
+
 TEST(SchedulerSimulationTest, KeepsItsInvariantsUnderRandomWorkloads) {
   int64_t preemptions = 0;
   for (uint64_t seed = 0; seed < 4000; ++seed) {
@@ -37,6 +45,20 @@ TEST(SchedulerSimulationTest, KeepsItsInvariantsUnderRandomWorkloads) {
     if (HasFailure()) return;
   }
   EXPECT_GT(preemptions, 1000) << "the workloads no longer put memory under pressure";
+}
+
+TEST(SchedulerSimulationTest, KeepsItsInvariantsWithPassesInFlight) {
+  int64_t preemptions = 0, finished = 0, abandoned = 0;
+  for (uint64_t seed = 0; seed < 2000; ++seed) {
+    const Outcome outcome = Simulate(RandomWorkloadWithPasses(seed), seed);
+    preemptions += outcome.preemptions;
+    finished += outcome.passes_finished;
+    abandoned += outcome.passes_abandoned;
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(preemptions, 1000) << "the workloads no longer put memory under pressure";
+  EXPECT_GT(finished, 1000) << "the workloads no longer make passes";
+  EXPECT_GT(abandoned, 100) << "the workloads no longer interrupt passes";
 }
 
 // More requests than can be served, and outputs that outgrow memory long after admission.
@@ -78,6 +100,25 @@ TEST(SchedulerSimulationTest, DecodesAtEveryStepBesideALongPrefill) {
   const Outcome outcome = Simulate(workload, 1);
   EXPECT_EQ(outcome.preemptions, 0);
   EXPECT_LE(outcome.max_decode_gap_seconds, outcome.max_step_seconds * 1.000001);
+}
+
+TEST(SchedulerSimulationTest, DecodesBetweenTheSlicesOfALongPrefill) {
+  Workload workload;
+  workload.options = {.max_num_seqs = 8,
+                      .max_num_batched_tokens = 4096,
+                      .max_model_len = 32768,
+                      .num_kv_blocks = 8192,
+                      .kv_block_tokens = 16};
+  workload.num_requests = 16;
+  workload.max_prompt_tokens = 16000;
+  workload.max_output_tokens = 300;
+  workload.max_joined_tokens = 64;
+  const Outcome outcome = Simulate(workload, 1);
+  EXPECT_EQ(outcome.preemptions, 0);
+  EXPECT_GT(outcome.passes_finished, 10);
+  // A step and one slice; without passes it would be a step and all slices.
+  EXPECT_LE(outcome.max_decode_gap_seconds, outcome.max_step_seconds * 1.000001);
+  EXPECT_LT(outcome.max_decode_gap_seconds, 4096 * workload.seconds_per_token / 2);
 }
 
 }  // namespace

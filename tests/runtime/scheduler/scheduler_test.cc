@@ -158,6 +158,79 @@ TEST(SchedulerTest, RemoveFreesEverythingInEveryState) {
   EXPECT_THAT(NextStep(scheduler), IsEmpty());
 }
 
+// The pass in flight in the notation of NextStep.
+std::vector<std::string> PassOf(const Scheduler& scheduler) {
+  std::vector<std::string> pass;
+  for (const ScheduledChunk& chunk : scheduler.pass()) {
+    pass.push_back(absl::StrCat(chunk.sequence, ":", chunk.context_start, "+", chunk.num_tokens,
+                                chunk.reaches_end ? "!" : ""));
+  }
+  return pass;
+}
+
+// As NextStep, with at most `max_joined` tokens of prefill beside decodes.
+std::vector<std::string> NextStepJoining(Scheduler& scheduler, int64_t max_joined) {
+  std::vector<std::string> step;
+  std::vector<SequenceId> sampled;
+  for (const ScheduledChunk& chunk : scheduler.Schedule(max_joined)) {
+    step.push_back(absl::StrCat(chunk.sequence, ":", chunk.context_start, "+", chunk.num_tokens));
+    if (chunk.reaches_end) sampled.push_back(chunk.sequence);
+  }
+  for (SequenceId id : sampled) scheduler.Append(id);
+  return step;
+}
+
+TEST(SchedulerTest, JoinsShortPrefillAndMakesAPassOfALongOne) {
+  Scheduler scheduler(SmallOptions());
+  scheduler.Add(0, 0, 7);
+  EXPECT_THAT(NextStepJoining(scheduler, 2), ElementsAre("0:0+7"));  // nothing decodes beside it
+  scheduler.Add(1, 1, 2);
+  EXPECT_THAT(NextStepJoining(scheduler, 2), ElementsAre("0:7+1", "1:0+2"));
+  scheduler.Add(2, 2, 3);
+  scheduler.Add(3, 3, 9);
+  EXPECT_THAT(NextStepJoining(scheduler, 2), ElementsAre("0:8+1", "1:2+1"));
+  EXPECT_THAT(PassOf(scheduler), ElementsAre("2:0+3!", "3:0+3"));
+  EXPECT_THAT(NextStepJoining(scheduler, 2), ElementsAre("0:9+1", "1:3+1"));
+  scheduler.FinishPass();
+  scheduler.Append(2);
+  EXPECT_THAT(NextStepJoining(scheduler, 8), ElementsAre("0:10+1", "1:4+1", "2:3+1", "3:3+5"));
+}
+
+TEST(SchedulerTest, APassHoldsTheBlocksOfWhatIsRemovedToItsEnd) {
+  Scheduler scheduler(SmallOptions());
+  scheduler.Add(0, 0, 2);
+  NextStep(scheduler);
+  scheduler.Add(1, 1, 4);
+  scheduler.Add(2, 2, 2);
+  NextStepJoining(scheduler, 2);
+  EXPECT_THAT(PassOf(scheduler), ElementsAre("1:0+4!", "2:0+2!"));
+  scheduler.Remove(1);
+  EXPECT_EQ(scheduler.blocks().num_used(), 3);
+  EXPECT_THAT(PassOf(scheduler), ElementsAre("1:0+4!", "2:0+2!"));
+  scheduler.Remove(2);  // the last one: the pass has nobody to run for
+  EXPECT_THAT(PassOf(scheduler), IsEmpty());
+  EXPECT_EQ(scheduler.blocks().num_used(), 1);
+}
+
+TEST(SchedulerTest, AbandonsThePassIfDecodingNeedsItsBlocks) {
+  SchedulerOptions options = SmallOptions();
+  options.num_kv_blocks = 5;
+  Scheduler scheduler(options);
+  scheduler.Add(0, 0, 4);
+  EXPECT_THAT(NextStep(scheduler), ElementsAre("0:0+4!"));
+  scheduler.Add(1, 1, 8);
+  EXPECT_THAT(NextStepJoining(scheduler, 0), ElementsAre("0:4+1"));
+  EXPECT_THAT(PassOf(scheduler), ElementsAre("1:0+7"));
+  for (int i = 5; i < 12; ++i) {
+    EXPECT_THAT(NextStepJoining(scheduler, 0), ElementsAre(absl::StrCat("0:", i, "+1")));
+    EXPECT_THAT(PassOf(scheduler), ElementsAre("1:0+7"));
+  }
+  EXPECT_THAT(NextStepJoining(scheduler, 0), ElementsAre("0:12+1"));
+  EXPECT_THAT(PassOf(scheduler), IsEmpty());
+  EXPECT_EQ(scheduler.num_preemptions(), 1);
+  EXPECT_EQ(scheduler.blocks().num_used(), 4);
+}
+
 TEST(SchedulerTest, TheLongestSequenceIsBoundByTheModelAndByMemory) {
   SchedulerOptions options = SmallOptions();
   EXPECT_EQ(Scheduler(options).max_sequence_tokens(), 64);

@@ -3,14 +3,21 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <random>
 #include <set>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace moed::scheduler {
 namespace {
+
+// Layers differ only in when a pass writes them.
+int NumLayers(const Workload& workload) {
+  return workload.max_joined_tokens == std::numeric_limits<int64_t>::max() ? 1 : 3;
+}
 
 struct SimulatedSequence {
   GroupId group = 0;
@@ -24,6 +31,13 @@ struct SimulatedSequence {
   double last_token_seconds = -1;  // none since it was last admitted
 };
 
+// A chunk of a pass, as it was when the pass began.
+struct PassChunk {
+  ScheduledChunk chunk;
+  std::vector<int32_t> kv_blocks;
+  SimulatedSequence sequence;
+};
+
 // What a place in the KV cache holds: the position, and whose token, the group's for its prompt.
 using Content = std::tuple<int64_t, int64_t, int64_t>;
 
@@ -33,7 +47,9 @@ class Simulation {
       : workload_(workload),
         random_(seed),
         scheduler_(workload.options),
-        kv_(int64_t{workload.options.num_kv_blocks} * workload.options.kv_block_tokens) {}
+        num_layers_(NumLayers(workload)),
+        kv_(num_layers_, std::vector<Content>(int64_t{workload.options.num_kv_blocks} *
+                                              workload.options.kv_block_tokens)) {}
 
   Outcome Run();
 
@@ -43,15 +59,28 @@ class Simulation {
   void CancelSome();
   void Step();
   void CheckBatch(const std::vector<ScheduledChunk>& chunks, int64_t preemptions);
-  void Compute(const ScheduledChunk& chunk);
+  void Preempt(SimulatedSequence& sequence);
+  void CheckChunk(const ScheduledChunk& chunk);
+  void Compute(const ScheduledChunk& chunk, int layer, const SimulatedSequence& sequence);
   void CheckBlocksInUse(const std::vector<ScheduledChunk>& chunks) const;
-  Content ContentAt(SequenceId id, int64_t position) const;
+  void CountTokens(const ScheduledChunk& chunk);
+  void FollowPass();
+  void BeginPass();
+  void AdvancePass(int layers);
+  void FinishPass();
+  bool InPass(SequenceId id) const;
+  static Content ContentAt(SequenceId id, const SimulatedSequence& sequence, int64_t position);
   void Sample(SequenceId id);
 
   const Workload workload_;
   std::mt19937_64 random_;
   Scheduler scheduler_;
-  std::vector<Content> kv_;
+  const int num_layers_;
+  std::vector<std::vector<Content>> kv_;  // [layers][places]
+  std::vector<PassChunk> pass_;           // in flight
+  int pass_layers_ = 0;                   // that have run
+  // The oldest sequence of a pass that was just abandoned: it may have kept its blocks.
+  SequenceId survivor_ = -1;
   std::map<SequenceId, SimulatedSequence> sequences_;  // not yet ended
   SequenceId next_id_ = 0;
   SequenceId newest_started_ = -1;
@@ -88,40 +117,60 @@ void Simulation::CancelSome() {
       std::next(sequences_.begin(), Draw(0, static_cast<int>(sequences_.size()) - 1));
   scheduler_.Remove(victim->first);
   sequences_.erase(victim);
+  if (!pass_.empty() && scheduler_.pass().empty()) {
+    for (const PassChunk& part : pass_) ASSERT_FALSE(sequences_.contains(part.chunk.sequence));
+    pass_.clear();
+    ++outcome_.passes_abandoned;
+  }
 }
 
-Content Simulation::ContentAt(SequenceId id, int64_t position) const {
-  const SimulatedSequence& sequence = sequences_.at(id);
+Content Simulation::ContentAt(SequenceId id, const SimulatedSequence& sequence, int64_t position) {
   const bool in_prompt = position < sequence.prompt_tokens;
   return {position, sequence.group, in_prompt ? -1 : id};
 }
 
+bool Simulation::InPass(SequenceId id) const {
+  return std::any_of(pass_.begin(), pass_.end(),
+                     [id](const PassChunk& part) { return part.chunk.sequence == id; });
+}
+
 void Simulation::CheckBatch(const std::vector<ScheduledChunk>& chunks, int64_t preemptions) {
-  ASSERT_FALSE(chunks.empty()) << "sequences wait and nothing runs";
+  ASSERT_FALSE(chunks.empty() && pass_.empty()) << "sequences wait and nothing runs";
   std::set<SequenceId> in_batch;
   int64_t tokens = 0;
   for (const ScheduledChunk& chunk : chunks) {
     ASSERT_GT(chunk.num_tokens, 0);
     ASSERT_TRUE(in_batch.insert(chunk.sequence).second) << "two chunks of one sequence";
+    ASSERT_FALSE(InPass(chunk.sequence)) << "a sequence runs beside its own pass";
     tokens += chunk.num_tokens;
   }
   ASSERT_LE(tokens, workload_.options.max_num_batched_tokens);
   ASSERT_LE(scheduler_.num_running(), workload_.options.max_num_seqs);
-  ASSERT_TRUE(in_batch.contains(sequences_.begin()->first)) << "the oldest does not progress";
+  const SequenceId oldest = sequences_.begin()->first;
+  ASSERT_TRUE(in_batch.contains(oldest) || InPass(oldest)) << "the oldest does not progress";
   int64_t left_out = 0;
   for (auto& [id, sequence] : sequences_) {
-    if (!sequence.running || in_batch.contains(id)) continue;
+    if (!sequence.running || in_batch.contains(id) || InPass(id) || id == survivor_) continue;
     ++left_out;
-    sequence.running = false;
-    sequence.num_computed = 0;
-    sequence.last_token_seconds = -1;
-    outcome_.max_preemptions_of_a_sequence =
-        std::max(outcome_.max_preemptions_of_a_sequence, ++sequence.preemptions);
+    Preempt(sequence);
+  }
+  // It goes last, if memory is still too small.
+  if (survivor_ >= 0 && !in_batch.contains(survivor_) && left_out < preemptions) {
+    ++left_out;
+    Preempt(sequences_.at(survivor_));
   }
   ASSERT_EQ(left_out, preemptions) << "a running sequence was left out of a step";
 }
 
-void Simulation::Compute(const ScheduledChunk& chunk) {
+void Simulation::Preempt(SimulatedSequence& sequence) {
+  sequence.running = false;
+  sequence.num_computed = 0;
+  sequence.last_token_seconds = -1;
+  outcome_.max_preemptions_of_a_sequence =
+      std::max(outcome_.max_preemptions_of_a_sequence, ++sequence.preemptions);
+}
+
+void Simulation::CheckChunk(const ScheduledChunk& chunk) {
   SimulatedSequence& sequence = sequences_.at(chunk.sequence);
   if (!sequence.started) {
     ASSERT_GT(chunk.sequence, newest_started_) << "started before an older one";
@@ -130,30 +179,97 @@ void Simulation::Compute(const ScheduledChunk& chunk) {
   }
   ASSERT_TRUE(!sequence.running || chunk.context_start == sequence.num_computed);
   sequence.running = true;
+  sequence.num_computed = chunk.context_start;  // more than 0 if it shares blocks
   const int64_t end = chunk.context_start + chunk.num_tokens;
   ASSERT_LE(end, sequence.num_tokens);
   ASSERT_EQ(chunk.reaches_end, end == sequence.num_tokens);
+  ASSERT_GE(static_cast<int64_t>(chunk.kv_blocks.size()) * workload_.options.kv_block_tokens, end);
+}
+
+void Simulation::Compute(const ScheduledChunk& chunk, int layer,
+                         const SimulatedSequence& sequence) {
+  const int64_t end = chunk.context_start + chunk.num_tokens;
   const int block_tokens = workload_.options.kv_block_tokens;
-  ASSERT_GE(static_cast<int64_t>(chunk.kv_blocks.size()) * block_tokens, end);
   for (int64_t position = 0; position < end; ++position) {
-    Content& content =
-        kv_[chunk.kv_blocks[position / block_tokens] * block_tokens + position % block_tokens];
-    const Content expected = ContentAt(chunk.sequence, position);
+    Content& content = kv_[layer][chunk.kv_blocks[position / block_tokens] * block_tokens +
+                                  position % block_tokens];
+    const Content expected = ContentAt(chunk.sequence, sequence, position);
     if (position >= chunk.context_start) content = expected;
     ASSERT_EQ(content, expected) << "the KV cache holds another token";
   }
+}
+
+void Simulation::CountTokens(const ScheduledChunk& chunk) {
+  SimulatedSequence& sequence = sequences_.at(chunk.sequence);
+  const int64_t end = chunk.context_start + chunk.num_tokens;
   outcome_.prompt_tokens_computed +=
       std::max<int64_t>(0, std::min(end, sequence.prompt_tokens) - chunk.context_start);
   sequence.num_computed = end;
 }
 
 void Simulation::CheckBlocksInUse(const std::vector<ScheduledChunk>& chunks) const {
-  // Every running sequence has a chunk, so these are all the blocks that may be held.
+  if (survivor_ >= 0) return;  // its blocks are not shown here
+  // Every other running sequence has a chunk, so these are all the blocks that may be held.
   std::set<int32_t> held;
   for (const ScheduledChunk& chunk : chunks) {
     held.insert(chunk.kv_blocks.begin(), chunk.kv_blocks.end());
   }
+  for (const PassChunk& part : pass_) held.insert(part.kv_blocks.begin(), part.kv_blocks.end());
   ASSERT_EQ(scheduler_.blocks().num_used(), static_cast<int>(held.size())) << "a block leaked";
+}
+
+// After Schedule: has the pass ended, or a new one begun?
+void Simulation::FollowPass() {
+  survivor_ = -1;
+  if (pass_.empty()) {
+    if (!scheduler_.pass().empty()) BeginPass();
+    return;
+  }
+  if (!scheduler_.pass().empty()) return;
+  std::vector<SequenceId> alive;
+  for (const PassChunk& part : pass_) {
+    if (sequences_.contains(part.chunk.sequence)) alive.push_back(part.chunk.sequence);
+  }
+  if (alive.size() > 1) survivor_ = alive.front();
+  pass_.clear();
+  ++outcome_.passes_abandoned;
+}
+
+void Simulation::BeginPass() {
+  int64_t tokens = 0;
+  pass_layers_ = 0;
+  for (const ScheduledChunk& chunk : scheduler_.pass()) {
+    ASSERT_NO_FATAL_FAILURE(CheckChunk(chunk));
+    pass_.push_back(
+        {chunk, {chunk.kv_blocks.begin(), chunk.kv_blocks.end()}, sequences_.at(chunk.sequence)});
+    tokens += chunk.num_tokens;
+  }
+  ASSERT_GT(tokens, workload_.max_joined_tokens);
+  ASSERT_LE(tokens, workload_.options.max_num_batched_tokens);
+}
+
+void Simulation::AdvancePass(int layers) {
+  double seconds = 0;
+  for (; layers > 0 && pass_layers_ < num_layers_; --layers, ++pass_layers_) {
+    for (const PassChunk& part : pass_) {
+      ASSERT_TRUE(
+          std::equal(part.kv_blocks.begin(), part.kv_blocks.end(), part.chunk.kv_blocks.begin()));
+      ASSERT_NO_FATAL_FAILURE(Compute(part.chunk, pass_layers_, part.sequence));
+      seconds += part.chunk.num_tokens * workload_.seconds_per_token / num_layers_;
+    }
+  }
+  now_seconds_ += seconds;
+  if (pass_layers_ == num_layers_) FinishPass();
+}
+
+void Simulation::FinishPass() {
+  scheduler_.FinishPass();
+  ++outcome_.passes_finished;
+  for (const PassChunk& part : std::exchange(pass_, {})) {
+    if (!sequences_.contains(part.chunk.sequence)) continue;
+    CountTokens(part.chunk);
+    if (part.chunk.reaches_end) Sample(part.chunk.sequence);
+  }
 }
 
 void Simulation::Sample(SequenceId id) {
@@ -173,24 +289,32 @@ void Simulation::Sample(SequenceId id) {
 }
 
 void Simulation::Step() {
+  const double start_seconds = now_seconds_;
   const int64_t preemptions = scheduler_.num_preemptions();
-  const std::vector<ScheduledChunk>& chunks = scheduler_.Schedule();
+  const std::vector<ScheduledChunk>& chunks = scheduler_.Schedule(workload_.max_joined_tokens);
+  ASSERT_NO_FATAL_FAILURE(FollowPass());
   ASSERT_NO_FATAL_FAILURE(CheckBatch(chunks, scheduler_.num_preemptions() - preemptions));
   // Contexts are checked against the cache before this step's writes of younger chunks.
   int64_t tokens = 0;
   std::vector<SequenceId> sampled;
   for (const ScheduledChunk& chunk : chunks) {
-    ASSERT_NO_FATAL_FAILURE(Compute(chunk));
+    ASSERT_NO_FATAL_FAILURE(CheckChunk(chunk));
+    for (int layer = 0; layer < num_layers_; ++layer) {
+      ASSERT_NO_FATAL_FAILURE(Compute(chunk, layer, sequences_.at(chunk.sequence)));
+    }
+    CountTokens(chunk);
     tokens += chunk.num_tokens;
     if (chunk.reaches_end) sampled.push_back(chunk.sequence);
   }
   ASSERT_NO_FATAL_FAILURE(CheckBlocksInUse(chunks));
-  const double step_seconds =
+  now_seconds_ +=
       workload_.seconds_per_step + static_cast<double>(tokens) * workload_.seconds_per_token;
-  now_seconds_ += step_seconds;
-  outcome_.max_step_seconds = std::max(outcome_.max_step_seconds, step_seconds);
   ++outcome_.steps;
   for (SequenceId id : sampled) Sample(id);
+  if (!pass_.empty()) {
+    ASSERT_NO_FATAL_FAILURE(AdvancePass(Draw(1, workload_.max_layers_per_slice)));
+  }
+  outcome_.max_step_seconds = std::max(outcome_.max_step_seconds, now_seconds_ - start_seconds);
 }
 
 Outcome Simulation::Run() {
