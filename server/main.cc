@@ -85,7 +85,8 @@ int main(int argc, char** argv) {
   });
   if (!status.ok()) spdlog::critical("{}", std::string(status.message()));
   const int exit_code = status.ok() ? EXIT_SUCCESS : EXIT_FAILURE;
-  // Nothing is lost with a checkpoint half read, and waiting for the reader could take minutes.
-  if (!(*server)->loaded()) std::_Exit(exit_code);
+  // Nothing is lost with a checkpoint half read, and waiting for the reader could take minutes;
+  // what hangs may take for ever.
+  if (!(*server)->may_be_destroyed()) std::_Exit(exit_code);
   return exit_code;
 }

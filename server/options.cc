@@ -121,6 +121,10 @@ void AddNetworkFlags(CLI::App& app, Options& options) {
   app.add_option("--drain-seconds", options.drain_seconds,
                  "After SIGTERM, how long running requests may go on [30]")
       ->check(CheckSeconds);
+  app.add_option("--watchdog-seconds", options.watchdog_seconds,
+                 "A device or thread without progress for so long hangs, and the daemon exits; 0: "
+                 "never [60]")
+      ->check(CheckSeconds);
 }
 
 // The two flags, which need each other; the first.

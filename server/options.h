@@ -38,6 +38,7 @@ struct Options {
   int64_t max_metadata_bytes = 16 << 10;
   double max_connection_age_seconds = 0;  // 0: none
   double drain_seconds = 30;
+  double watchdog_seconds = 60;  // 0: a hang ends nothing
 
   // Who gets in.
   TlsFiles tls;          // of the gRPC port, and of the admin port beyond loopback

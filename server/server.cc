@@ -2,11 +2,14 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/listen_address.h"
+#include "server/watchdog.h"
 
 namespace moed::server {
 namespace {
@@ -14,6 +17,9 @@ namespace {
 constexpr absl::Duration kTick = absl::Milliseconds(200);
 // For what drained calls still have to write.
 constexpr absl::Duration kCloseGrace = absl::Seconds(5);
+// From the moment a hang is noticed: for telling the clients, then for everything.
+constexpr absl::Duration kHangNotice = absl::Seconds(1);
+constexpr absl::Duration kHangGrace = absl::Seconds(4);
 
 // What all listeners have in common.
 GrpcListenerOptions LimitsOf(const Options& options) {
@@ -123,6 +129,7 @@ void Server::Load(const ModelLoader& loader) {
 }
 
 absl::Status Server::Run(const StopRequested& stop_requested) {
+  std::thread watcher([this] { Watch(); });
   absl::Status status;
   bool stopping = false;
   while (status.ok() && !stopping) {
@@ -131,7 +138,23 @@ absl::Status Server::Run(const StopRequested& stop_requested) {
   }
   if (status.ok()) spdlog::info("asked to stop; draining");
   Drain(status.ok() ? absl::Seconds(options_.drain_seconds) : absl::ZeroDuration());
+  stopped_.Notify();
+  watcher.join();
+  if (status.ok() && hung_) return absl::UnavailableError("the engine hangs");
   return status;
+}
+
+void Server::Watch() {
+  Watchdog watchdog(absl::Seconds(options_.watchdog_seconds));
+  while (!stopped_.WaitForNotificationWithTimeout(kTick)) {
+    const Serving* serving = slot_.get();
+    if (serving == nullptr) continue;
+    hung_ = watchdog.Update(serving->model->engine->progress(), Watchdog::Clock::now());
+    stalled_ms_ = absl::ToInt64Milliseconds(watchdog.stalled());
+    if (!hung_) continue;
+    if (!stopped_.WaitForNotificationWithTimeout(kHangGrace)) std::_Exit(EXIT_FAILURE);
+    return;
+  }
 }
 
 absl::Status Server::CheckModel() {
@@ -141,10 +164,21 @@ absl::Status Server::CheckModel() {
   }
   const Serving* serving = slot_.get();
   if (serving == nullptr) return absl::OkStatus();
-  const engine::EngineSnapshot snapshot = serving->model->engine->Snapshot();
+  if (hung_) {
+    serving->model->engine->Abandon(
+        absl::UnavailableError("the server hangs and is being ended; try another"));
+  }
+  engine::EngineSnapshot snapshot = serving->model->engine->Snapshot();
   const absl::Time now = absl::Now();
+  // Also within a step.
+  snapshot.last_progress =
+      std::max(snapshot.last_progress, now - absl::Milliseconds(stalled_ms_.load()));
   PublishHealth(EvaluateHealth(&snapshot, now));
   activity_.Update(snapshot, now);
+  if (hung_) {
+    return absl::UnavailableError(absl::StrCat("the engine hangs: it has made no progress for ",
+                                               stalled_ms_ / 1000, " s (--watchdog-seconds)"));
+  }
   if (snapshot.failed) return absl::UnavailableError("the engine failed; nothing more can run");
   return absl::OkStatus();
 }
@@ -159,17 +193,34 @@ void Server::PublishHealth(const Health& health) {
 void Server::Drain(absl::Duration patience) {
   PublishHealth({.live = health_published_->live, .ready = false});
   const Serving* serving = slot_.get();
-  const bool drained = serving == nullptr || serving->model->engine->Drain(absl::Now() + patience);
-  if (!drained) {
+  const bool drained =
+      serving == nullptr || DrainEngine(*serving->model->engine, absl::Now() + patience);
+  if (!drained && !hung_) {
     spdlog::warn("requests still run after {}; cancelling them", absl::FormatDuration(patience));
   }
-  if (serving != nullptr && serving->model->hot_set_keeper != nullptr) {
+  // A hanging engine has no hot set to give.
+  if (serving != nullptr && serving->model->hot_set_keeper != nullptr && !hung_) {
     serving->model->hot_set_keeper->Save().IgnoreError();  // which it has logged
   }
   // The health port last: as long as calls end, it says that they do.
   for (GrpcListener* listener :
        {admin_.get(), api_.get(), gateway_.get(), health_listener_.get()}) {
     if (listener != nullptr) listener->Shutdown(drained ? kCloseGrace : absl::ZeroDuration());
+  }
+  // The engine is destroyed next, which waits for its step: long enough to see whether that hangs.
+  const absl::Duration watched = absl::Seconds(options_.watchdog_seconds) + 2 * kTick;
+  if (serving != nullptr) DrainEngine(*serving->model->engine, absl::Now() + watched);
+}
+
+bool Server::DrainEngine(engine::Engine& engine, absl::Time deadline) {
+  while (true) {
+    if (hung_) {
+      engine.Abandon(absl::UnavailableError("the server hangs and is being ended; try another"));
+      return engine.Drain(absl::Now() + kHangNotice);
+    }
+    const absl::Time tick = absl::Now() + kTick;
+    if (engine.Drain(std::min(deadline, tick))) return true;
+    if (deadline <= tick) return false;
   }
 }
 

@@ -16,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "server/access_control.h"
 #include "server/activity_log.h"
@@ -56,8 +57,10 @@ class Server {
 
   // Serves until asked to stop, then drains: refuses new requests, lets running ones finish for
   // drain_seconds, cancels the rest. Not OK: the loader's error, or UNAVAILABLE if the engine
-  // failed.
+  // failed or hangs. If what hangs would keep it from returning, it ends the process instead. Once.
   absl::Status Run(const StopRequested& stop_requested);
+  // False after Run: a thread that the destructor waits for may never end. Exit without it.
+  bool may_be_destroyed() const { return loaded() && !hung_; }
 
   // AccessControl::Reload. Any thread.
   void Reload() { access_->Reload(); }
@@ -78,7 +81,11 @@ class Server {
   // Not OK: there is no point in going on.
   absl::Status CheckModel();
   void PublishHealth(const Health& health);
+  // A thread of its own: sets hung_, and exits if Run does not return soon after.
+  void Watch();
   void Drain(absl::Duration patience);
+  // True once no request is open; false at the deadline, or if the engine hangs.
+  bool DrainEngine(engine::Engine& engine, absl::Time deadline);
 
   const Options options_;
   ModelSlot slot_;  // before the services, which read it
@@ -98,6 +105,9 @@ class Server {
   absl::Mutex load_mutex_;
   absl::Status load_status_ ABSL_GUARDED_BY(load_mutex_);
   std::thread loader_thread_;
+  std::atomic<bool> hung_ = false;
+  std::atomic<int64_t> stalled_ms_ = 0;  // how long the engine has made no progress
+  absl::Notification stopped_;
 };
 
 }  // namespace moed::server

@@ -21,6 +21,7 @@ class DaemonProcess {
   std::string WaitUntilListeningLine();
   static std::string AddressIn(const std::string& line, const std::string& key);
   void Signal(int signal);
+  pid_t pid() const { return pid_; }
   // The exit code, or 128 + the signal that ended it.
   int WaitForExit();
   // What it has written to stderr so far.

@@ -83,6 +83,8 @@ TEST(OptionsTest, ReadsEveryFlag) {
                                   "8MiB",
                                   "--drain-seconds",
                                   "1.5",
+                                  "--watchdog-seconds",
+                                  "2.5",
                                   "--log-level",
                                   "debug"});
   EXPECT_EQ(options.model, "/m");
@@ -105,6 +107,7 @@ TEST(OptionsTest, ReadsEveryFlag) {
   EXPECT_EQ(options.max_queued_tokens, 10);
   EXPECT_EQ(options.max_message_bytes, 8 << 20);
   EXPECT_DOUBLE_EQ(options.drain_seconds, 1.5);
+  EXPECT_DOUBLE_EQ(options.watchdog_seconds, 2.5);
   EXPECT_EQ(options.log_level, "debug");
 }
 
@@ -142,6 +145,7 @@ TEST(OptionsTest, RefusesBadValuesNamingTheFlag) {
                                           {"--max-message-bytes", "1"},
                                           {"--drain-seconds", "-1"},
                                           {"--drain-seconds", "nan"},
+                                          {"--watchdog-seconds", "-1"},
                                           {"--log-level", "loud"},
                                           {"--no-such-flag", "1"},
                                           {"--port"}};
