@@ -85,6 +85,8 @@ absl::StatusOr<std::unique_ptr<model::ModelRunner>> CreateRunner(const Options& 
   runner_options.expert_budget = options.expert_budget;
   runner_options.max_expert_budget = options.max_expert_budget;
   runner_options.expert_policy = options.expert_policy;
+  runner_options.cold_path = options.cold_path;
+  runner_options.cold_threads = options.cpu_threads;
   runner_options.hot_set = LoadHotSet(HotSetFileFor(options, served.name, (*checkpoint)->config()));
   runner_options.warm_deadline = absl::Now() + absl::Seconds(options.hot_set_load_seconds);
   runner_options.max_num_seqs = options.max_num_seqs;
@@ -191,9 +193,10 @@ void LogPlan(const ServedModel& served, const model::ModelRunner& runner) {
       description.num_experts, description.experts_per_token);
   spdlog::info("device: {}", description.device);
   spdlog::info("memory: {}", runner.memory().Describe());
-  spdlog::info("experts: {} of {} resident ({:.0f} %), policy {}", description.expert_slots,
-               num_experts, 100.0 * static_cast<double>(description.expert_slots) / num_experts,
-               description.expert_policy);
+  spdlog::info("experts: {} of {} resident ({:.0f} %), policy {}, cold path {}",
+               description.expert_slots, num_experts,
+               100.0 * static_cast<double>(description.expert_slots) / num_experts,
+               description.expert_policy, runner.cold_path());
   spdlog::info("expert format: {}, {:.1f} % of bf16's bytes", description.expert_format,
                100 * description.expert_stored_ratio);
   if (!runner.expert_format_note().empty()) spdlog::info("{}", runner.expert_format_note());

@@ -199,12 +199,23 @@ void AddExpertFlags(CLI::App& app, Options& options) {
                  "checkpoint was written by moed convert or all experts are loaded for a GPU that "
                  "computes with it [auto]")
       ->transform(CLI::CheckedTransformer(kFormats));
+  static const std::map<std::string, model::ColdPathPreference> kColdPaths = {
+      {"auto", model::ColdPathPreference::kAuto},
+      {"link", model::ColdPathPreference::kLink},
+      {"cpu", model::ColdPathPreference::kCpu},
+      {"hybrid", model::ColdPathPreference::kHybrid},
+      {"page", model::ColdPathPreference::kPage}};
   app.add_option("--expert-budget", options.expert_budget,
                  "Memory of resident experts: auto, 6GiB, 40% of all, or 96slots [auto]")
       ->check(CheckBudget);
   app.add_option("--expert-policy", options.expert_policy,
                  "Which experts stay: recency-frequency, lru, lfu or static [recency-frequency]")
       ->check(CheckPolicy);
+  app.add_option("--cold-path", options.cold_path,
+                 "Where a GPU's experts without a slot are computed: link (by the GPU, from host "
+                 "memory), cpu, hybrid (both at once), page (brought into slots first); auto: link "
+                 "if host memory holds every expert, else page [auto]")
+      ->transform(CLI::CheckedTransformer(kColdPaths));
   app.add_option("--max-expert-budget", options.max_expert_budget,
                  "Memory taken at start for the budget to grow into while serving [the budget]")
       ->check(CheckBudget);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/model/checkpoint.h"
+#include "runtime/model/cold_path_choice.h"
 #include "runtime/model/expert_format_choice.h"
 #include "server/log.h"
 #include "server/tls_credentials.h"
@@ -63,6 +64,7 @@ struct Options {
   model::ExpertFormatPreference expert_format = model::ExpertFormatPreference::kAuto;
   std::string expert_budget = "auto";  // see model::ParseExpertBudget
   std::string expert_policy = "recency-frequency";
+  model::ColdPathPreference cold_path = model::ColdPathPreference::kAuto;
   std::string max_expert_budget;  // what SetBudget may grow to; empty: the budget
   std::string hot_set_file;       // where the hot set is kept between runs; empty: nowhere
   double hot_set_interval_seconds = 60;

@@ -3,9 +3,10 @@
 // host changes it between steps and learns from each step's trace what was used from where. The
 // protocol, and why edits instead of tables, is cache/device_table.h's; the model translates.
 //
-// An expert without a slot is computed from host memory, where every expert lies; if its filling is
-// allowed and its layer has an offered slot, it is written there on the way. Owned by the expert
-// store; engine thread. Like all ops, Run and FinishStep are issued in order and may be recorded.
+// An expert without a slot is computed from host memory, where every expert lies: by the device, or
+// by the host's CPU at the same time (ColdPath). If its filling is allowed and its layer has an
+// offered slot, the device computes it and writes it there on the way. Owned by the expert store;
+// engine thread. Like all ops, Run and FinishStep are issued in order and may be recorded.
 #pragma once
 
 #include <cstddef>
@@ -33,11 +34,19 @@ struct ExpertEdit {
 enum class ExpertUseKind : int32_t { kUnused, kHit, kFilled, kCold };
 
 // How one expert was used in a step. `slot` and `generation` are those it was read from or written
-// into.
+// into; of its neurons, the last `cpu_neurons` were the CPU's.
 struct ExpertUse {
   ExpertUseKind kind = ExpertUseKind::kUnused;
   int32_t slot = -1;
   uint32_t generation = 0;
+  int32_t cpu_neurons = 0;
+};
+
+// Who computes experts that have no slot and fill none.
+enum class ColdPath : uint8_t {
+  kLink,    // the device, straight from host memory
+  kCpu,     // the host's CPU, whose sums the device waits for and adds
+  kHybrid,  // both at once, at a share that follows their measured speeds (cold_division.h)
 };
 
 struct DeviceExpertsOptions {
@@ -50,6 +59,10 @@ struct DeviceExpertsOptions {
   const std::byte* host_experts = nullptr;
   // num_slots * blob_bytes() of MemoryKind::kDevice.
   std::byte* slots = nullptr;
+  ColdPath cold_path = ColdPath::kLink;
+  int cold_threads = 0;  // of the CPU's part; 0: as many as this process may use, less one
+  // The longest that the device waits for the CPU's part of a layer.
+  int cold_timeout_ms = 3000;
 };
 
 class DeviceExperts {
@@ -60,6 +73,12 @@ class DeviceExperts {
   // The rows that a step of `tokens` is padded to, so that few sizes cover all steps. Padding rows
   // belong to no segment of the step; their results mean nothing.
   virtual int64_t PaddedTokens(int64_t tokens) const = 0;
+
+  // Around a step of `tokens`, outside of what is recorded: before its first op is issued, and
+  // after Synchronize. UNAVAILABLE, then and for ever: the CPU's part of a step did not come in
+  // time, and the step's results are worthless.
+  virtual absl::Status BeginStep(int64_t tokens) = 0;
+  virtual absl::Status EndStep() = 0;
 
   // Changes the table, in order, after the steps issued so far and before the next.
   virtual absl::Status Apply(std::span<const ExpertEdit> edits) = 0;

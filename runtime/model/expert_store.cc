@@ -77,7 +77,9 @@ absl::Status ExpertStore::CreateDevice(const ModelConfig& config, const ExpertSt
                                              .max_tokens = options.device_tokens,
                                              .num_slots = cache_->max_slots(),
                                              .host_experts = host_experts_->data(),
-                                             .slots = arena_.data()});
+                                             .slots = arena_.data(),
+                                             .cold_path = options.cold_path,
+                                             .cold_threads = options.cold_threads});
   if (!device.ok()) return device.status();
   device_ = *std::move(device);
   return absl::OkStatus();

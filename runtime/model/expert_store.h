@@ -36,6 +36,9 @@ struct ExpertStoreOptions {
   int io_threads = 0;  // at least 1
   // Device-driven, for steps of at most this many tokens; 0: host-driven.
   int device_tokens = 0;
+  // Device-driven: see DeviceExpertsOptions.
+  backend::ColdPath cold_path = backend::ColdPath::kLink;
+  int cold_threads = 0;
   LoadProgress progress = {};  // of Create, which device-driven reads every expert
 };
 

@@ -32,12 +32,15 @@ int IoThreads(const ModelRunnerOptions& options, const ServedExperts& served) {
   return std::max(threads, ExpertThreads(0, 2 * served.source->format().blob_bytes()));
 }
 
-// A GPU finds its experts itself if all of them fit into host memory, where it can reach them; if
-// not, slots lie in host memory too and are read from files.
-bool DeviceDriven(const ModelRunnerOptions& options, const ModelSize& size, int64_t expert_bytes,
-                  backend::Backend& backend) {
-  return backend.Memory().has_value() &&
-         size.num_experts * expert_bytes <= options.memory_limit_bytes;
+// With a path, a GPU finds its experts itself; without, slots lie in host memory and are read from
+// files.
+absl::StatusOr<std::optional<backend::ColdPath>> ColdPathFor(const ModelRunnerOptions& options,
+                                                             const ModelSize& size,
+                                                             int64_t expert_bytes,
+                                                             backend::Backend& backend) {
+  return ChooseColdPath(options.cold_path, {.has_device = backend.Memory().has_value(),
+                                            .expert_bytes = size.num_experts * expert_bytes,
+                                            .host_memory_bytes = options.memory_limit_bytes});
 }
 
 // Tokens of the largest step that goes without the host: a decode batch.
@@ -71,13 +74,13 @@ absl::Status CheckOptions(const ModelRunnerOptions& options) {
 }
 
 absl::StatusOr<MemoryPlan> Plan(const ModelRunnerOptions& options, const ModelConfig& config,
-                                int64_t expert_bytes, backend::Backend& backend) {
+                                int64_t expert_bytes, backend::Backend& backend,
+                                bool device_driven) {
   const bool grows = !options.max_expert_budget.empty();
   const absl::StatusOr<ExpertBudget> budget =
       ParseExpertBudget(grows ? options.max_expert_budget : options.expert_budget);
   if (!budget.ok()) return budget.status();
   const ModelSize size = ComputeModelSize(config);
-  const bool device_driven = DeviceDriven(options, size, expert_bytes, backend);
   int64_t limit_bytes = options.memory_limit_bytes;
   int64_t activation_bytes =
       Activations::Bytes(config, options.max_num_batched_tokens,
@@ -113,11 +116,13 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
     std::unique_ptr<backend::Backend> backend) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  const bool pages =
+      !backend->Memory().has_value() || options.cold_path == ColdPathPreference::kPage;
   absl::StatusOr<ServedExperts> served = ChooseExperts(
       *checkpoint,
       {.preference = options.expert_format,
        .kernels_take_bf12 = backend->SupportsExpertFormat(backend::ExpertFormatKind::kBF12),
-       .host_store_bytes = backend->Memory().has_value() ? options.memory_limit_bytes : 0});
+       .host_store_bytes = pages ? 0 : options.memory_limit_bytes});
   if (!served.ok()) return served.status();
   const bool automatic = options.expert_format == ExpertFormatPreference::kAuto;
   std::unique_ptr<ModelRunner> runner(
@@ -142,16 +147,15 @@ ModelRunner::ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint>
 
 absl::Status ModelRunner::Start(ServedExperts served) {
   served_ = std::move(served);
+  const auto expert_bytes = static_cast<int64_t>(expert_format().blob_bytes());
+  const auto cold_path = ColdPathFor(options_, size_, expert_bytes, *backend_);
+  if (!cold_path.ok()) return cold_path.status();
+  cold_path_ = *cold_path;
   const absl::StatusOr<MemoryPlan> plan =
-      Plan(options_, config(), static_cast<int64_t>(expert_format().blob_bytes()), *backend_);
+      Plan(options_, config(), expert_bytes, *backend_, device_driven());
   if (!plan.ok()) return plan.status();
   plan_ = *plan;
   return Load();
-}
-
-bool ModelRunner::device_driven() const {
-  return DeviceDriven(options_, size_, static_cast<int64_t>(expert_format().blob_bytes()),
-                      *backend_);
 }
 
 absl::Status ModelRunner::Load() {
@@ -198,6 +202,8 @@ absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
                                       .policy = options_.expert_policy,
                                       .io_threads = IoThreads(options_, served_),
                                       .device_tokens = device_driven() ? DeviceTokens(options_) : 0,
+                                      .cold_path = cold_path_.value_or(backend::ColdPath::kLink),
+                                      .cold_threads = options_.cold_threads,
                                       .progress = progress},
                                      *served_.source, *backend_);
   if (!experts.ok()) return experts.status();

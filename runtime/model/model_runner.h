@@ -22,6 +22,7 @@
 #include "cache/miss_ratio_curve.h"
 #include "runtime/backend/backend.h"
 #include "runtime/model/checkpoint.h"
+#include "runtime/model/cold_path_choice.h"
 #include "runtime/model/expert_budget.h"
 #include "runtime/model/expert_format_choice.h"
 #include "runtime/model/expert_store.h"
@@ -45,6 +46,8 @@ struct ModelRunnerOptions {
   // Taken at start, for SetExpertBudget to grow into; empty: the budget itself.
   std::string max_expert_budget = {};
   std::string expert_policy = "recency-frequency";
+  ColdPathPreference cold_path = ColdPathPreference::kAuto;
+  int cold_threads = 0;  // of the CPU's part in it; 0: as many as fit
   int max_num_seqs = 0;
   int64_t max_num_batched_tokens = 0;
   int64_t max_model_len = 0;   // 0: the config's; cut to what the KV cache holds
@@ -115,6 +118,7 @@ class ModelRunner : public StepRunner {
   const ModelSize& size() const { return size_; }
   const MemoryPlan& memory() const { return plan_; }
   std::string device() const { return backend_->Description(); }
+  std::string_view cold_path() const { return ColdPathName(cold_path_); }
   const backend::ExpertFormat& expert_format() const { return served_.source->format(); }
   // Why experts have this format and no smaller one; may be empty.
   const std::string& expert_format_note() const { return served_.note; }
@@ -137,7 +141,7 @@ class ModelRunner : public StepRunner {
   absl::Status Load();
   absl::Status LoadExperts(const LoadProgress& progress);
   absl::Status CheckSlots(int slots) const;
-  bool device_driven() const;
+  bool device_driven() const { return cold_path_.has_value(); }
   absl::Status CheckStep(const StepInput& input) const;
   void ListLogits(const StepInput& input);
   // Shares, recording and snapshot of what has just ended.
@@ -154,6 +158,7 @@ class ModelRunner : public StepRunner {
   ServedExperts served_;
   ModelSize size_;
   MemoryPlan plan_;
+  std::optional<backend::ColdPath> cold_path_;  // nullopt: host-driven
   Sampler sampler_;
   std::unique_ptr<ExpertStore> experts_;
   std::unique_ptr<Transformer> transformer_;

@@ -90,7 +90,8 @@ bool MoeLayer::OnDevice(int64_t tokens) const {
 
 absl::Status MoeLayer::BeginDeviceStep(const StepInput& input) {
   traffic_.BeginStep(input);
-  return link_->Publish();
+  if (absl::Status status = link_->Publish(); !status.ok()) return status;
+  return experts_.device()->BeginStep(static_cast<int64_t>(input.token_ids.size()));
 }
 
 void MoeLayer::IssueOnDevice(int layer, const LayerWeights& weights, int64_t rows,
@@ -107,11 +108,11 @@ void MoeLayer::IssueOnDevice(int layer, const LayerWeights& weights, int64_t row
 }
 
 absl::Status MoeLayer::EndDeviceStep(int64_t tokens) {
-  const auto expert_bytes = static_cast<int64_t>(experts_.format().blob_bytes());
+  if (absl::Status status = experts_.device()->EndStep(); !status.ok()) return status;
   for (int layer = 0; layer < config_.num_layers(); ++layer) {
     if (!config_.layers[layer].is_moe) continue;
     groups_.Build(experts_.device()->StepIds(layer, tokens));
-    link_->AddLayer(layer, groups_, traffic_.Loads(groups_), expert_bytes, &layer_traffic_);
+    link_->AddLayer(layer, groups_, traffic_.Loads(groups_), experts_.format(), &layer_traffic_);
     traffic_.Charge(groups_, layer_traffic_);
   }
   return link_->Replay();

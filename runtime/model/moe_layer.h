@@ -62,7 +62,8 @@ class MoeLayer {
   void IssueOnDevice(int layer, const LayerWeights& weights, int64_t rows,
                      const Activations& activations);
   void IssueEndOnDevice() { experts_.device()->FinishStep(); }
-  // Statistics, traffic and the cache follow the step. INTERNAL: the device broke the protocol.
+  // Statistics, traffic and the cache follow the step. INTERNAL: the device broke the protocol;
+  // UNAVAILABLE: the CPU's part of the step did not come.
   absl::Status EndDeviceStep(int64_t tokens);
 
   // [chunks] of the step so far.

@@ -51,9 +51,10 @@ absl::Status ResidencyLink::Publish() {
 }
 
 void ResidencyLink::AddLayer(int layer, const ExpertGroups& groups,
-                             std::span<const cache::ExpertLoad> loads, int64_t expert_bytes,
-                             LayerTraffic* traffic) {
+                             std::span<const cache::ExpertLoad> loads,
+                             const backend::ExpertFormat& format, LayerTraffic* traffic) {
   traffic->Clear();
+  int64_t cpu_neurons = 0;
   const std::span<const backend::ExpertUse> uses = device_.Uses(layer);
   for (size_t i = 0; i < loads.size(); ++i) {
     const int expert = groups.experts()[i];
@@ -67,9 +68,13 @@ void ResidencyLink::AddLayer(int layer, const ExpertGroups& groups,
                            .generation = use.generation});
     const bool hit = use.kind == backend::ExpertUseKind::kHit;
     (hit ? traffic->hits : traffic->misses).push_back(expert);
+    cpu_neurons += use.cpu_neurons;
   }
-  cache_.CountBytes(layer, cache::BytePath::kLink,
-                    static_cast<int64_t>(traffic->misses.size()) * expert_bytes);
+  const auto expert_bytes = static_cast<int64_t>(format.blob_bytes());
+  const int64_t cpu_bytes = cpu_neurons * expert_bytes / format.intermediate();
+  const auto cold_bytes = static_cast<int64_t>(traffic->misses.size()) * expert_bytes;
+  cache_.CountBytes(layer, cache::BytePath::kCpu, cpu_bytes);
+  cache_.CountBytes(layer, cache::BytePath::kLink, cold_bytes - cpu_bytes);
 }
 
 absl::Status ResidencyLink::Replay() {

@@ -27,7 +27,7 @@ class ResidencyLink {
   // After it ended, for each layer in order: how the experts of `groups` were come by. `loads` is
   // what ExpertTraffic says of them.
   void AddLayer(int layer, const ExpertGroups& groups, std::span<const cache::ExpertLoad> loads,
-                int64_t expert_bytes, LayerTraffic* traffic);
+                const backend::ExpertFormat& format, LayerTraffic* traffic);
   // Then the cache follows. INTERNAL: the device broke the protocol.
   absl::Status Replay();
 

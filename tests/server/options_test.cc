@@ -69,6 +69,8 @@ TEST(OptionsTest, ReadsEveryFlag) {
                                   "bf12",
                                   "--expert-policy",
                                   "lru",
+                                  "--cold-path",
+                                  "hybrid",
                                   "--metrics-port",
                                   "0",
                                   "--cpu-threads",
@@ -100,6 +102,7 @@ TEST(OptionsTest, ReadsEveryFlag) {
   EXPECT_EQ(options.expert_budget, "12.5%");
   EXPECT_EQ(options.expert_format, model::ExpertFormatPreference::kBF12);
   EXPECT_EQ(options.expert_policy, "lru");
+  EXPECT_EQ(options.cold_path, model::ColdPathPreference::kHybrid);
   EXPECT_EQ(options.metrics_port, 0);
   EXPECT_EQ(options.cpu_threads, 3);
   EXPECT_EQ(options.kv_cache_bytes, int64_t{512} << 20);
@@ -135,6 +138,7 @@ TEST(OptionsTest, RefusesBadValuesNamingTheFlag) {
                                           {"--expert-budget", "-1GiB"},
                                           {"--expert-format", "int4"},
                                           {"--expert-policy", "random"},
+                                          {"--cold-path", "pcie"},
                                           {"--cpu-threads", "0"},
                                           {"--cpu-threads", "many"},
                                           {"--kv-cache-memory", "0"},

@@ -54,7 +54,7 @@ class CpuBackend : public Backend {
 
   absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
       const DeviceExpertsOptions& options) override {
-    return std::make_unique<CpuDeviceExperts>(options, *this);
+    return CpuDeviceExperts::Create(options, *this);
   }
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(const Tensor& weight,

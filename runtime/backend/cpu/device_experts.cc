@@ -5,6 +5,17 @@
 
 namespace moed::backend {
 
+absl::StatusOr<std::unique_ptr<DeviceExperts>> CpuDeviceExperts::Create(
+    const DeviceExpertsOptions& options, Backend& backend) {
+  std::unique_ptr<CpuDeviceExperts> experts(new CpuDeviceExperts(options, backend));
+  if (options.cold_path != ColdPath::kLink) {
+    auto requests = ColdRequests::Create(options);
+    if (!requests.ok()) return requests.status();
+    experts->cold_requests_ = *std::move(requests);
+  }
+  return experts;
+}
+
 CpuDeviceExperts::CpuDeviceExperts(const DeviceExpertsOptions& options, Backend& backend)
     : options_(options), backend_(backend), layers_(options.experts_per_layer.size()) {
   const size_t pairs = size_t(options.max_tokens) * options.top_k;
@@ -18,6 +29,14 @@ CpuDeviceExperts::CpuDeviceExperts(const DeviceExpertsOptions& options, Backend&
     layers_[i].experts = experts;
     experts += num_experts * options.format.blob_bytes();
   }
+}
+
+absl::Status CpuDeviceExperts::BeginStep(int64_t) {
+  return cold_requests_ != nullptr ? cold_requests_->BeginStep() : absl::OkStatus();
+}
+
+absl::Status CpuDeviceExperts::EndStep() {
+  return cold_requests_ != nullptr ? cold_requests_->EndStep() : absl::OkStatus();
 }
 
 absl::Status CpuDeviceExperts::Apply(std::span<const ExpertEdit> edits) {
@@ -80,6 +99,61 @@ const std::byte* CpuDeviceExperts::Place(Layer& layer, int expert) {
   return blob;
 }
 
+int64_t CpuDeviceExperts::DivideWork(Layer& layer, const Tensor& weights) {
+  const int tiles = ColdTiles(options_.format.intermediate());
+  work_.clear();
+  cold_experts_.clear();
+  cut_neurons_ = 0;
+  int64_t filling_cost = 0;
+  int64_t total_cost = 0;
+  for (size_t e = 0; e < rows_.size(); ++e) {
+    if (rows_[e].empty()) continue;
+    const auto expert = static_cast<int>(e);
+    const ExpertWork item = {.blob = Place(layer, expert), .rows = rows_[e]};
+    const int64_t cost = ColdCost(tiles, static_cast<int>(rows_[e].size()));
+    const ExpertUseKind kind = layer.uses[e].kind;
+    if (kind != ExpertUseKind::kHit) total_cost += cost;
+    if (kind == ExpertUseKind::kFilled) filling_cost += cost;
+    if (kind == ExpertUseKind::kCold && cold_requests_ != nullptr) {
+      cold_experts_.push_back(expert);
+    } else {
+      work_.push_back(item);
+    }
+  }
+  if (cold_requests_ == nullptr) return total_cost;
+  const int64_t budget = LinkBudget(cold_requests_->link_share(), total_cost, filling_cost);
+  int64_t before = 0;
+  int64_t link_cost = filling_cost;
+  for (const int expert : cold_experts_) {
+    const int tokens = static_cast<int>(rows_[expert].size());
+    const int over_link = LinkTiles(budget, before, tiles, tokens);
+    link_cost += ColdCost(over_link, tokens);
+    before += ColdCost(tiles, tokens);
+    Divide(layer, expert, over_link, weights);
+  }
+  return link_cost;
+}
+
+void CpuDeviceExperts::Divide(Layer& layer, int expert, int link_tiles, const Tensor& weights) {
+  const int64_t neurons = options_.format.intermediate();
+  const int64_t over_link = std::min<int64_t>(int64_t{link_tiles} * kColdTileNeurons, neurons);
+  const ExpertWork item = {.blob = layer.experts + expert * options_.format.blob_bytes(),
+                           .rows = rows_[expert]};
+  if (over_link == neurons) {
+    work_.push_back(item);
+    return;
+  }
+  if (over_link > 0) {
+    cut_ = item;
+    cut_neurons_ = over_link;
+  }
+  layer.uses[expert].cpu_neurons = static_cast<int32_t>(neurons - over_link);
+  cold_requests_->AddItem(expert, over_link, neurons - over_link);
+  for (const int32_t row : rows_[expert]) {
+    cold_requests_->AddPair(row / options_.top_k, weights.As<float>()[row]);
+  }
+}
+
 void CpuDeviceExperts::Run(int layer_index, const Tensor& weights, const Tensor& x,
                            const Tensor& residual) {
   Layer& layer = layers_[layer_index];
@@ -90,15 +164,22 @@ void CpuDeviceExperts::Run(int layer_index, const Tensor& weights, const Tensor&
     rows_[layer.ids[row]].push_back(static_cast<int32_t>(row));
   }
   std::fill(layer.uses.begin(), layer.uses.end(), ExpertUse{});
-  std::vector<ExpertWork> work;
-  for (size_t expert = 0; expert < rows_.size(); ++expert) {
-    if (rows_[expert].empty()) continue;
-    work.push_back({.blob = Place(layer, static_cast<int>(expert)), .rows = rows_[expert]});
+  if (cold_requests_ != nullptr) cold_requests_->Begin(layer_index, tokens);
+  const int64_t link_cost = DivideWork(layer, weights);
+  if (cold_requests_ != nullptr) cold_requests_->Post(x);
+
+  const ExpertFormat& format = options_.format;
+  const Tensor output(output_.data(), DType::kF32, {tokens * options_.top_k, format.hidden()});
+  // What the CPU computes comes by itself.
+  if (cold_requests_ != nullptr) std::fill_n(output_.begin(), output.num_elements(), 0.0f);
+  backend_.Experts(format, work_, options_.top_k, x, output);
+  if (cut_neurons_ > 0) {
+    // An expert's first neurons are an expert.
+    const ExpertFormat first(format.kind(), format.hidden(), cut_neurons_, format.tile_escapes());
+    backend_.Experts(first, {&cut_, 1}, options_.top_k, x, output);
   }
-  const Tensor output(output_.data(), DType::kF32,
-                      {tokens * options_.top_k, options_.format.hidden()});
-  backend_.Experts(options_.format, work, options_.top_k, x, output);
   backend_.CombineExperts(output, weights, residual);
+  if (cold_requests_ != nullptr) cold_requests_->Collect(link_cost, residual);
 }
 
 }  // namespace moed::backend

@@ -7,17 +7,22 @@
 #include <vector>
 
 #include "runtime/backend/backend.h"
+#include "runtime/backend/cold_division.h"
+#include "runtime/backend/cpu/cold_requests.h"
 #include "runtime/backend/device_experts.h"
 
 namespace moed::backend {
 
 class CpuDeviceExperts : public DeviceExperts {
  public:
-  // `backend` computes the experts and must outlive this.
-  CpuDeviceExperts(const DeviceExpertsOptions& options, Backend& backend);
+  // `backend` computes the experts and must outlive this. RESOURCE_EXHAUSTED: memory.
+  static absl::StatusOr<std::unique_ptr<DeviceExperts>> Create(const DeviceExpertsOptions& options,
+                                                               Backend& backend);
 
   int max_tokens() const override { return options_.max_tokens; }
   int64_t PaddedTokens(int64_t tokens) const override { return tokens; }
+  absl::Status BeginStep(int64_t tokens) override;
+  absl::Status EndStep() override;
   absl::Status Apply(std::span<const ExpertEdit> edits) override;
   Tensor ids(int layer, int64_t tokens) const override;
   void Run(int layer, const Tensor& weights, const Tensor& x, const Tensor& residual) override;
@@ -43,15 +48,26 @@ class CpuDeviceExperts : public DeviceExperts {
     const std::byte* experts = nullptr;  // in host memory
   };
 
+  CpuDeviceExperts(const DeviceExpertsOptions& options, Backend& backend);
   void ApplyOne(const ExpertEdit& edit);
   // Marks the use in the layer's trace and returns where the weights lie now.
   const std::byte* Place(Layer& layer, int expert);
+  // Lists every expert that was chosen as work of the device or of the CPU; returns the cost of
+  // the cold ones that the device takes.
+  int64_t DivideWork(Layer& layer, const Tensor& weights);
+  void Divide(Layer& layer, int expert, int link_tiles, const Tensor& weights);
 
   DeviceExpertsOptions options_;
   Backend& backend_;
   std::vector<Layer> layers_;
-  std::vector<float> output_;               // [max_tokens * k, H]
-  std::vector<std::vector<int32_t>> rows_;  // of each expert in the layer being run
+  std::unique_ptr<ColdRequests> cold_requests_;  // null: all over the link
+  std::vector<float> output_;                    // [max_tokens * k, H]
+  // Of the layer being run.
+  std::vector<std::vector<int32_t>> rows_;  // of each expert
+  std::vector<ExpertWork> work_;
+  ExpertWork cut_;           // an expert of which the device computes the first
+  int64_t cut_neurons_ = 0;  // neurons; 0: none
+  std::vector<int> cold_experts_;
 };
 
 }  // namespace moed::backend

@@ -1,25 +1,18 @@
 #include "runtime/backend/cpu/thread_pool.h"
 
 #include <algorithm>
-#include <chrono>
+
+#include "runtime/backend/cpu/spin_wait.h"
 
 namespace moed::backend {
 namespace {
 
 constexpr uint64_t kOpen = uint64_t{1} << 31;
 
-// Longer than the serial work between two ops of a layer, shorter than anybody would notice.
-constexpr std::chrono::microseconds kSpinTime(80);
-
-void PauseCpu() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads, std::chrono::microseconds spin_time)
+    : spin_time_(spin_time) {
   threads_.reserve(num_threads - 1);
   for (int worker = 1; worker < num_threads; ++worker) {
     threads_.emplace_back([this, worker] { RunWorker(worker); });
@@ -65,13 +58,9 @@ void ThreadPool::RunChunks(int worker) {
 // Lets nobody else in and waits for those inside.
 void ThreadPool::Close() {
   uint64_t gate = gate_.fetch_and(~kOpen, std::memory_order_acq_rel) & ~kOpen;
-  for (int spins = 0; static_cast<uint32_t>(gate) != 0; ++spins) {
-    // A worker inside may have lost its CPU to somebody else: let it have this one.
-    if (spins < 4096) {
-      PauseCpu();
-    } else {
-      std::this_thread::yield();
-    }
+  SpinWait spin;
+  while (static_cast<uint32_t>(gate) != 0) {
+    spin.Pause();
     gate = gate_.load(std::memory_order_acquire);
   }
 }
@@ -99,12 +88,13 @@ void ThreadPool::RunWorker(int worker) {
 }
 
 uint32_t ThreadPool::WaitForLoop(uint32_t seen_epoch) const {
-  const auto park_time = std::chrono::steady_clock::now() + kSpinTime;
+  const auto park_time = std::chrono::steady_clock::now() + spin_time_;
+  SpinWait spin;
   do {
     for (int i = 0; i < 32; ++i) {
       const uint32_t epoch = epoch_.load(std::memory_order_acquire);
       if (epoch != seen_epoch) return epoch;
-      PauseCpu();
+      spin.Pause();
     }
   } while (std::chrono::steady_clock::now() < park_time);
   epoch_.wait(seen_epoch, std::memory_order_acquire);

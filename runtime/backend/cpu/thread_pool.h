@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 #include <vector>
@@ -18,8 +19,12 @@ class ThreadPool {
   // Called with [begin, end) of the range and the worker that runs it, in [0, num_threads).
   using Body = absl::FunctionRef<void(int64_t begin, int64_t end, int worker)>;
 
-  // `num_threads` >= 1 counts the calling thread, which is worker 0.
-  explicit ThreadPool(int num_threads);
+  // Longer than the serial work between two ops of a layer, shorter than anybody would notice.
+  static constexpr std::chrono::microseconds kSpinTime{80};
+
+  // `num_threads` >= 1 counts the calling thread, which is worker 0. Workers without a loop spin
+  // for `spin_time` before they park.
+  explicit ThreadPool(int num_threads, std::chrono::microseconds spin_time = kSpinTime);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -44,6 +49,7 @@ class ThreadPool {
   void RunChunks(int worker);
   void Close();
 
+  const std::chrono::microseconds spin_time_;
   Loop loop_;  // written only while the gate is closed and nobody is inside
   alignas(64) std::atomic<int64_t> next_chunk_{0};
   // epoch << 32 | open << 31 | workers inside. A worker may enter the loop of its epoch only while

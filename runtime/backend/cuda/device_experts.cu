@@ -2,6 +2,7 @@
 #include <cstring>
 #include <utility>
 
+#include "runtime/backend/cuda/cold_plan.h"
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/device_experts.h"
 #include "runtime/backend/cuda/expert_neurons.h"
@@ -54,6 +55,11 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> CudaDeviceExperts::Create(
   std::unique_ptr<CudaDeviceExperts> experts(
       new CudaDeviceExperts(options, steps, stream, multiprocessors));
   if (absl::Status status = experts->Allocate(); !status.ok()) return status;
+  if (options.cold_path != ColdPath::kLink) {
+    auto cold_path = CudaColdPath::Create(options, stream);
+    if (!cold_path.ok()) return cold_path.status();
+    experts->cold_path_ = *std::move(cold_path);
+  }
   return experts;
 }
 
@@ -161,6 +167,14 @@ int64_t CudaDeviceExperts::PaddedTokens(int64_t tokens) const {
   return std::min<int64_t>(padded, options_.max_tokens);
 }
 
+absl::Status CudaDeviceExperts::BeginStep(int64_t tokens) {
+  return cold_path_ != nullptr ? cold_path_->BeginStep(PaddedTokens(tokens)) : absl::OkStatus();
+}
+
+absl::Status CudaDeviceExperts::EndStep() {
+  return cold_path_ != nullptr ? cold_path_->EndStep() : absl::OkStatus();
+}
+
 absl::Status CudaDeviceExperts::Apply(std::span<const ExpertEdit> edits) {
   if (edits.empty()) return absl::OkStatus();
   // The copy out of the staging memory must be over.
@@ -189,6 +203,13 @@ Tensor CudaDeviceExperts::ids(int layer, int64_t tokens) const {
 void CudaDeviceExperts::Run(int layer, const Tensor& weights, const Tensor& x,
                             const Tensor& residual) {
   const int rows = static_cast<int>(x.dim(0));
+  Plan(layer, weights, rows);
+  if (cold_path_ != nullptr) cold_path_->Post(x.As<__nv_bfloat16>(), rows);
+  Compute(rows, x, residual);
+  if (cold_path_ != nullptr) cold_path_->Collect(residual.As<float>(), rows);
+}
+
+void CudaDeviceExperts::Plan(int layer, const Tensor& weights, int rows) {
   PlanExpertsArguments plan;
   plan.layer = layers_[layer];
   plan.slots = options_.slots;
@@ -201,8 +222,18 @@ void CudaDeviceExperts::Run(int layer, const Tensor& weights, const Tensor& x,
   plan.top_k = options_.top_k;
   plan.list = list_;
   plan.tasks = tasks_;
-  LaunchPlanExperts(plan, stream_);
+  if (cold_path_ == nullptr) {
+    LaunchPlanExperts(plan, stream_);
+    return;
+  }
+  LaunchDivideExperts({.plan = plan,
+                       .layer = layer,
+                       .mailbox = cold_path_->mailbox(),
+                       .state = cold_path_->state()},
+                      stream_);
+}
 
+void CudaDeviceExperts::Compute(int rows, const Tensor& x, const Tensor& residual) {
   const int hidden = static_cast<int>(options_.format.hidden());
   if (rows == 1 && options_.top_k <= kMaxNeuronTasks && ExpertNeuronsSupports(hidden)) {
     ExpertNeuronsArguments neurons;
@@ -228,6 +259,7 @@ void CudaDeviceExperts::Run(int layer, const Tensor& weights, const Tensor& x,
 void CudaDeviceExperts::FinishStep() {
   cudaMemcpyAsync(host_trace_data_, device_trace_data_, trace_bytes_, cudaMemcpyDeviceToHost,
                   stream_);
+  if (cold_path_ != nullptr) cold_path_->CopyBack();
 }
 
 std::span<const int32_t> CudaDeviceExperts::StepIds(int layer, int64_t tokens) const {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/backend/cuda/cold_path.h"
 #include "runtime/backend/cuda/expert_table.h"
 #include "runtime/backend/cuda/step_tables.h"
 #include "runtime/backend/cuda/workspace.h"
@@ -27,6 +28,8 @@ class CudaDeviceExperts : public DeviceExperts {
 
   int max_tokens() const override { return options_.max_tokens; }
   int64_t PaddedTokens(int64_t tokens) const override;
+  absl::Status BeginStep(int64_t tokens) override;
+  absl::Status EndStep() override;
   absl::Status Apply(std::span<const ExpertEdit> edits) override;
   Tensor ids(int layer, int64_t tokens) const override;
   void Run(int layer, const Tensor& weights, const Tensor& x, const Tensor& residual) override;
@@ -41,6 +44,8 @@ class CudaDeviceExperts : public DeviceExperts {
   size_t CutTable(std::byte* base);
   size_t CutWork(std::byte* base);
   absl::Status FillTable(size_t table_bytes);
+  void Plan(int layer, const Tensor& weights, int rows);
+  void Compute(int rows, const Tensor& x, const Tensor& residual);
   // (token, rank) pairs of the largest step.
   size_t StepPairs() const;
   // Where the uses begin in the trace, behind the ids.
@@ -67,6 +72,7 @@ class CudaDeviceExperts : public DeviceExperts {
   ExpertTaskList* list_ = nullptr;
   ExpertTask* tasks_ = nullptr;
   __nv_bfloat16* activations_ = nullptr;
+  std::unique_ptr<CudaColdPath> cold_path_;  // null: all over the link
 };
 
 }  // namespace moed::backend

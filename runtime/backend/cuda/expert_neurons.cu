@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 1) NeuronExperts(ExpertNeuronsArgume
   __syncthreads();
 
   const int stride = gridDim.x * kWarps;
-  const int total = num_tasks * a.intermediate;
+  const int total = a.tasks->num_tiles * kTileNeurons;
   const int first = blockIdx.x * kWarps + warp;
   auto address = [&](int neuron) -> const std::byte* {
     if (neuron >= total) return nullptr;

@@ -101,11 +101,13 @@ class GoldenTest : public ::testing::TestWithParam<std::string> {
   }
 
   std::unique_ptr<TestModel> Model(int num_slots, const std::string& policy = "recency-frequency",
-                                   int device_tokens = 0) {
+                                   int device_tokens = 0,
+                                   backend::ColdPath cold_path = backend::ColdPath::kLink) {
     auto model = TestModel::Create({.directory = golden_.checkpoint_directory,
                                     .num_slots = num_slots,
                                     .policy = policy,
-                                    .device_tokens = device_tokens});
+                                    .device_tokens = device_tokens,
+                                    .cold_path = cold_path});
     EXPECT_TRUE(model.ok()) << model.status();
     return *std::move(model);
   }
@@ -207,6 +209,27 @@ TEST_P(GoldenTest, DeviceDrivenStepsGiveTheSameBitsAtEveryBudget) {
     // Once more, over what the first round left in the slots.
     ExpectSame(Mixed(*model), expected, num_slots);
     EXPECT_GE(model->share_total().hits, num_slots > 0 ? 1e-6 : 0) << num_slots << " slots";
+  }
+}
+
+// Contract (b): where cold experts are computed, and where one is cut, is up to measured times.
+TEST_P(GoldenTest, EveryColdPathStaysWithinTheBoundAtEveryBudget) {
+  std::vector<int> budgets = Budgets();
+  budgets.push_back(0);
+  for (const auto cold_path : {backend::ColdPath::kCpu, backend::ColdPath::kHybrid}) {
+    const bool hybrid = cold_path == backend::ColdPath::kHybrid;
+    for (const int num_slots : budgets) {
+      const std::unique_ptr<TestModel> model = Model(num_slots, "recency-frequency", 16, cold_path);
+      ExpectWithinBound(Mixed(*model), hybrid ? "hybrid" : "cpu");
+      // Once more, over what the first round left in the slots.
+      ExpectWithinBound(Mixed(*model), hybrid ? "hybrid" : "cpu");
+      if (num_slots > 0 || model->experts().device() == nullptr) continue;
+      int64_t cpu_bytes = 0;
+      for (const cache::LayerStats& layer : model->experts().cache().Stats().layers) {
+        cpu_bytes += layer.bytes_total[static_cast<int>(cache::BytePath::kCpu)];
+      }
+      EXPECT_GT(cpu_bytes, 0);
+    }
   }
 }
 

@@ -50,7 +50,9 @@ absl::StatusOr<std::unique_ptr<TestModel>> TestModel::Create(const TestModelOpti
       .num_slots = options.num_slots,
       .policy = options.policy,
       .io_threads = 2,
-      .device_tokens = TestsUseCuda() ? kCudaDeviceTokens : options.device_tokens};
+      .device_tokens = TestsUseCuda() ? kCudaDeviceTokens : options.device_tokens,
+      .cold_path = options.cold_path,
+      .cold_threads = 2};
   const model::ExpertSource& stored = test->checkpoint_->experts();
   if (options.encode_experts) {
     const auto format = model::SampleBf12Format(test->config(), stored);

@@ -31,6 +31,7 @@ struct TestModelOptions {
   int device_tokens = 0;
   // bf16 experts are encoded to bf12 as they are read.
   bool encode_experts = false;
+  backend::ColdPath cold_path = backend::ColdPath::kLink;
 };
 
 // Tokens of one sequence, and how many of them each step takes: the last count repeats.

@@ -1,0 +1,160 @@
+#include "runtime/backend/cuda/cold_path.h"
+
+#include "runtime/backend/cuda/cuda_status.h"
+#include "runtime/backend/cuda/pinned_memory.h"
+
+namespace moed::backend {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kPostBlocks = 8;
+constexpr int kCollectBlocks = 16;
+
+__device__ uint64_t Nanoseconds() {
+  uint64_t time;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
+  return time;
+}
+
+__device__ uint32_t LoadAcquire(const uint32_t* address) {
+  uint32_t value;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+
+__device__ void StoreRelease(uint32_t* address, uint32_t value) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+// The CPU wrote it while the kernel ran: no cache may answer.
+__device__ float4 LoadFromHost(const float* address) {
+  float4 value;
+  asm volatile("ld.volatile.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "l"(address)
+               : "memory");
+  return value;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    PostRequest(ColdMailbox mailbox, const __nv_bfloat16* x, int rows, ColdState* state) {
+  if (state->num_items == 0 || state->step.failed != 0) return;
+  const int chunks = static_cast<int>(mailbox.hidden / 8);
+  for (int i = blockIdx.x * kThreads + threadIdx.x; i < rows * chunks; i += gridDim.x * kThreads) {
+    const uint4 values = reinterpret_cast<const uint4*>(x)[i];
+    BFloat16* const row = mailbox.x + i / chunks * mailbox.row_values;
+    reinterpret_cast<uint4*>(row)[i % chunks] = values;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  __threadfence_system();
+  if (atomicAdd(&state->arrived, 1) != gridDim.x - 1) return;
+  state->arrived = 0;
+  const uint32_t sequence = state->sequence + 1;
+  state->sequence = sequence;
+  state->posted_ns = Nanoseconds();
+  __threadfence_system();
+  StoreRelease(&mailbox.request->sequence, sequence);
+}
+
+// False if the answer did not come in time, or an earlier one did not.
+__device__ bool WaitForReply(const ColdMailbox& mailbox, ColdState* state, uint64_t timeout_ns) {
+  const uint64_t start = Nanoseconds();
+  if (blockIdx.x == 0 && state->link_cost > 0) {
+    state->step.link_cost += state->link_cost;
+    state->step.link_ns += static_cast<int64_t>(start - state->posted_ns);
+  }
+  const volatile uint32_t* failed = &state->step.failed;
+  while (*failed == 0) {
+    if (LoadAcquire(&mailbox.reply->sequence) == state->sequence) return true;
+    if (Nanoseconds() - start > timeout_ns) state->step.failed = 1;
+    __nanosleep(100);
+  }
+  return false;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    CollectReply(ColdMailbox mailbox, float* residual, int rows, ColdState* state,
+                 uint64_t timeout_ns) {
+  __shared__ bool answered;
+  if (state->num_items == 0) return;
+  if (threadIdx.x == 0) answered = WaitForReply(mailbox, state, timeout_ns);
+  __syncthreads();
+  if (!answered) return;
+  const int count = rows * static_cast<int>(mailbox.hidden / 4);
+  for (int i = blockIdx.x * kThreads + threadIdx.x; i < count; i += gridDim.x * kThreads) {
+    const float4 sum = LoadFromHost(mailbox.sums + 4 * size_t(i));
+    float4& target = reinterpret_cast<float4*>(residual)[i];
+    target = make_float4(target.x + sum.x, target.y + sum.y, target.z + sum.z, target.w + sum.w);
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CudaColdPath>> CudaColdPath::Create(
+    const DeviceExpertsOptions& options, cudaStream_t stream) {
+  std::unique_ptr<CudaColdPath> path(new CudaColdPath(options, stream));
+  if (absl::Status status = path->Allocate(); !status.ok()) return status;
+  path->workers_ = std::make_unique<ColdWorkers>(ColdWorkersOptionsFor(options), path->mailbox_);
+  return path;
+}
+
+absl::Status CudaColdPath::Allocate() {
+  const ColdMailboxSize size = ColdMailboxSizeFor(options_);
+  absl::StatusOr<Buffer> memory =
+      AllocatePinnedMemory(ColdMailboxBytes(size), "the mailbox of cold experts");
+  if (!memory.ok()) return memory.status();
+  mailbox_memory_ = *std::move(memory);
+  mailbox_ = CutColdMailbox(size, mailbox_memory_.data());
+  const absl::StatusOr<std::byte*> state = state_memory_.Reserve(sizeof(ColdState));
+  if (!state.ok()) return state.status();
+  state_ = reinterpret_cast<ColdState*>(*state);
+  const absl::StatusOr<std::byte*> steps = step_memory_.Reserve(2 * sizeof(ColdStep));
+  if (!steps.ok()) return steps.status();
+  sent_ = reinterpret_cast<ColdStep*>(*steps);
+  report_ = sent_ + 1;
+  *sent_ = *report_ = {};
+  absl::Status status = CudaStatus(cudaMemsetAsync(state_, 0, sizeof(ColdState), stream_),
+                                   "clearing the state of the cold path");
+  status.Update(CudaStatus(cudaStreamSynchronize(stream_), "clearing the state of the cold path"));
+  return status;
+}
+
+absl::Status CudaColdPath::BeginStep(int64_t padded_tokens) {
+  if (!status_.ok()) return status_;
+  control_ = &controls_[padded_tokens];
+  *sent_ = {};
+  if (options_.cold_path == ColdPath::kHybrid) sent_->link_share = control_->share();
+  workers_->BeginStep();
+  return CudaStatus(
+      cudaMemcpyAsync(&state_->step, sent_, sizeof(ColdStep), cudaMemcpyHostToDevice, stream_),
+      "sending the link's share of cold experts");
+}
+
+absl::Status CudaColdPath::EndStep() {
+  const ColdCpuWork work = workers_->EndStep();
+  if (status_.ok() && report_->failed != 0) status_ = ColdReplyMissing(options_.cold_timeout_ms);
+  if (control_ != nullptr) {
+    control_->Observe({.link_cost = report_->link_cost,
+                       .link_seconds = 1e-9 * static_cast<double>(report_->link_ns),
+                       .cpu_cost = work.cost,
+                       .cpu_seconds = work.seconds});
+  }
+  return status_;
+}
+
+void CudaColdPath::Post(const __nv_bfloat16* x, int rows) {
+  PostRequest<<<kPostBlocks, kThreads, 0, stream_>>>(mailbox_, x, rows, state_);
+}
+
+void CudaColdPath::Collect(float* residual, int rows) {
+  const uint64_t timeout_ns = uint64_t{1000000} * options_.cold_timeout_ms;
+  CollectReply<<<kCollectBlocks, kThreads, 0, stream_>>>(mailbox_, residual, rows, state_,
+                                                         timeout_ns);
+}
+
+void CudaColdPath::CopyBack() {
+  cudaMemcpyAsync(report_, &state_->step, sizeof(ColdStep), cudaMemcpyDeviceToHost, stream_);
+}
+
+}  // namespace moed::backend

@@ -1,0 +1,59 @@
+// What the planning kernels share: looking an expert up in the table, and sums over a block.
+#pragma once
+
+#include "runtime/backend/cuda/expert_table.h"
+
+namespace moed::backend {
+
+inline constexpr int kPlanThreads = 256;
+inline constexpr int kPlanWarps = kPlanThreads / 32;
+
+// Looks `expert` up, marks its use, and takes an offered slot if it shall be filled. The table
+// names the slot at once: its next reader is this layer in the next step, after the fill.
+__device__ inline ExpertTask Place(const PlanExpertsArguments& a, int expert, int* offers_taken) {
+  ExpertTableEntry* entry = a.layer.entries + expert;
+  ExpertTask task;
+  task.expert = expert;
+  task.blob = a.layer.experts + expert * a.blob_bytes;
+  ExpertUse use;
+  use.kind = ExpertUseKind::kCold;
+  if (entry->slot >= 0) {
+    task.blob = a.slots + entry->slot * a.blob_bytes;
+    use = {ExpertUseKind::kHit, entry->slot, entry->generation};
+  } else if (entry->fill_allowed != 0) {
+    const int taken = atomicAdd(offers_taken, 1);
+    if (taken < *a.layer.num_offered) {
+      const OfferedSlot offered = a.layer.offered[*a.layer.num_offered - 1 - taken];
+      task.fill = a.slots + offered.slot * a.blob_bytes;
+      use = {ExpertUseKind::kFilled, offered.slot, offered.generation};
+      *entry = {offered.slot, offered.generation, 0};
+    }
+  }
+  a.layer.uses[expert] = use;
+  return task;
+}
+
+// The sum of `value` over the threads before this one, and over all into `total`.
+__device__ inline int ExclusiveSum(int value, int* total) {
+  __shared__ int warp_sums[kPlanWarps];
+  const int lane = threadIdx.x % 32;
+  int sum = value;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int before = __shfl_up_sync(0xffffffffu, sum, offset);
+    if (lane >= offset) sum += before;
+  }
+  __syncthreads();  // the last use of warp_sums
+  if (lane == 31) warp_sums[threadIdx.x / 32] = sum;
+  __syncthreads();
+  int before = 0;
+  *total = 0;
+#pragma unroll
+  for (int w = 0; w < kPlanWarps; ++w) {
+    if (w < static_cast<int>(threadIdx.x) / 32) before += warp_sums[w];
+    *total += warp_sums[w];
+  }
+  return before + sum - value;
+}
+
+}  // namespace moed::backend
