@@ -48,6 +48,8 @@ class ExpertFormat {
   // bf12: room in a tile's list of escapes, and where the list begins behind the tile's neurons.
   int tile_escapes() const { return tile_escapes_; }
   size_t tile_list_offset() const { return kBf12TileNeurons * neuron_bytes(); }
+  // Bytes of such a list, a multiple of 128; 0 in bf16.
+  size_t tile_list_bytes() const { return neuron_offset(kBf12TileNeurons) - tile_list_offset(); }
 
   // Bytes of one expert, a multiple of 256, so that blobs laid end to end stay aligned for bulk
   // copies.

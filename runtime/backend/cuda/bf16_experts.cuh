@@ -11,11 +11,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "runtime/backend/cuda/expert_tasks.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
 namespace moed::backend {
 
 struct Bf16Experts {
+  static constexpr bool kHasEscapes = false;
+  struct Header {};  // of the lane's neurons: nothing
+
   struct GateUp {
     uint4 gate[4];
     uint4 up[4];
@@ -27,6 +31,14 @@ struct Bf16Experts {
 
   __device__ static int RowValues(int hidden) { return (hidden + 31) / 32 * 32; }
   __device__ static size_t NeuronBytes(int hidden) { return size_t{6} * RowValues(hidden); }
+  // Where tile `tile` of 8 neurons begins.
+  __device__ static size_t TileOffset(int tile, int hidden, int) {
+    return size_t(tile) * kTileNeurons * NeuronBytes(hidden);
+  }
+
+  __device__ static Header HeaderOf(const GateUp&) { return {}; }
+  __device__ static void LoadBases(const std::byte*, int, int, Down*) {}
+  __device__ static void TakeBases(const uint32_t*, int, Down*) {}
 
   // `tile`: the tile's first neuron. Columns at and beyond `hidden` read as zero.
   __device__ static void Load(const std::byte* tile, int hidden, int column, int lane,
@@ -97,7 +109,7 @@ struct Bf16Experts {
 
   // out[128 columns, 8 tokens] += down x activations. `activations`: of token g, neurons 2t, 2t
   // + 1.
-  __device__ static void MultiplyDown(const Down& weights, uint32_t activations,
+  __device__ static void MultiplyDown(const Down& weights, uint32_t activations, int,
                                       float (&out)[8][4]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {

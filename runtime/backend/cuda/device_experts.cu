@@ -32,11 +32,6 @@ class Cutter {
 
 absl::Status CheckShape(const DeviceExpertsOptions& options) {
   const ExpertFormat& format = options.format;
-  if (format.kind() != ExpertFormatKind::kBF16) {
-    return absl::UnimplementedError(absl::StrCat("the CUDA kernels have no experts in ",
-                                                 std::string(ExpertFormatName(format.kind())),
-                                                 "; use --expert-format bf16"));
-  }
   if (format.intermediate() % kTileNeurons == 0 && format.hidden() % 8 == 0) {
     return absl::OkStatus();
   }
@@ -90,8 +85,9 @@ absl::Status CudaDeviceExperts::Allocate() {
   absl::Status status = FillTable(table_bytes);
   const int hidden = static_cast<int>(options_.format.hidden());
   status.Update(CudaStatus(PrepareExpertTiles(hidden), "preparing the expert kernels"));
-  if (status.ok() && ExpertNeuronsSupports(hidden)) {
-    status = CudaStatus(PrepareExpertNeurons(hidden), "preparing the expert kernels");
+  const ExpertFormatKind format = options_.format.kind();
+  if (status.ok() && ExpertNeuronsSupports(format, hidden)) {
+    status = CudaStatus(PrepareExpertNeurons(format, hidden), "preparing the expert kernels");
   }
   return status;
 }
@@ -235,15 +231,18 @@ void CudaDeviceExperts::Plan(int layer, const Tensor& weights, int rows) {
 
 void CudaDeviceExperts::Compute(int rows, const Tensor& x, const Tensor& residual) {
   const int hidden = static_cast<int>(options_.format.hidden());
-  if (rows == 1 && options_.top_k <= kMaxNeuronTasks && ExpertNeuronsSupports(hidden)) {
+  const ExpertFormatKind format = options_.format.kind();
+  const int list_bytes = static_cast<int>(options_.format.tile_list_bytes());
+  if (rows == 1 && options_.top_k <= kMaxNeuronTasks && ExpertNeuronsSupports(format, hidden)) {
     ExpertNeuronsArguments neurons;
     neurons.tasks = list_;
     neurons.x = x.As<__nv_bfloat16>();
     neurons.output = residual.As<float>();
     neurons.hidden = hidden;
     neurons.intermediate = static_cast<int>(options_.format.intermediate());
+    neurons.list_bytes = list_bytes;
     neurons.multiprocessors = multiprocessors_;
-    LaunchExpertNeurons(neurons, stream_);
+    LaunchExpertNeurons(format, neurons, stream_);
     return;
   }
   ExpertTilesArguments tiles;
@@ -251,7 +250,9 @@ void CudaDeviceExperts::Compute(int rows, const Tensor& x, const Tensor& residua
   tiles.x = x.As<__nv_bfloat16>();
   tiles.output = residual.As<float>();
   tiles.activations = activations_;
+  tiles.format = format;
   tiles.hidden = hidden;
+  tiles.list_bytes = list_bytes;
   tiles.multiprocessors = multiprocessors_;
   LaunchExpertTiles(tiles, stream_);
 }

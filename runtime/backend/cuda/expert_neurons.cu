@@ -150,11 +150,13 @@ cudaError_t ForChunks(int hidden, Function function) {
 
 }  // namespace
 
-bool ExpertNeuronsSupports(int hidden) {
+bool ExpertNeuronsSupports(ExpertFormatKind format, int hidden) {
+  if (format == ExpertFormatKind::kBF12) return ExpertNeuronsBf12Supports(hidden);
   return hidden > 0 && hidden % kChunkColumns == 0 && hidden <= 8 * kChunkColumns;
 }
 
-cudaError_t PrepareExpertNeurons(int hidden) {
+cudaError_t PrepareExpertNeurons(ExpertFormatKind format, int hidden) {
+  if (format == ExpertFormatKind::kBF12) return PrepareExpertNeuronsBf12(hidden);
   return ForChunks(hidden, [](auto chunks) {
     constexpr int kChunks = decltype(chunks)::value;
     return cudaFuncSetAttribute(NeuronExperts<kChunks>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -162,7 +164,9 @@ cudaError_t PrepareExpertNeurons(int hidden) {
   });
 }
 
-cudaError_t LaunchExpertNeurons(const ExpertNeuronsArguments& arguments, cudaStream_t stream) {
+cudaError_t LaunchExpertNeurons(ExpertFormatKind format, const ExpertNeuronsArguments& arguments,
+                                cudaStream_t stream) {
+  if (format == ExpertFormatKind::kBF12) return LaunchExpertNeuronsBf12(arguments, stream);
   return ForChunks(arguments.hidden, [&](auto chunks) {
     constexpr int kChunks = decltype(chunks)::value;
     NeuronExperts<kChunks>

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "runtime/backend/cuda/expert_tasks.h"
+#include "runtime/backend/expert_format.h"
 
 namespace moed::backend {
 
@@ -16,19 +17,26 @@ struct ExpertNeuronsArguments {
   float* output = nullptr;                // [1, hidden], added to
   int hidden = 0;
   int intermediate = 0;
+  int list_bytes = 0;  // bf12: of the list of escapes behind every 32 neurons
   int multiprocessors = 0;
 };
 
 inline constexpr int kMaxNeuronTasks = 32;
 
-// True for a hidden size this kernel is built for: a multiple of 256 up to 2048. Others, and
-// several tokens, go to expert_tiles.h.
-bool ExpertNeuronsSupports(int hidden);
+// True for a hidden size these kernels are built for: a multiple of 256 (bf12: 128) up to 2048.
+// Others, and several tokens, go to expert_tiles.h.
+bool ExpertNeuronsSupports(ExpertFormatKind format, int hidden);
 
 // Raises the kernels' shared-memory limit; once per device, before the first launch or capture.
-cudaError_t PrepareExpertNeurons(int hidden);
+cudaError_t PrepareExpertNeurons(ExpertFormatKind format, int hidden);
 
 // output += sum over tasks of weight * expert(x). Can be captured in a graph.
-cudaError_t LaunchExpertNeurons(const ExpertNeuronsArguments& arguments, cudaStream_t stream);
+cudaError_t LaunchExpertNeurons(ExpertFormatKind format, const ExpertNeuronsArguments& arguments,
+                                cudaStream_t stream);
+
+// The same of bf12 alone (expert_neurons_bf12.cu).
+bool ExpertNeuronsBf12Supports(int hidden);
+cudaError_t PrepareExpertNeuronsBf12(int hidden);
+cudaError_t LaunchExpertNeuronsBf12(const ExpertNeuronsArguments& arguments, cudaStream_t stream);
 
 }  // namespace moed::backend

@@ -7,6 +7,7 @@
 #include "runtime/backend/cuda/expert_products.h"
 #include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/experts.h"
+#include "runtime/backend/cuda/unpack_experts.h"
 
 namespace moed::backend {
 namespace {
@@ -14,6 +15,8 @@ namespace {
 // Rows of an expert from which whole matrix products beat reading the weights once per eight rows.
 constexpr size_t kManyRows = 24;
 constexpr int kThreads = 256;
+// Of experts unpacked at a time.
+constexpr size_t kUnpackedBytes = size_t{256} << 20;
 
 constexpr size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -70,27 +73,52 @@ std::vector<ExpertTask> MakeTasks(std::span<const ExpertWork> work, int top_k,
 
 absl::Status CudaExperts::Run(const ExpertFormat& format, std::span<const ExpertWork> work,
                               int top_k, const Tensor& x, const Tensor& out) {
-  if (format.kind() != ExpertFormatKind::kBF16) {
-    return absl::UnimplementedError(absl::StrCat("the CUDA kernels have no experts in ",
-                                                 std::string(ExpertFormatName(format.kind())),
-                                                 "; use --expert-format bf16"));
-  }
   const bool whole_tiles = format.intermediate() % kTileNeurons == 0 && format.hidden() % 8 == 0;
   std::vector<ExpertWork> few;
   std::vector<ExpertWork> many;
   for (const ExpertWork& item : work) {
     if (item.rows.empty()) continue;
-    if (whole_tiles) {
-      (item.rows.size() < kManyRows ? few : many).push_back(item);
-      continue;
-    }
-    absl::Status status = RunAnyShape(format, item, top_k, x, out);
-    if (!status.ok()) return status;
+    (whole_tiles && item.rows.size() < kManyRows ? few : many).push_back(item);
   }
   absl::Status status;
   if (!few.empty()) status = RunFewRows(format, few, top_k, x, out);
-  if (status.ok() && !many.empty()) status = RunManyRows(format, many, top_k, x, out);
-  return status;
+  if (!status.ok() || many.empty()) return status;
+  return InBf16(format, many, [&](const ExpertFormat& bf16, std::span<const ExpertWork> items) {
+    if (whole_tiles) return RunManyRows(bf16, items, top_k, x, out);
+    for (const ExpertWork& item : items) {
+      absl::Status status = RunAnyShape(bf16, item, top_k, x, out);
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
+  });
+}
+
+absl::Status CudaExperts::InBf16(
+    const ExpertFormat& format, std::span<const ExpertWork> work,
+    absl::FunctionRef<absl::Status(const ExpertFormat&, std::span<const ExpertWork>)> run) {
+  if (format.kind() == ExpertFormatKind::kBF16) return run(format, work);
+  const ExpertFormat bf16(ExpertFormatKind::kBF16, format.hidden(), format.intermediate());
+  const size_t at_once = std::clamp<size_t>(kUnpackedBytes / bf16.blob_bytes(), 1, kMaxUnpacked);
+  const size_t most = std::min(at_once, work.size());
+  const absl::StatusOr<std::byte*> memory = unpacked_.Reserve(most * bf16.blob_bytes());
+  if (!memory.ok()) return memory.status();
+  UnpackExpertsArguments arguments = UnpackArguments(format, bf16);
+  arguments.target = *memory;
+  for (size_t begin = 0; begin < work.size(); begin += at_once) {
+    const std::span<const ExpertWork> now =
+        work.subspan(begin, std::min(at_once, work.size() - begin));
+    std::vector<ExpertWork> unpacked(now.begin(), now.end());
+    for (size_t i = 0; i < now.size(); ++i) {
+      arguments.blobs[i] = now[i].blob;
+      unpacked[i].blob = *memory + i * bf16.blob_bytes();
+    }
+    arguments.num_experts = static_cast<int>(now.size());
+    absl::Status status =
+        CudaStatus(LaunchUnpackExperts(arguments, stream_), "launching the unpacking of experts");
+    if (status.ok()) status = run(bf16, unpacked);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 // Pinned memory for `bytes`, and as much device memory, once the last copy between them is over.
@@ -144,7 +172,9 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
   arguments.x = x.As<__nv_bfloat16>();
   arguments.output = out.As<float>();
   arguments.activations = reinterpret_cast<__nv_bfloat16*>(*scratch);
+  arguments.format = format.kind();
   arguments.hidden = hidden;
+  arguments.list_bytes = static_cast<int>(format.tile_list_bytes());
   arguments.multiprocessors = multiprocessors_;
   return CudaStatus(LaunchExpertTiles(arguments, stream_), "launching the expert kernels");
 }

@@ -1,12 +1,14 @@
 // Experts of backend.h on CUDA: the host lists which expert computes which rows. Few rows an expert
 // go through expert_tiles.h, many through expert_products.h; shapes that their 16-byte loads cannot
-// take are gathered and multiplied by cuBLAS, expert by expert.
+// take are gathered and multiplied by cuBLAS, expert by expert. The latter two want bf16: bf12 is
+// unpacked for them (unpack_experts.h), a few experts at a time.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <span>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "runtime/backend/backend.h"
 #include "runtime/backend/cuda/cublas.h"
@@ -31,6 +33,10 @@ class CudaExperts {
                            const Tensor& x, const Tensor& out);
   absl::Status RunAnyShape(const ExpertFormat& format, const ExpertWork& work, int top_k,
                            const Tensor& x, const Tensor& out);
+  // Calls `run` with the bf16 twins of `work` and their format, unpacked where they are not bf16.
+  absl::Status InBf16(
+      const ExpertFormat& format, std::span<const ExpertWork> work,
+      absl::FunctionRef<absl::Status(const ExpertFormat&, std::span<const ExpertWork>)> run);
   // Where the host may write `bytes` for the device; Upload then copies them to tasks_.
   absl::StatusOr<std::byte*> Stage(size_t bytes);
   absl::StatusOr<std::byte*> Upload(size_t bytes);
@@ -42,6 +48,7 @@ class CudaExperts {
   Workspace staging_{WorkspaceMemory::kPinned};
   Workspace tasks_{WorkspaceMemory::kDevice};
   Workspace scratch_{WorkspaceMemory::kDevice};
+  Workspace unpacked_{WorkspaceMemory::kDevice};
 };
 
 }  // namespace moed::backend

@@ -1,15 +1,19 @@
-// Device-driven experts on a GPU against the CPU's: the same edits and routing give the same uses
-// and sums, and a slot that was filled on the way holds its expert bit for bit.
+// Device-driven experts on a GPU against the CPU's, in every format and on every cold path: the
+// same edits and routing give the same uses and sums, and a slot that was filled on the way holds
+// its expert bit for bit.
 #include "runtime/backend/device_experts.h"
 
 #include <cmath>
 #include <memory>
 #include <random>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "runtime/backend/bf12.h"
+#include "runtime/backend/cold_division.h"
 #include "runtime/backend/cpu/cpu_backend.h"
 #include "runtime/backend/cuda/cuda_backend.h"
 
@@ -25,8 +29,11 @@ constexpr int kLayers = 2;
 // Two layers of experts on one backend.
 class Device {
  public:
-  Device(Backend& backend, const ExpertFormat& format)
-      : backend_(backend), format_(format), blob_bytes_(format.blob_bytes()) {
+  Device(Backend& backend, const ExpertFormat& format, ColdPath cold_path, int timeout_ms = 3000)
+      : backend_(backend),
+        format_(format),
+        bf16_(ExpertFormatKind::kBF16, format.hidden(), format.intermediate()),
+        blob_bytes_(format.blob_bytes()) {
     host_ = Allocate(kLayers * kExperts * blob_bytes_, MemoryKind::kHost);
     slots_ = Allocate(kSlots * blob_bytes_, MemoryKind::kDevice);
     FillExperts();
@@ -37,13 +44,23 @@ class Device {
                                          .max_tokens = kMaxTokens,
                                          .num_slots = kSlots,
                                          .host_experts = host_.data(),
-                                         .slots = slots_.data()})
+                                         .slots = slots_.data(),
+                                         .cold_path = cold_path,
+                                         .cold_timeout_ms = timeout_ms})
                    .value();
   }
 
   DeviceExperts& experts() { return *experts_; }
 
   // The residual after a step of layer `layer`, from zeros.
+  std::vector<float> RunStep(int layer, const std::vector<int32_t>& ids) {
+    EXPECT_TRUE(experts_->BeginStep(static_cast<int64_t>(ids.size()) / kTopK).ok());
+    std::vector<float> sums = Run(layer, ids);
+    const absl::Status ended = experts_->EndStep();
+    EXPECT_TRUE(ended.ok()) << ended;
+    return sums;
+  }
+
   std::vector<float> Run(int layer, const std::vector<int32_t>& ids) {
     const auto tokens = static_cast<int>(ids.size()) / kTopK;
     const auto rows = experts_->PaddedTokens(tokens);
@@ -74,20 +91,10 @@ class Device {
 
   // Whether `slot` holds the expert; the padding of rows does not count.
   bool Holds(int slot, int layer, int expert) {
-    std::vector<BFloat16> content(blob_bytes_ / 2);
-    EXPECT_TRUE(backend_
-                    .CopyToHost(slots_.data() + slot * blob_bytes_,
-                                std::as_writable_bytes(std::span(content)))
-                    .ok());
-    const auto* stored =
-        reinterpret_cast<const BFloat16*>(host_.data() + (layer * kExperts + expert) * blob_bytes_);
-    for (int64_t row = 0; row < 3 * format_.intermediate(); ++row) {
-      for (int64_t i = 0; i < format_.hidden(); ++i) {
-        const int64_t at = row * format_.row_values() + i;
-        if (content[at] != stored[at]) return false;
-      }
-    }
-    return true;
+    std::vector<std::byte> content(blob_bytes_);
+    EXPECT_TRUE(backend_.CopyToHost(slots_.data() + slot * blob_bytes_, content).ok());
+    return Values(content.data()) ==
+           Values(host_.data() + (layer * kExperts + expert) * blob_bytes_);
   }
 
  private:
@@ -104,31 +111,74 @@ class Device {
     Write(values, memory.data());
     return memory;
   }
+  // All values of a blob, [3][I][H].
+  std::vector<BFloat16> Values(const std::byte* blob) const {
+    const int64_t hidden = format_.hidden();
+    const int64_t width = format_.row_values();
+    std::vector<BFloat16> values;
+    std::vector<BFloat16> row(width);
+    for (const ExpertPart part : {ExpertPart::kGate, ExpertPart::kUp, ExpertPart::kDown}) {
+      for (int64_t i = 0; i < format_.intermediate(); ++i) {
+        if (format_.kind() == ExpertFormatKind::kBF12) {
+          DecodeBf12(format_, blob, part, i, 1, 0, width, row.data(), width);
+        } else {
+          const auto* neuron = reinterpret_cast<const BFloat16*>(blob + format_.neuron_offset(i));
+          std::copy_n(neuron + static_cast<int>(part) * width, width, row.begin());
+        }
+        values.insert(values.end(), row.begin(), row.begin() + hidden);
+      }
+    }
+    return values;
+  }
+  // Normal values, a few of them far outside of any row's window of exponents.
   void FillExperts() {
     std::mt19937 random(3);
-    auto* values = reinterpret_cast<BFloat16*>(host_.data());
-    for (size_t i = 0; i < host_.bytes() / 2; ++i) {
-      values[i] = ToBFloat16((static_cast<float>(random() % 200) / 100 - 1) * 0.1f);
+    std::normal_distribution<float> normal(0, 0.06f);
+    std::vector<std::byte> blob(bf16_.blob_bytes());
+    for (int i = 0; i < kLayers * kExperts; ++i) {
+      auto* values = reinterpret_cast<BFloat16*>(blob.data());
+      for (size_t v = 0; v < blob.size() / 2; ++v) {
+        const float outlier = random() % 2 == 0 ? 30.0f : 1e-9f;
+        values[v] = ToBFloat16(random() % 2000 == 0 ? outlier : normal(random));
+      }
+      // A neuron with more escapes than its header has room for.
+      for (int v = 0; v < 30; ++v) values[v * bf16_.hidden() / 30] = 0;
+      std::byte* const target = host_.data() + i * blob_bytes_;
+      if (format_.kind() == ExpertFormatKind::kBF16) {
+        std::copy(blob.begin(), blob.end(), target);
+      } else {
+        EXPECT_TRUE(EncodeBf12(bf16_, blob, format_, {target, blob_bytes_}));
+      }
     }
   }
 
   Backend& backend_;
   ExpertFormat format_;
+  ExpertFormat bf16_;
   size_t blob_bytes_;
   Buffer host_;
   Buffer slots_;
   std::unique_ptr<DeviceExperts> experts_;
 };
 
-class CudaDeviceExpertsTest : public ::testing::TestWithParam<std::pair<int, int>> {
+using Shape = std::pair<int, int>;
+
+ExpertFormat FormatOf(ExpertFormatKind kind, const Shape& shape) {
+  const int escapes = kind == ExpertFormatKind::kBF12 ? Bf12TileEscapeCapacity(200) : 0;
+  return ExpertFormat(kind, shape.first, shape.second, escapes);
+}
+
+class CudaDeviceExpertsTest
+    : public ::testing::TestWithParam<std::tuple<Shape, ExpertFormatKind, ColdPath>> {
  protected:
   void SetUp() override {
     if (!CudaAvailable()) GTEST_SKIP() << "no GPU on this machine, or no CUDA in this build";
     cpu_ = CreateCpuBackend({.num_threads = 2}).value();
     cuda_ = CreateCudaBackend({}).value();
-    const ExpertFormat format(ExpertFormatKind::kBF16, GetParam().first, GetParam().second);
-    on_cpu_ = std::make_unique<Device>(*cpu_, format);
-    on_cuda_ = std::make_unique<Device>(*cuda_, format);
+    const auto& [shape, kind, cold_path] = GetParam();
+    const ExpertFormat format = FormatOf(kind, shape);
+    on_cpu_ = std::make_unique<Device>(*cpu_, format, ColdPath::kLink);
+    on_cuda_ = std::make_unique<Device>(*cuda_, format, cold_path);
   }
 
   void Apply(const std::vector<ExpertEdit>& edits) {
@@ -144,15 +194,15 @@ class CudaDeviceExpertsTest : public ::testing::TestWithParam<std::pair<int, int
       const auto first = static_cast<int32_t>(random_() % kExperts);
       for (int k = 0; k < kTopK; ++k) ids.push_back((first + k * 2) % kExperts);
     }
-    const std::vector<float> want = on_cpu_->Run(layer, ids);
-    const std::vector<float> got = on_cuda_->Run(layer, ids);
+    const std::vector<float> want = on_cpu_->RunStep(layer, ids);
+    const std::vector<float> got = on_cuda_->RunStep(layer, ids);
     double difference = 0, size = 1e-30;
     for (size_t i = 0; i < want.size(); ++i) {
       difference += std::pow(double{got[i]} - want[i], 2);
       size += std::pow(want[i], 2);
     }
     EXPECT_LE(std::sqrt(difference / size), 5e-3) << tokens << " tokens";
-    int filled_on_cpu = 0, filled_on_cuda = 0;
+    int filled_on_cpu = 0, filled_on_cuda = 0, cut = 0;
     for (int expert = 0; expert < kExperts; ++expert) {
       const ExpertUse cpu_use = on_cpu_->experts().Uses(layer)[expert];
       const ExpertUse use = on_cuda_->experts().Uses(layer)[expert];
@@ -161,8 +211,22 @@ class CudaDeviceExpertsTest : public ::testing::TestWithParam<std::pair<int, int
       filled_on_cpu += cpu_use.kind == ExpertUseKind::kFilled;
       filled_on_cuda += use.kind == ExpertUseKind::kFilled;
       EXPECT_TRUE(use.slot < 0 || on_cuda_->Holds(use.slot, layer, expert)) << expert;
+      CheckWhoComputed(use);
+      cut += use.cpu_neurons > 0 && use.cpu_neurons < std::get<0>(GetParam()).second ? 1 : 0;
     }
     EXPECT_EQ(filled_on_cuda, filled_on_cpu);
+    EXPECT_LE(cut, std::get<2>(GetParam()) == ColdPath::kHybrid ? 1 : 0);
+  }
+
+  void CheckWhoComputed(const ExpertUse& use) {
+    const int neurons = std::get<0>(GetParam()).second;
+    const ColdPath cold_path = std::get<2>(GetParam());
+    const bool cold = use.kind == ExpertUseKind::kCold;
+    EXPECT_LE(use.cpu_neurons, cold && cold_path != ColdPath::kLink ? neurons : 0);
+    if (cold && cold_path == ColdPath::kCpu) {
+      EXPECT_EQ(use.cpu_neurons, neurons);
+    }
+    EXPECT_EQ((neurons - use.cpu_neurons) % kColdTileNeurons, 0);
   }
 
   std::mt19937 random_{11};
@@ -185,13 +249,41 @@ TEST_P(CudaDeviceExpertsTest, ComputesAndFillsWhereverExpertsLie) {
   for (const int tokens : {1, 3, 24, 1, 20}) Step(1, tokens);  // fills, then hits and cold
 }
 
-INSTANTIATE_TEST_SUITE_P(HiddenAndIntermediate, CudaDeviceExpertsTest,
-                         ::testing::Values(std::pair(40, 16), std::pair(256, 64),
-                                           std::pair(2048, 40), std::pair(2880, 48)),
-                         [](const auto& test) {
-                           return std::to_string(test.param.first) + "x" +
-                                  std::to_string(test.param.second);
-                         });
+// Steps of one token, of several, of more than a tile has, in turn: the share of the link moves.
+TEST_P(CudaDeviceExpertsTest, GivesTheSameSumsWhileTheShareMoves) {
+  for (int round = 0; round < 20; ++round) {
+    for (const int tokens : {1, 5, 24}) Step(round % kLayers, tokens);
+  }
+}
+
+std::string NameOf(const ::testing::TestParamInfo<CudaDeviceExpertsTest::ParamType>& test) {
+  const auto& [shape, kind, cold_path] = test.param;
+  const char* const paths[] = {"link", "cpu", "hybrid"};
+  return std::to_string(shape.first) + "x" + std::to_string(shape.second) + "_" +
+         std::string(ExpertFormatName(kind)) + "_" + paths[static_cast<int>(cold_path)];
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    HiddenAndIntermediate, CudaDeviceExpertsTest,
+    ::testing::Combine(::testing::Values(Shape(40, 16), Shape(128, 40), Shape(256, 64),
+                                         Shape(2048, 40), Shape(2880, 48)),
+                       ::testing::Values(ExpertFormatKind::kBF16, ExpertFormatKind::kBF12),
+                       ::testing::Values(ColdPath::kLink, ColdPath::kCpu, ColdPath::kHybrid)),
+    NameOf);
+
+// Workers that do not look are what a stopped process looks like to the GPU.
+TEST(CudaColdPathTest, AnAnswerThatDoesNotComeIsATypedErrorForGood) {
+  if (!CudaAvailable()) GTEST_SKIP() << "no GPU on this machine, or no CUDA in this build";
+  const std::unique_ptr<Backend> backend = CreateCudaBackend({}).value();
+  Device device(*backend, FormatOf(ExpertFormatKind::kBF16, Shape(256, 64)), ColdPath::kCpu,
+                /*timeout_ms=*/200);
+  const std::vector<int32_t> ids = {0, 1, 2};
+  device.Run(0, ids);  // outside of a step
+  EXPECT_EQ(device.experts().EndStep().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(device.experts().BeginStep(1).code(), absl::StatusCode::kUnavailable);
+  device.Run(1, ids);
+  EXPECT_EQ(device.experts().EndStep().code(), absl::StatusCode::kUnavailable);
+}
 
 }  // namespace
 }  // namespace moed::backend

@@ -1,11 +1,14 @@
 // Every op of the CUDA backend against the CPU backend's, on the same values.
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <random>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "runtime/backend/bf12.h"
 #include "runtime/backend/cpu/cpu_backend.h"
 #include "runtime/backend/cuda/cuda_backend.h"
 
@@ -94,6 +97,8 @@ class CudaOpsTest : public ::testing::Test {
     ASSERT_EQ(got.size(), want.size());
     EXPECT_LE(RelativeRms(got, want), bound);
   }
+
+  void ExpectSameExperts(ExpertFormatKind kind);
 
   std::unique_ptr<Backend> cpu_;
   std::unique_ptr<Backend> cuda_;
@@ -223,10 +228,18 @@ TEST_F(CudaOpsTest, PrepareQkvAndAttentionOverAPagedCache) {
 }
 
 // Few rows an expert and many, shapes of whole tiles and others, slices beyond 2048 columns.
-TEST_F(CudaOpsTest, ExpertsAtEveryRowCountAndShape) {
+TEST_F(CudaOpsTest, ExpertsAtEveryRowCountAndShape) { ExpectSameExperts(ExpertFormatKind::kBF16); }
+TEST_F(CudaOpsTest, Bf12ExpertsAtEveryRowCountAndShape) {
+  ExpectSameExperts(ExpertFormatKind::kBF12);
+}
+
+void CudaOpsTest::ExpectSameExperts(ExpertFormatKind kind) {
   for (const auto& [hidden, intermediate] :
        Shapes{{64, 24}, {256, 64}, {2048, 40}, {2880, 48}, {36, 10}}) {
-    const ExpertFormat format(ExpertFormatKind::kBF16, hidden, intermediate);
+    const ExpertFormat bf16(ExpertFormatKind::kBF16, hidden, intermediate);
+    const bool encodes = kind == ExpertFormatKind::kBF12;
+    const ExpertFormat format(kind, hidden, intermediate,
+                              encodes ? Bf12TileEscapeCapacity(200) : 0);
     constexpr int kTokens = 180;
     const std::vector<int> rows_of[] = {{1}, {3, 5}, {10, 20}, {50, 7}, {150, 30}};
     for (const std::vector<int>& counts : rows_of) {
@@ -244,10 +257,16 @@ TEST_F(CudaOpsTest, ExpertsAtEveryRowCountAndShape) {
               auto down = RandomBFloat16s(hidden * intermediate, 10 * e + 2, 0.2f);
               blobs.push_back(
                   backend.Allocate(format.blob_bytes(), MemoryKind::kHost, "a blob").value());
-              format.Encode(Tensor(gate.data(), DType::kBF16, {intermediate, hidden}),
-                            Tensor(up.data(), DType::kBF16, {intermediate, hidden}),
-                            Tensor(down.data(), DType::kBF16, {hidden, intermediate}),
-                            {blobs.back().data(), format.blob_bytes()});
+              std::vector<std::byte> plain(bf16.blob_bytes());
+              bf16.Encode(Tensor(gate.data(), DType::kBF16, {intermediate, hidden}),
+                          Tensor(up.data(), DType::kBF16, {intermediate, hidden}),
+                          Tensor(down.data(), DType::kBF16, {hidden, intermediate}), plain);
+              const std::span<std::byte> blob(blobs.back().data(), format.blob_bytes());
+              if (encodes) {
+                EXPECT_TRUE(EncodeBf12(bf16, plain, format, blob));
+              } else {
+                std::copy(plain.begin(), plain.end(), blob.begin());
+              }
             }
             for (size_t e = 0; e < counts.size(); ++e) work.push_back({blobs[e].data(), rows[e]});
             const Tensor x = memory.Put(RandomBFloat16s(kTokens / 2 * hidden, 5), DType::kBF16,

@@ -1,0 +1,225 @@
+// The bf12 expert blob (backend/bf12.h) as tensor-core fragments: what bf16_experts.cuh says of
+// bf16, decoded on the way into the products. A warp's 128 columns are one block of each row.
+//
+// Within a tile of 8 neurons, lane = 4 g + t:
+//   gate and up: neuron g, words 8 t .. 8 t + 7 of the block's three planes: columns
+//                32 c + 8 t .. + 7 for c = 0..3, as in bf16
+//   down:        neurons 2 t and 2 t + 1, words 8 (g % 4) .. + 7 of plane g / 4 and of the nibbles:
+//                columns 64 (g / 4) + 8 (g % 4) .. + 7, and 32 further on
+//   header:      bytes 8 t .. 8 t + 7 of neuron g's
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "runtime/backend/bf12.h"
+#include "runtime/backend/bf12_bits.h"
+#include "runtime/backend/cuda/expert_tasks.h"
+#include "runtime/backend/cuda/tensor_core.cuh"
+
+namespace moed::backend {
+
+// What a placeholder is off by.
+__device__ __forceinline__ float Bf12Delta(uint32_t bits, uint32_t base) {
+  return __uint_as_float(bits << 16) - __uint_as_float(base << 23);
+}
+
+struct Bf12Experts {
+  static constexpr bool kHasEscapes = true;
+  using Header = uint2;
+
+  struct GateUp {
+    uint4 gate[3];
+    uint4 up[3];
+    Header header;
+  };
+  struct Down {
+    uint4 even[2];      // neuron 2t: bytes, nibbles
+    uint4 odd[2];       // neuron 2t + 1
+    uint32_t bases[2];  // of the two
+  };
+
+  __host__ __device__ static int RowValues(int hidden) { return (hidden + 127) / 128 * 128; }
+  __host__ __device__ static size_t RowBytes(int hidden) {
+    return size_t{3} * (RowValues(hidden) / 2);
+  }
+  __host__ __device__ static size_t NeuronBytes(int hidden) {
+    return sizeof(Bf12Header) + 3 * RowBytes(hidden);
+  }
+  // Where tile `tile` of 8 neurons begins; `list_bytes` is a list of escapes, behind every fourth.
+  __device__ static size_t TileOffset(int tile, int hidden, int list_bytes) {
+    return size_t(tile) * kTileNeurons * NeuronBytes(hidden) +
+           size_t(tile / kListTiles) * list_bytes;
+  }
+  static constexpr int kListTiles = kBf12TileNeurons / kTileNeurons;
+
+  __device__ static Header HeaderOf(const GateUp& values) { return values.header; }
+
+  __device__ static void Load(const std::byte* tile, int hidden, int column, int lane,
+                              GateUp* out) {
+    const std::byte* neuron = tile + (lane / 4) * NeuronBytes(hidden);
+    const std::byte* gate = neuron + BlockOffset(column) + lane % 4 * 16;
+    const std::byte* up = gate + RowBytes(hidden);
+    const bool inside = column < hidden;
+#pragma unroll
+    for (int plane = 0; plane < 3; ++plane) {
+      const int offset = plane * kBf12PlaneBytes;
+      out->gate[plane] = inside ? LoadStreaming(gate + offset) : make_uint4(0, 0, 0, 0);
+      out->up[plane] = inside ? LoadStreaming(up + offset) : make_uint4(0, 0, 0, 0);
+    }
+    out->header = __ldg(reinterpret_cast<const uint2*>(neuron) + lane % 4);
+  }
+
+  __device__ static void Load(const std::byte* tile, int hidden, int column, int lane, Down* out) {
+    const size_t stride = NeuronBytes(hidden);
+    const std::byte* even = tile + 2 * (lane % 4) * stride + 2 * RowBytes(hidden) +
+                            BlockOffset(column) + lane / 4 % 4 * 16;
+    const int plane = lane / 16 * kBf12PlaneBytes;
+    const bool inside = column < hidden;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    out->even[0] = inside ? LoadStreaming(even + plane) : zero;
+    out->even[1] = inside ? LoadStreaming(even + 2 * kBf12PlaneBytes) : zero;
+    out->odd[0] = inside ? LoadStreaming(even + stride + plane) : zero;
+    out->odd[1] = inside ? LoadStreaming(even + stride + 2 * kBf12PlaneBytes) : zero;
+  }
+
+  // The bases of the two neurons, from memory or from `headers`, the first words of all eight.
+  __device__ static void LoadBases(const std::byte* tile, int hidden, int lane, Down* out) {
+    const std::byte* even = tile + 2 * (lane % 4) * NeuronBytes(hidden);
+    out->bases[0] = DownBase(__ldg(reinterpret_cast<const uint32_t*>(even)));
+    out->bases[1] = DownBase(__ldg(reinterpret_cast<const uint32_t*>(even + NeuronBytes(hidden))));
+  }
+  __device__ static void TakeBases(const uint32_t* headers, int lane, Down* out) {
+    out->bases[0] = DownBase(headers[2 * (lane % 4)]);
+    out->bases[1] = DownBase(headers[2 * (lane % 4) + 1]);
+  }
+  __device__ static uint32_t FirstWord(const Header& header) { return header.x; }
+
+  // Writes what Load read to the same place of another blob, the header with the first columns.
+  __device__ static void Store(const GateUp& values, int hidden, int column, int lane,
+                               std::byte* tile) {
+    if (column >= hidden) return;
+    std::byte* neuron = tile + (lane / 4) * NeuronBytes(hidden);
+    std::byte* gate = neuron + BlockOffset(column) + lane % 4 * 16;
+    std::byte* up = gate + RowBytes(hidden);
+#pragma unroll
+    for (int plane = 0; plane < 3; ++plane) {
+      *reinterpret_cast<uint4*>(gate + plane * kBf12PlaneBytes) = values.gate[plane];
+      *reinterpret_cast<uint4*>(up + plane * kBf12PlaneBytes) = values.up[plane];
+    }
+    if (column == 0) reinterpret_cast<uint2*>(neuron)[lane % 4] = values.header;
+  }
+
+  __device__ static void Store(const Down& values, int hidden, int column, int lane,
+                               std::byte* tile) {
+    if (column >= hidden) return;
+    const size_t stride = NeuronBytes(hidden);
+    std::byte* even = tile + 2 * (lane % 4) * stride + 2 * RowBytes(hidden) + BlockOffset(column) +
+                      lane / 4 % 4 * 16;
+    const int plane = lane / 16 * kBf12PlaneBytes;
+    *reinterpret_cast<uint4*>(even + plane) = values.even[0];
+    *reinterpret_cast<uint4*>(even + stride + plane) = values.odd[0];
+    if (lane >= 16) return;  // the other half has the same nibbles
+    *reinterpret_cast<uint4*>(even + 2 * kBf12PlaneBytes) = values.even[1];
+    *reinterpret_cast<uint4*>(even + stride + 2 * kBf12PlaneBytes) = values.odd[1];
+  }
+
+  // sums[16 = gate of 8 neurons then up, 8 tokens] += weights x tokens over the warp's columns.
+  // `tokens`: this lane's token (g) at the warp's first column, shared memory.
+  __device__ static void MultiplyGateUp(const GateUp& weights, const __nv_bfloat16* tokens,
+                                        int lane, float (&sums)[4]) {
+    const uint32_t bases = __shfl_sync(0xffffffffu, weights.header.x, lane / 4 * 4);
+    const uint32_t gate = Bf12BasePair(bases & 0xff);
+    const uint32_t up = Bf12BasePair(bases >> 8 & 0xff);
+    const __nv_bfloat16* own = tokens + lane % 4 * 8;
+    MultiplyGroup<0>(weights, gate, up, own, sums);
+    MultiplyGroup<1>(weights, gate, up, own, sums);
+    MultiplyGroup<2>(weights, gate, up, own, sums);
+    MultiplyGroup<3>(weights, gate, up, own, sums);
+  }
+
+  // out[128 columns, 8 tokens] += down x activations. `activations`: of token g, neurons 2t, 2t
+  // + 1.
+  __device__ static void MultiplyDown(const Down& weights, uint32_t activations, int lane,
+                                      float (&out)[8][4]) {
+    const uint32_t even_base = Bf12BasePair(weights.bases[0]);
+    const uint32_t odd_base = Bf12BasePair(weights.bases[1]);
+    // Plane 1 has nibbles 2 and 3: moved to where plane 0 has its own.
+    const int shift = lane / 16 * 8;
+    const auto* even = reinterpret_cast<const uint32_t*>(&weights.even[0]);
+    const auto* odd = reinterpret_cast<const uint32_t*>(&weights.odd[0]);
+    const auto* even_nibbles = reinterpret_cast<const uint32_t*>(&weights.even[1]);
+    const auto* odd_nibbles = reinterpret_cast<const uint32_t*>(&weights.odd[1]);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const uint32_t e = even_nibbles[m] >> shift;
+      const uint32_t o = odd_nibbles[m] >> shift;
+      const uint32_t e0 = DecodeBf12Pair<0>(even[m], e, even_base);
+      const uint32_t o0 = DecodeBf12Pair<0>(odd[m], o, odd_base);
+      const uint32_t e1 = DecodeBf12Pair<1>(even[m], e, even_base);
+      const uint32_t o1 = DecodeBf12Pair<1>(odd[m], o, odd_base);
+      MmaK8(out[m], __byte_perm(e0, o0, 0x5410), __byte_perm(e0, o0, 0x7632), activations);
+      MmaK8(out[4 + m], __byte_perm(e1, o1, 0x5410), __byte_perm(e1, o1, 0x7632), activations);
+    }
+  }
+
+  // The column, within the warp's 128, of element `r` of out[m].
+  __device__ static int OutputColumn(int lane, int m, int r) {
+    return lane / 16 * 64 + m / 4 * 32 + lane / 4 % 4 * 8 + 2 * (m % 4) + r / 2;
+  }
+
+  // function(part, column, delta) for each escape of the lane's neuron g. `list`: of the 32 neurons
+  // that it is one of; `first`: which of these begins the tile. All lanes of a warp call it.
+  template <class Function>
+  __device__ static void ForEachEscape(const Header& header, const Bf12TileEscape* list, int first,
+                                       int hidden, int lane, const Function& function) {
+    const uint32_t bases = __shfl_sync(0xffffffffu, header.x, lane / 4 * 4);
+    const int count = static_cast<int>(bases >> 24);
+    const int row = RowValues(hidden);
+    const auto report = [&](uint32_t position, uint32_t bits) {
+      const int part = static_cast<int>(position) / row;
+      function(part, static_cast<int>(position) - part * row,
+               Bf12Delta(bits, bases >> 8 * part & 0xff));
+    };
+#pragma unroll
+    for (int i = 0; i < kBf12HeaderEscapes; ++i) {
+      if (!__any_sync(0xffffffffu, i < count)) break;
+      const uint32_t word = (i + 1) % 2 == 0 ? header.x : header.y;
+      const uint32_t escape = __shfl_sync(0xffffffffu, word, lane / 4 * 4 + (i + 1) / 2);
+      if (i < count) report(escape & 0xffff, escape >> 16);
+    }
+    if (count <= kBf12HeaderEscapes) return;
+    for (int i = 1; i <= list[0].neuron; ++i) {
+      const Bf12TileEscape entry = list[i];
+      if (entry.neuron == first + lane / 4) report(entry.escape.position, entry.escape.bits);
+    }
+  }
+
+ private:
+  // Of a row's block of the columns from `column` on, behind the header.
+  __device__ static size_t BlockOffset(int column) {
+    return sizeof(Bf12Header) + size_t(column / kBf12PairBlockValues) * kBf12PairBlockBytes;
+  }
+  __device__ static uint32_t DownBase(uint32_t word) { return word >> 16 & 0xff; }
+
+  template <int kGroup>
+  __device__ static void MultiplyGroup(const GateUp& weights, uint32_t gate_base, uint32_t up_base,
+                                       const __nv_bfloat16* tokens, float (&sums)[4]) {
+    const uint4 b = *reinterpret_cast<const uint4*>(tokens + kGroup * 32);
+    const auto* gate = reinterpret_cast<const uint32_t*>(&weights.gate[kGroup / 2]);
+    const auto* up = reinterpret_cast<const uint32_t*>(&weights.up[kGroup / 2]);
+    const auto* gate_nibbles = reinterpret_cast<const uint32_t*>(&weights.gate[2]);
+    const auto* up_nibbles = reinterpret_cast<const uint32_t*>(&weights.up[2]);
+    uint32_t g[4];
+    uint32_t u[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      g[i] = DecodeBf12Pair<kGroup>(gate[i], gate_nibbles[i], gate_base);
+      u[i] = DecodeBf12Pair<kGroup>(up[i], up_nibbles[i], up_base);
+    }
+    MmaK16(sums, g[0], u[0], g[1], u[1], b.x, b.y);
+    MmaK16(sums, g[2], u[2], g[3], u[3], b.z, b.w);
+  }
+};
+
+}  // namespace moed::backend

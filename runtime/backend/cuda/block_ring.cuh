@@ -1,0 +1,85 @@
+// A block's ring of shared-memory slots that pieces of weights are copied into ahead of use, all
+// warps reading the same slot. On Hopper and later one bulk copy fetches a piece; before, all
+// threads copy it with cp.async. (neuron_ring.cuh is a warp's own.)
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace moed::backend {
+
+template <int kSlots>
+class BlockRing {
+ public:
+  // `memory`: kSlots * slot_bytes of shared memory, 128-byte aligned; slot_bytes a multiple of 128;
+  // `barriers`: kSlots of them. All threads call it.
+  __device__ BlockRing(std::byte* memory, uint32_t slot_bytes, uint64_t* barriers)
+      : memory_(memory), slot_bytes_(slot_bytes), barriers_(barriers) {
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x == 0) {
+      for (int slot = 0; slot < kSlots; ++slot) {
+        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(Shared(&barriers_[slot])));
+      }
+      asm volatile("fence.mbarrier_init.release.cluster;");
+    }
+    __syncthreads();
+#endif
+  }
+
+  // Starts the copy number `sequence`; nothing if `source` is null. All threads call it, in order
+  // of sequence, after a barrier behind which none reads copy `sequence - kSlots` any more.
+  __device__ void Fetch(int sequence, const std::byte* source) {
+    std::byte* const slot = Slot(sequence);
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x == 0 && source != nullptr) {
+      const uint32_t barrier = Shared(&barriers_[sequence % kSlots]);
+      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier),
+                   "r"(slot_bytes_)
+                   : "memory");
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+          "[%3];" ::"r"(Shared(slot)),
+          "l"(source), "r"(slot_bytes_), "r"(barrier)
+          : "memory");
+    }
+#else
+    if (source != nullptr) {
+      for (uint32_t offset = threadIdx.x * 16; offset < slot_bytes_; offset += blockDim.x * 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(Shared(slot + offset)),
+                     "l"(source + offset)
+                     : "memory");
+      }
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+  }
+
+  // Waits for copy `sequence`, the oldest not yet waited for. All threads call it.
+  __device__ const std::byte* Wait(int sequence) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n.reg .pred done;\nAGAIN: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+        "@!done bra AGAIN;\n}" ::"r"(Shared(&barriers_[sequence % kSlots])),
+        "r"(sequence / kSlots & 1)
+        : "memory");
+#else
+    asm volatile("cp.async.wait_group %0;" ::"n"(kSlots - 1) : "memory");
+    __syncthreads();
+#endif
+    return Slot(sequence);
+  }
+
+ private:
+  __device__ static uint32_t Shared(const void* address) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(address));
+  }
+  __device__ std::byte* Slot(int sequence) const {
+    return memory_ + size_t(sequence % kSlots) * slot_bytes_;
+  }
+
+  std::byte* memory_;
+  uint32_t slot_bytes_;
+  uint64_t* barriers_;
+};
+
+}  // namespace moed::backend
