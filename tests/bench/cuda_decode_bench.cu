@@ -1,29 +1,41 @@
 // Decode steps of a whole model on the GPU against the limit that memory sets, at several shares of
 // experts in VRAM: the sum over layers of dense bytes / V + max(hot expert bytes / V, cold expert
-// bytes / B), plus lm_head bytes / V. V and B, the rates at which a kernel reads VRAM and mapped
-// host memory, are measured in the same run; hot and cold bytes are counted, not assumed. Then
-// prefill of one chunk at the same shares. Shape of Qwen3-30B-A3B, random weights and tokens.
+// bytes / B), plus lm_head bytes / V, all in stored bytes. V is the rate at which a kernel reads
+// VRAM; B what cold experts can come at: the link's, or on the hybrid cold path what link and CPU
+// read at the same time. All rates are measured in the same run; hot and cold bytes are counted,
+// not assumed. Then prefill of one chunk at the same shares. Shape of Qwen3-30B-A3B, random weights
+// and tokens.
 //
-// usage: cuda_decode_bench [layers, default 12] [context, default 512] [residency in percent]
-// [batch]
+// In one run: bf16 over the link, and each other combination of format and cold path that was asked
+// for, at equal VRAM bytes, each line with its time over that of bf16 over the link.
+//
+// usage: cuda_decode_bench [layers, default 12] [context, default 512] [residency in percent of the
+// bf16 bytes, or all] [batch, or all] [formats, as bf16,bf12] [cold paths, as link,cpu,hybrid]
 #include <cuda_runtime.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/internal/raw_logging.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "runtime/backend/bf12.h"
 #include "runtime/backend/cuda/cuda_backend.h"
 #include "runtime/model/checkpoint.h"
+#include "runtime/model/cold_path_choice.h"
 #include "runtime/model/expert_store.h"
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/model_size.h"
@@ -44,7 +56,7 @@ __global__ void ReadAll(const uint4* data, size_t count, uint32_t* sink) {
     const uint4 value = __ldcs(data + i);
     sum += value.x ^ value.y ^ value.z ^ value.w;
   }
-  if (sum == 0x12345678u) *sink = sum;
+  if (sum == 0x12345678u && sink != nullptr) *sink = sum;
 }
 
 // Bytes per second of the best of several passes.
@@ -89,21 +101,125 @@ T ValueOf(absl::StatusOr<T> value) {
   return *std::move(value);
 }
 
+// What memory can give, in bytes per second.
+struct Rates {
+  double vram = 0;
+  double link = 0;
+  double both = 0;  // link and CPU at the same time
+};
+
+// Bytes per second that `threads` read while the device reads host memory too, and its own.
+double RateOfBoth(const backend::Buffer& host, int threads) {
+  std::atomic<bool> stop{false};
+  std::atomic<int64_t> cpu_bytes{0};
+  std::vector<std::thread> readers;
+  const size_t part = host.bytes() / 2 / threads / 4096 * 4096;
+  for (int i = 0; i < threads; ++i) {
+    readers.emplace_back([&, i] {
+      const auto* words = reinterpret_cast<const uint64_t*>(host.data() + i * part);
+      uint64_t sum = 0;
+      while (!stop) {
+        for (size_t w = 0; w < part / 8; ++w) sum += words[w];
+        cpu_bytes += static_cast<int64_t>(part);
+      }
+      volatile uint64_t sink = sum;
+      (void)sink;
+    });
+  }
+  const auto start = std::chrono::steady_clock::now();
+  double link_bytes = 0;
+  double seconds = 0;
+  const size_t half = host.bytes() / 2;
+  while (seconds < 0.5) {
+    ReadAll<<<132 * 8, 512>>>(reinterpret_cast<const uint4*>(host.data() + half), half / 16,
+                              nullptr);
+    cudaDeviceSynchronize();
+    link_bytes += static_cast<double>(half);
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  stop = true;
+  for (std::thread& reader : readers) reader.join();
+  return (link_bytes + static_cast<double>(cpu_bytes)) / seconds;
+}
+
+Rates MeasureRates(backend::Backend& backend) {
+  constexpr size_t kBytes = size_t{2} << 30;
+  const backend::Buffer vram =
+      ValueOf(backend.Allocate(kBytes, backend::MemoryKind::kDevice, "rates"));
+  const backend::Buffer host =
+      ValueOf(backend.Allocate(kBytes, backend::MemoryKind::kHost, "rates"));
+  Rates rates;
+  rates.vram = ReadRate(vram.data(), kBytes);
+  rates.link = ReadRate(host.data(), kBytes / 4);
+  const int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) - 2);
+  rates.both = RateOfBoth(host, threads);
+  std::printf(
+      "VRAM read %.0f GB/s, host memory over the link %.1f GB/s, by link and %d threads at "
+      "once %.1f GB/s\n",
+      rates.vram / 1e9, rates.link / 1e9, threads, rates.both / 1e9);
+  return rates;
+}
+
+// The experts of another source in bf12, encoded as they are read.
+class Bf12Source : public ExpertSource {
+ public:
+  explicit Bf12Source(const ExpertSource& source)
+      : source_(source),
+        format_(backend::ExpertFormatKind::kBF12, source.format().hidden(),
+                source.format().intermediate(), backend::Bf12TileEscapeCapacity(8)) {}
+  const backend::ExpertFormat& format() const override { return format_; }
+  absl::Status Read(cache::ExpertKey key, ReadShare share,
+                    std::span<std::byte> blob) const override {
+    if (share.index != 0) return absl::OkStatus();  // the first share is all of it
+    std::vector<std::byte> plain(source_.format().blob_bytes());
+    if (absl::Status status = source_.Read(key, {}, plain); !status.ok()) return status;
+    ABSL_RAW_CHECK(backend::EncodeBf12(source_.format(), plain, format_, blob), "encoding");
+    return absl::OkStatus();
+  }
+
+ private:
+  const ExpertSource& source_;
+  backend::ExpertFormat format_;
+};
+
+// How experts are stored and where cold ones are computed.
+struct Combination {
+  std::string format;
+  std::string cold_path;
+};
+
+backend::ColdPath PathOf(const std::string& name) {
+  for (const auto path :
+       {backend::ColdPath::kLink, backend::ColdPath::kCpu, backend::ColdPath::kHybrid}) {
+    if (ColdPathName(path) == name) return path;
+  }
+  ABSL_RAW_LOG(FATAL, "cold paths are link, cpu and hybrid");
+  return backend::ColdPath::kLink;
+}
+
+// Seconds of what was measured first, by residency and batch.
+using Baseline = std::map<std::pair<double, int>, double>;
+
 class DecodeBench {
  public:
-  DecodeBench(int layers, int context)
+  DecodeBench(int layers, int context, const Combination& combination, Baseline* baseline)
       : context_(context),
+        combination_(combination),
+        baseline_(*baseline),
         backend_(ValueOf(backend::CreateCudaBackend({}))),
         checkpoint_(ValueOf(OpenCheckpoint(
-            {.directory = WriteConfig(layers), .load_format = LoadFormat::kDummy, .seed = 1}))) {
+            {.directory = WriteConfig(layers), .load_format = LoadFormat::kDummy, .seed = 1}))),
+        bf12_(checkpoint_->experts()) {
     Weights weights = ValueOf(LoadWeights(*checkpoint_, *backend_, nullptr));
     num_experts_ = layers * 128;
+    const ExpertSource& source = combination.format == "bf12" ? bf12_ : checkpoint_->experts();
     experts_ = ValueOf(ExpertStore::Create(config(),
                                            {.num_slots = num_experts_,
                                             .policy = "recency-frequency",
                                             .io_threads = 14,
-                                            .device_tokens = kMaxBatch},
-                                           checkpoint_->experts(), *backend_));
+                                            .device_tokens = kMaxBatch,
+                                            .cold_path = PathOf(combination.cold_path)},
+                                           source, *backend_));
     ABSL_RAW_CHECK(experts_->Warm(nullptr).ok(), "warming the slots");
     blocks_each_ = (context + 600) / kKvBlockTokens;
     transformer_ = ValueOf(Transformer::Create(config(),
@@ -112,12 +228,17 @@ class DecodeBench {
                                                 .logit_rows = kMaxBatch},
                                                std::move(weights), *experts_, *backend_));
     for (int i = 0; i < blocks_each_ * kMaxBatch; ++i) blocks_.push_back(i);
-    MeasureRates();
+    rates_ = MeasureRates(*backend_);
   }
 
   void Run(double residency, int batch) {
-    ABSL_RAW_CHECK(experts_->cache().SetBudget(static_cast<int>(residency * num_experts_)).ok(),
-                   "budget");
+    // As many bytes of VRAM in every format.
+    const double bf16_bytes = static_cast<double>(checkpoint_->experts().format().blob_bytes());
+    const double slots = residency * num_experts_ * bf16_bytes /
+                         static_cast<double>(experts_->format().blob_bytes());
+    ABSL_RAW_CHECK(
+        experts_->cache().SetBudget(std::min(static_cast<int>(slots), num_experts_)).ok(),
+        "budget");
     for (int i = 0; i < 6; ++i) Step(batch);
     const cache::CacheStats before = experts_->cache().Stats();
     constexpr int kSteps = 25;
@@ -144,18 +265,6 @@ class DecodeBench {
 
  private:
   const ModelConfig& config() const { return checkpoint_->config(); }
-
-  void MeasureRates() {
-    constexpr size_t kBytes = size_t{2} << 30;
-    const backend::Buffer vram =
-        ValueOf(backend_->Allocate(kBytes, backend::MemoryKind::kDevice, "rates"));
-    const backend::Buffer host =
-        ValueOf(backend_->Allocate(kBytes, backend::MemoryKind::kHost, "rates"));
-    vram_rate_ = ReadRate(vram.data(), kBytes);
-    link_rate_ = ReadRate(host.data(), kBytes / 4);
-    std::printf("VRAM read %.0f GB/s, host memory over the link %.1f GB/s\n", vram_rate_ / 1e9,
-                link_rate_ / 1e9);
-  }
 
   // Seconds of one decode step without sampling.
   double Step(int batch) {
@@ -184,28 +293,50 @@ class DecodeBench {
     const auto blob_bytes = static_cast<double>(experts_->format().blob_bytes());
     const double dense_bytes = static_cast<double>(ComputeModelSize(config()).dense_bytes) -
                                2.0 * kVocabulary * static_cast<double>(config().hidden);
-    double limit = dense_bytes / vram_rate_;
+    const double cold_rate = combination_.cold_path == "link" ? rates_.link : rates_.both;
+    double limit = dense_bytes / rates_.vram;
     double hits = 0, misses = 0;
     for (size_t i = 0; i < after.layers.size(); ++i) {
       const double hot =
           static_cast<double>(after.layers[i].hits_total - before.layers[i].hits_total) / steps;
       const double cold =
           static_cast<double>(after.layers[i].misses_total - before.layers[i].misses_total) / steps;
-      limit += std::max(hot * blob_bytes / vram_rate_, cold * blob_bytes / link_rate_);
+      limit += std::max(hot * blob_bytes / rates_.vram, cold * blob_bytes / cold_rate);
       hits += hot;
       misses += cold;
     }
+    const double first = baseline_.try_emplace({residency, batch}, seconds).first->second;
     std::printf(
-        "batch %2d  resident %3.0f %%  hit rate %3.0f %%  step %7.3f ms  limit %7.3f ms  ratio "
-        "%.2f  %7.1f tokens/s\n",
-        batch, 100 * residency, 100 * hits / (hits + misses), 1e3 * seconds, 1e3 * limit,
-        seconds / limit, batch / seconds);
+        "%s %-6s  batch %2d  resident %3.0f %%  hit rate %3.0f %%  by the CPU %3.0f %%  step %7.3f "
+        "ms  limit %7.3f ms  ratio %.2f  %7.1f tokens/s  %.2f of the first\n",
+        combination_.format.c_str(), combination_.cold_path.c_str(), batch, 100 * residency,
+        100 * hits / (hits + misses), 100 * CpuShare(before, after), 1e3 * seconds, 1e3 * limit,
+        seconds / limit, batch / seconds, seconds / first);
     std::fflush(stdout);
   }
 
+  // Of the bytes of cold experts.
+  static double CpuShare(const cache::CacheStats& before, const cache::CacheStats& after) {
+    double cpu = 0;
+    double all = 1e-30;
+    for (size_t i = 0; i < after.layers.size(); ++i) {
+      for (const auto path : {cache::BytePath::kLink, cache::BytePath::kCpu}) {
+        const auto p = static_cast<int>(path);
+        const auto bytes =
+            static_cast<double>(after.layers[i].bytes_total[p] - before.layers[i].bytes_total[p]);
+        all += bytes;
+        if (path == cache::BytePath::kCpu) cpu += bytes;
+      }
+    }
+    return cpu / all;
+  }
+
   int context_;
+  Combination combination_;
+  Baseline& baseline_;
   std::unique_ptr<backend::Backend> backend_;
   std::unique_ptr<Checkpoint> checkpoint_;
+  Bf12Source bf12_;
   std::unique_ptr<ExpertStore> experts_;
   std::unique_ptr<Transformer> transformer_;
   int num_experts_ = 0;
@@ -213,24 +344,38 @@ class DecodeBench {
   std::vector<int32_t> blocks_;
   std::vector<ExpertShare> shares_;
   std::mt19937 random_{7};
-  double vram_rate_ = 0;
-  double link_rate_ = 0;
+  Rates rates_;
 };
+
+// "50" as {50}; "all", or nothing, as `all`.
+std::vector<int> NumbersOf(const char* argument, std::vector<int> all) {
+  if (argument == nullptr || std::string(argument) == "all") return all;
+  return {std::atoi(argument)};
+}
+
+std::vector<std::string> NamesOf(const char* argument, const char* fallback) {
+  return absl::StrSplit(argument == nullptr ? fallback : argument, ',');
+}
 
 }  // namespace
 }  // namespace moed::model
 
 int main(int argc, char** argv) {
+  using namespace moed::model;
+  const auto argument = [&](int i) { return i < argc ? argv[i] : nullptr; };
   const int layers = argc > 1 ? std::atoi(argv[1]) : 12;
   const int context = argc > 2 ? std::atoi(argv[2]) : 512;
-  moed::model::DecodeBench bench(layers, context);
+  const std::vector<int> residencies = NumbersOf(argument(3), {100, 75, 50, 25, 0});
+  const std::vector<int> batches = NumbersOf(argument(4), {1, 8, 32, 64});
   std::printf("%d layers, context %d\n", layers, context);
-  const std::vector<int> residencies =
-      argc > 3 ? std::vector<int>{std::atoi(argv[3])} : std::vector<int>{100, 75, 50, 25, 0};
-  const std::vector<int> batches =
-      argc > 4 ? std::vector<int>{std::atoi(argv[4])} : std::vector<int>{1, 8, 32, 64};
-  for (const int residency : residencies) {
-    for (const int batch : batches) bench.Run(residency / 100.0, batch);
-    bench.Prefill(residency / 100.0);
+  Baseline baseline;
+  for (const std::string& format : NamesOf(argument(5), "bf16")) {
+    for (const std::string& cold_path : NamesOf(argument(6), "link")) {
+      DecodeBench bench(layers, context, {format, cold_path}, &baseline);
+      for (const int residency : residencies) {
+        for (const int batch : batches) bench.Run(residency / 100.0, batch);
+        bench.Prefill(residency / 100.0);
+      }
+    }
   }
 }
