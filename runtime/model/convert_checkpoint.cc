@@ -169,8 +169,8 @@ class Converter {
     const auto needed = static_cast<uint64_t>(result.dense_bytes + result.stored_bytes);
     if (error || space.available >= needed) return absl::OkStatus();
     return absl::ResourceExhaustedError(absl::StrFormat(
-        "%s would take %.1f GB, and the disk has %.1f GB left", options_.destination,
-        static_cast<double>(needed) / 1e9, static_cast<double>(space.available) / 1e9));
+        "%s would take %.1f MB, and the disk has %.1f MB left", options_.destination,
+        static_cast<double>(needed) / 1e6, static_cast<double>(space.available) / 1e6));
   }
 
   absl::Status EncodeExperts(const ExpertFormat& format, EncodedWriter& writer) {
