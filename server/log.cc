@@ -1,5 +1,6 @@
 #include "server/log.h"
 
+#include <grpc/support/log.h>
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/sinks/stdout_sinks.h>
@@ -114,6 +115,10 @@ void StartLog(LogFormat format, const std::string& level) {
                                                         : spdlog::stderr_color_mt("moed"));
   spdlog::set_formatter(MakeFormatter(format));
   SetLogLevel(level);
+  // gRPC calls much an error that is none of the operator's, and writes in a form of its own.
+  gpr_set_log_function([](gpr_log_func_args* line) {
+    LogEvent(LogLevel::kDebug, "grpc", {{"says", line->message}});
+  });
 }
 
 void SetLogLevel(const std::string& level) { spdlog::set_level(spdlog::level::from_str(level)); }
