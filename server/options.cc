@@ -195,9 +195,8 @@ void AddExpertFlags(CLI::App& app, Options& options) {
   static const std::map<std::string, Format> kFormats = {
       {"auto", Format::kAuto}, {"bf16", Format::kBF16}, {"bf12", Format::kBF12}};
   app.add_option("--expert-format", options.expert_format,
-                 "How experts lie in memory: bf16, bf12 (lossless, 12 bits), or auto: bf12 if the "
-                 "checkpoint was written by moed convert or all experts are loaded for a GPU that "
-                 "computes with it [auto]")
+                 "How experts lie in memory: bf16, bf12 (lossless, 12 bits), or auto: bf12 if moed "
+                 "convert wrote the checkpoint, on a GPU bf16 [auto]")
       ->transform(CLI::CheckedTransformer(kFormats));
   static const std::map<std::string, model::ColdPathPreference> kColdPaths = {
       {"auto", model::ColdPathPreference::kAuto},

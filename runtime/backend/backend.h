@@ -153,6 +153,8 @@ class Backend {
 
   // Whether Experts and CreateDeviceExperts have kernels for experts of this kind.
   virtual bool SupportsExpertFormat(ExpertFormatKind kind) const = 0;
+  // Whether these have shown on such a device that they are right; others serve on request alone.
+  virtual bool IsExpertFormatProven(ExpertFormatKind kind) const = 0;
 
   // Experts that the device finds by itself. `options` as described there; the memory it names must
   // outlive the result, and so must this backend. UNIMPLEMENTED for a shape or format that the

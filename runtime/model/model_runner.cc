@@ -122,7 +122,8 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
       *checkpoint,
       {.preference = options.expert_format,
        .kernels_take_bf12 = backend->SupportsExpertFormat(backend::ExpertFormatKind::kBF12),
-       .host_store_bytes = pages ? 0 : options.memory_limit_bytes});
+       .host_store_bytes = pages ? 0 : options.memory_limit_bytes,
+       .on_request_only = !backend->IsExpertFormatProven(backend::ExpertFormatKind::kBF12)});
   if (!served.ok()) return served.status();
   const bool automatic = options.expert_format == ExpertFormatPreference::kAuto;
   std::unique_ptr<ModelRunner> runner(

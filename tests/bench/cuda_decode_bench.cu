@@ -32,13 +32,13 @@
 #include "absl/base/internal/raw_logging.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
-#include "runtime/backend/bf12.h"
 #include "runtime/backend/cuda/cuda_backend.h"
 #include "runtime/model/checkpoint.h"
 #include "runtime/model/cold_path_choice.h"
 #include "runtime/model/expert_store.h"
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/model_size.h"
+#include "runtime/model/recoded_experts.h"
 #include "runtime/model/transformer.h"
 #include "runtime/model/weights.h"
 
@@ -160,28 +160,6 @@ Rates MeasureRates(backend::Backend& backend) {
   return rates;
 }
 
-// The experts of another source in bf12, encoded as they are read.
-class Bf12Source : public ExpertSource {
- public:
-  explicit Bf12Source(const ExpertSource& source)
-      : source_(source),
-        format_(backend::ExpertFormatKind::kBF12, source.format().hidden(),
-                source.format().intermediate(), backend::Bf12TileEscapeCapacity(8)) {}
-  const backend::ExpertFormat& format() const override { return format_; }
-  absl::Status Read(cache::ExpertKey key, ReadShare share,
-                    std::span<std::byte> blob) const override {
-    if (share.index != 0) return absl::OkStatus();  // the first share is all of it
-    std::vector<std::byte> plain(source_.format().blob_bytes());
-    if (absl::Status status = source_.Read(key, {}, plain); !status.ok()) return status;
-    ABSL_RAW_CHECK(backend::EncodeBf12(source_.format(), plain, format_, blob), "encoding");
-    return absl::OkStatus();
-  }
-
- private:
-  const ExpertSource& source_;
-  backend::ExpertFormat format_;
-};
-
 // How experts are stored and where cold ones are computed.
 struct Combination {
   std::string format;
@@ -209,7 +187,8 @@ class DecodeBench {
         backend_(ValueOf(backend::CreateCudaBackend({}))),
         checkpoint_(ValueOf(OpenCheckpoint(
             {.directory = WriteConfig(layers), .load_format = LoadFormat::kDummy, .seed = 1}))),
-        bf12_(checkpoint_->experts()) {
+        bf12_(checkpoint_->experts(),
+              ValueOf(SampleBf12Format(checkpoint_->config(), checkpoint_->experts()))) {
     Weights weights = ValueOf(LoadWeights(*checkpoint_, *backend_, nullptr));
     num_experts_ = layers * 128;
     const ExpertSource& source = combination.format == "bf12" ? bf12_ : checkpoint_->experts();
@@ -336,7 +315,7 @@ class DecodeBench {
   Baseline& baseline_;
   std::unique_ptr<backend::Backend> backend_;
   std::unique_ptr<Checkpoint> checkpoint_;
-  Bf12Source bf12_;
+  EncodedExperts bf12_;
   std::unique_ptr<ExpertStore> experts_;
   std::unique_ptr<Transformer> transformer_;
   int num_experts_ = 0;

@@ -42,7 +42,8 @@ class CudaBackend : public Backend {
                                                               const Tensor& bias) override {
     return MakeCudaLinear(weight, bias, *this);
   }
-  bool SupportsExpertFormat(ExpertFormatKind kind) const override {
+  bool SupportsExpertFormat(ExpertFormatKind) const override { return true; }
+  bool IsExpertFormatProven(ExpertFormatKind kind) const override {
     return kind == ExpertFormatKind::kBF16;
   }
   absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
