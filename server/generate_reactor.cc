@@ -92,10 +92,16 @@ void GenerateReactor<Buffer>::OnDone(const absl::Status& status, const engine::U
 
 template <typename Buffer>
 void GenerateReactor<Buffer>::OnWriteDone(bool ok) {
-  absl::MutexLock lock(&mutex_);
-  writing_ = false;
-  if (!ok && !closed_) Close(absl::CancelledError("the client is gone"));
-  Pump();
+  bool gone = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    writing_ = false;
+    gone = !ok && !closed_;
+    if (gone) Close(absl::CancelledError("the client is gone"));
+    Pump();
+  }
+  // OnCancel, if it comes after, takes the call for closed.
+  if (gone) engine_->Cancel(request_id_);
 }
 
 template <typename Buffer>

@@ -68,6 +68,19 @@ TEST_F(StreamingTest, CancelFreesWhatTheRequestHeld) {
   EXPECT_TRUE(Eventually([this] { return EngineIdle(); }));
 }
 
+// Whether the write under way fails first, or the call is cancelled first, is the transport's whim.
+TEST_F(StreamingTest, CallsThatEndWhileTheyAreWrittenToFreeWhatTheyHeld) {
+  for (int round = 0; round < 60; ++round) {
+    grpc::ClientContext context;
+    auto reader = server_.inference().Generate(&context, TokensRequest(5, 1'000'000));
+    v1::GenerateResponse response;
+    for (int i = 0; i <= round % 4; ++i) ASSERT_TRUE(reader->Read(&response));
+    context.TryCancel();
+    EXPECT_FALSE(reader->Finish().ok());
+  }
+  EXPECT_TRUE(Eventually([this] { return EngineIdle(); }));
+}
+
 TEST_F(StreamingTest, CancelWhileQueuedOrMidStep) {
   runner_->SetGate(false);
   std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
