@@ -2,9 +2,9 @@
 // (cold_mailbox.h): one watches the mailbox and shares each request out among the others.
 //
 // Between BeginStep and EndStep, and only then, it looks for requests; 1 ms after the last step it
-// parks, and so does any other thread that had nothing to do for as long. The device must not wait for ever: a process that was
-// stopped answers late or never. Made by the owner of the mailbox; BeginStep and EndStep are called
-// by the engine thread.
+// parks, and so does any other thread that had nothing to do for as long. The device must not wait
+// for ever: a process that was stopped answers late or never. Made by the owner of the mailbox;
+// BeginStep and EndStep are called by the engine thread.
 #pragma once
 
 #include <atomic>
