@@ -75,6 +75,15 @@ std::string CheckPolicy(const std::string& input) {
   return policy.ok() ? "" : std::string(policy.status().message());
 }
 
+// One of the names of `values`. Of transformations the last added runs first: this one says what
+// the names are, which CheckedTransformer does not, since it prints the values too.
+template <typename Value>
+CLI::IsMember NameOf(const std::map<std::string, Value>& values) {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : values) names.push_back(name);
+  return CLI::IsMember(names);
+}
+
 void AddCheckpointFlags(CLI::App& app, Options& options) {
   static const std::map<std::string, model::LoadFormat> kLoadFormats = {
       {"auto", model::LoadFormat::kAuto}, {"dummy", model::LoadFormat::kDummy}};
@@ -84,7 +93,8 @@ void AddCheckpointFlags(CLI::App& app, Options& options) {
                  "Name that requests use [the directory's name]");
   app.add_option("--load-format", options.load_format,
                  "auto: the checkpoint's files; dummy: random weights from --seed")
-      ->transform(CLI::CheckedTransformer(kLoadFormats));
+      ->transform(CLI::CheckedTransformer(kLoadFormats).description(""))
+      ->transform(NameOf(kLoadFormats));
   app.add_option("--seed", options.seed, "Seed of dummy weights [0]")->check(CheckUnsigned);
 }
 
@@ -178,7 +188,8 @@ void AddMemoryFlags(CLI::App& app, Options& options) {
   static const std::map<std::string, Device> kDevices = {
       {"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}};
   app.add_option("--device", options.device, "auto, cpu or cuda [auto]")
-      ->transform(CLI::CheckedTransformer(kDevices));
+      ->transform(CLI::CheckedTransformer(kDevices).description(""))
+      ->transform(NameOf(kDevices));
   app.add_option("--gpu-memory-utilization", options.gpu_memory_utilization,
                  "Share of the GPU's memory to use, 0.05 to 1 [0.9]")
       ->check(CLI::Range(0.05, 1.0));
@@ -197,7 +208,8 @@ void AddExpertFlags(CLI::App& app, Options& options) {
   app.add_option("--expert-format", options.expert_format,
                  "How experts lie in memory: bf16, bf12 (lossless, 12 bits), or auto: bf12 if moed "
                  "convert wrote the checkpoint, on a GPU bf16 [auto]")
-      ->transform(CLI::CheckedTransformer(kFormats));
+      ->transform(CLI::CheckedTransformer(kFormats).description(""))
+      ->transform(NameOf(kFormats));
   static const std::map<std::string, model::ColdPathPreference> kColdPaths = {
       {"auto", model::ColdPathPreference::kAuto},
       {"link", model::ColdPathPreference::kLink},
@@ -214,7 +226,8 @@ void AddExpertFlags(CLI::App& app, Options& options) {
                  "Where a GPU's experts without a slot are computed: link (by the GPU, from host "
                  "memory), cpu, hybrid (both at once), page (brought into slots first); auto: link "
                  "if host memory holds every expert, else page [auto]")
-      ->transform(CLI::CheckedTransformer(kColdPaths));
+      ->transform(CLI::CheckedTransformer(kColdPaths).description(""))
+      ->transform(NameOf(kColdPaths));
   app.add_option("--max-expert-budget", options.max_expert_budget,
                  "Memory taken at start for the budget to grow into while serving [the budget]")
       ->check(CheckBudget);
@@ -236,7 +249,8 @@ void AddLogFlags(CLI::App& app, Options& options) {
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off [info]")
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
   app.add_option("--log-format", options.log_format, "text or json [text]")
-      ->transform(CLI::CheckedTransformer(kFormats));
+      ->transform(CLI::CheckedTransformer(kFormats).description(""))
+      ->transform(NameOf(kFormats));
 }
 
 // MOED_SOME_FLAG for --some-flag.

@@ -161,6 +161,25 @@ TEST(OptionsTest, RefusesBadValuesNamingTheFlag) {
   }
 }
 
+TEST(OptionsTest, RefusesUnknownNamesNamingTheKnown) {
+  for (const auto& [flag, names] : std::vector<std::pair<std::string, std::string>>{
+           {"--device", "auto,cpu,cuda"},
+           {"--expert-format", "auto,bf12,bf16"},
+           {"--cold-path", "auto,cpu,hybrid,link,page"},
+           {"--load-format", "auto,dummy"},
+           {"--log-format", "json,text"}}) {
+    const ParsedCommandLine parsed = ParseCommandLine({flag, "other"});
+    EXPECT_FALSE(parsed.options);
+    EXPECT_THAT(parsed.text, testing::AllOf(HasSubstr(flag), HasSubstr("other"), HasSubstr(names)));
+  }
+}
+
+TEST(OptionsTest, HelpIsPlainText) {
+  const std::string help = ParseCommandLine({"--help"}).text;
+  EXPECT_THAT(help, HasSubstr("{auto,cpu,cuda}"));
+  for (const char c : help) EXPECT_TRUE(c == '\n' || (c >= ' ' && c <= '~')) << int{c};
+}
+
 TEST(OptionsTest, CommandLineWinsOverEnvironmentOverFile) {
   const std::string config = WriteConfig("port = 1001\nmax-num-seqs = 3\nhost = \"file\"\n");
   const ScopedEnvironment port("MOED_PORT", "1002");

@@ -158,6 +158,19 @@ class GoldenTest : public ::testing::TestWithParam<std::string> {
                 comparison.worst_row, comparison.unsure_rows, comparison.worst_unsure_row);
   }
 
+  void ExpectSameBitsAtEveryBudget() {
+    const std::vector<int> budgets = Budgets();
+    const std::unique_ptr<TestModel> resident = Model(budgets[0]);
+    const std::vector<std::vector<float>> alone = Alone(*resident);
+    const std::vector<std::vector<float>> mixed = Mixed(*resident);
+    for (size_t i = 1; i < budgets.size(); ++i) {
+      const std::unique_ptr<TestModel> model = Model(budgets[i]);
+      ExpectSame(Alone(*model), alone, budgets[i]);
+      ExpectSame(Mixed(*model), mixed, budgets[i]);
+      EXPECT_LE(model->experts().cache().num_slots(), budgets[i]);
+    }
+  }
+
   // Contract (a) on the CPU, (b) on a GPU.
   void ExpectSame(const std::vector<std::vector<float>>& logits,
                   const std::vector<std::vector<float>>& expected, int num_slots) {
@@ -177,18 +190,7 @@ TEST_P(GoldenTest, LogitsAndGreedyTokensAgreeWithTheReference) {
   ExpectWithinBound(Mixed(*model), "mixed");
 }
 
-TEST_P(GoldenTest, EveryBudgetGivesTheSameBits) {
-  const std::vector<int> budgets = Budgets();
-  const std::unique_ptr<TestModel> resident = Model(budgets[0]);
-  const std::vector<std::vector<float>> alone = Alone(*resident);
-  const std::vector<std::vector<float>> mixed = Mixed(*resident);
-  for (size_t i = 1; i < budgets.size(); ++i) {
-    const std::unique_ptr<TestModel> model = Model(budgets[i]);
-    ExpectSame(Alone(*model), alone, budgets[i]);
-    ExpectSame(Mixed(*model), mixed, budgets[i]);
-    EXPECT_LE(model->experts().cache().num_slots(), budgets[i]);
-  }
-}
+TEST_P(GoldenTest, EveryBudgetGivesTheSameBits) { ExpectSameBitsAtEveryBudget(); }
 
 TEST_P(GoldenTest, EveryPolicyGivesTheSameBits) {
   const int num_slots = Budgets()[1];
@@ -282,18 +284,7 @@ TEST_P(Bf12GoldenTest, LogitsAreTheReferencesAndThoseOfBf16) {
   std::printf("  %-28s bf12 to bf16: relative RMS %.2g\n", GetParam().c_str(), distance);
 }
 
-TEST_P(Bf12GoldenTest, EveryBudgetGivesTheSameBits) {
-  const std::vector<int> budgets = Budgets();
-  const std::unique_ptr<TestModel> resident = Model(budgets[0]);
-  const std::vector<std::vector<float>> alone = Alone(*resident);
-  const std::vector<std::vector<float>> mixed = Mixed(*resident);
-  for (size_t i = 1; i < budgets.size(); ++i) {
-    const std::unique_ptr<TestModel> model = Model(budgets[i]);
-    ExpectSame(Alone(*model), alone, budgets[i]);
-    ExpectSame(Mixed(*model), mixed, budgets[i]);
-    EXPECT_LE(model->experts().cache().num_slots(), budgets[i]);
-  }
-}
+TEST_P(Bf12GoldenTest, EveryBudgetGivesTheSameBits) { ExpectSameBitsAtEveryBudget(); }
 
 TEST_P(Bf12GoldenTest, DeviceDrivenStepsGiveTheSameBitsAtEveryBudget) {
   const std::vector<std::vector<float>> expected = Mixed(*Model(1 << 30));
