@@ -9,8 +9,9 @@
 // In one run: bf16 over the link, and each other combination of format and cold path that was asked
 // for, at equal VRAM bytes, each line with its time over that of bf16 over the link.
 //
-// usage: cuda_decode_bench [layers, default 12] [context, default 512] [residency in percent of the
-// bf16 bytes, or all] [batch, or all] [formats, as bf16,bf12] [cold paths, as link,cpu,hybrid]
+// usage: cuda_decode_bench [layers, default 12] [context, default 512] [residencies in percent of
+// the bf16 bytes, as 50,25, or all] [batches, or all] [formats, as bf16,bf12] [cold paths, as
+// link,cpu,hybrid]
 #include <cuda_runtime.h>
 #include <unistd.h>
 
@@ -326,10 +327,14 @@ class DecodeBench {
   Rates rates_;
 };
 
-// "50" as {50}; "all", or nothing, as `all`.
+// "50,25" as {50, 25}; "all", or nothing, as `all`.
 std::vector<int> NumbersOf(const char* argument, std::vector<int> all) {
   if (argument == nullptr || std::string(argument) == "all") return all;
-  return {std::atoi(argument)};
+  std::vector<int> numbers;
+  for (const absl::string_view number : absl::StrSplit(argument, ",")) {
+    numbers.push_back(std::atoi(std::string(number).c_str()));
+  }
+  return numbers;
 }
 
 std::vector<std::string> NamesOf(const char* argument, const char* fallback) {

@@ -15,6 +15,8 @@ constexpr int kTileKeys = 8;
 constexpr int kWarpKeys = 2 * kTileKeys;  // of one pass
 constexpr int kMinSplitTokens = 64;
 constexpr int kMaxSplits = 64;
+// Enough that some load keys while others multiply.
+constexpr int kBlocksPerMultiprocessor = 4;
 
 // Where the block's keys lie: positions [begin, end) of the token's sequence.
 struct KeyRange {
@@ -274,7 +276,7 @@ int AttentionSplits(int tokens, int query_heads, int kv_heads, int max_context,
                     int multiprocessors) {
   const int blocks = std::max(1, tokens * HeadGroups(query_heads, kv_heads));
   if (blocks > kMaxSplitGroups) return 1;
-  const int wanted = 2 * multiprocessors / blocks;
+  const int wanted = kBlocksPerMultiprocessor * multiprocessors / blocks;
   const int useful = (max_context + kMinSplitTokens - 1) / kMinSplitTokens;
   return std::clamp(std::min(wanted, useful), 1, kMaxSplits);
 }

@@ -52,9 +52,14 @@ struct Bf12Experts {
            size_t(tile / kListTiles) * list_bytes;
   }
   static constexpr int kListTiles = kBf12TileNeurons / kTileNeurons;
+  // Where the list of escapes lies that tile `tile` shares with three others.
+  __device__ static size_t ListOffset(int tile, int hidden, int list_bytes) {
+    return TileOffset((tile / kListTiles + 1) * kListTiles, hidden, list_bytes) - list_bytes;
+  }
 
   __device__ static Header HeaderOf(const GateUp& values) { return values.header; }
 
+  template <class Reader>
   __device__ static void Load(const std::byte* tile, int hidden, int column, int lane,
                               GateUp* out) {
     const std::byte* neuron = tile + (lane / 4) * NeuronBytes(hidden);
@@ -64,12 +69,13 @@ struct Bf12Experts {
 #pragma unroll
     for (int plane = 0; plane < 3; ++plane) {
       const int offset = plane * kBf12PlaneBytes;
-      out->gate[plane] = inside ? LoadStreaming(gate + offset) : make_uint4(0, 0, 0, 0);
-      out->up[plane] = inside ? LoadStreaming(up + offset) : make_uint4(0, 0, 0, 0);
+      out->gate[plane] = inside ? Reader::Read(gate + offset) : make_uint4(0, 0, 0, 0);
+      out->up[plane] = inside ? Reader::Read(up + offset) : make_uint4(0, 0, 0, 0);
     }
-    out->header = __ldg(reinterpret_cast<const uint2*>(neuron) + lane % 4);
+    out->header = reinterpret_cast<const uint2*>(neuron)[lane % 4];
   }
 
+  template <class Reader>
   __device__ static void Load(const std::byte* tile, int hidden, int column, int lane, Down* out) {
     const size_t stride = NeuronBytes(hidden);
     const std::byte* even = tile + 2 * (lane % 4) * stride + 2 * RowBytes(hidden) +
@@ -77,23 +83,22 @@ struct Bf12Experts {
     const int plane = lane / 16 * kBf12PlaneBytes;
     const bool inside = column < hidden;
     const uint4 zero = make_uint4(0, 0, 0, 0);
-    out->even[0] = inside ? LoadStreaming(even + plane) : zero;
-    out->even[1] = inside ? LoadStreaming(even + 2 * kBf12PlaneBytes) : zero;
-    out->odd[0] = inside ? LoadStreaming(even + stride + plane) : zero;
-    out->odd[1] = inside ? LoadStreaming(even + stride + 2 * kBf12PlaneBytes) : zero;
+    out->even[0] = inside ? Reader::Read(even + plane) : zero;
+    out->even[1] = inside ? Reader::Read(even + 2 * kBf12PlaneBytes) : zero;
+    out->odd[0] = inside ? Reader::Read(even + stride + plane) : zero;
+    out->odd[1] = inside ? Reader::Read(even + stride + 2 * kBf12PlaneBytes) : zero;
   }
 
-  // The bases of the two neurons, from memory or from `headers`, the first words of all eight.
+  // The bases of the two neurons, from memory or from the headers of all eight.
   __device__ static void LoadBases(const std::byte* tile, int hidden, int lane, Down* out) {
     const std::byte* even = tile + 2 * (lane % 4) * NeuronBytes(hidden);
     out->bases[0] = DownBase(__ldg(reinterpret_cast<const uint32_t*>(even)));
     out->bases[1] = DownBase(__ldg(reinterpret_cast<const uint32_t*>(even + NeuronBytes(hidden))));
   }
-  __device__ static void TakeBases(const uint32_t* headers, int lane, Down* out) {
-    out->bases[0] = DownBase(headers[2 * (lane % 4)]);
-    out->bases[1] = DownBase(headers[2 * (lane % 4) + 1]);
+  __device__ static void TakeBases(const Header& header, int lane, Down* out) {
+    out->bases[0] = DownBase(__shfl_sync(0xffffffffu, header.x, lane % 4 * 8));
+    out->bases[1] = DownBase(__shfl_sync(0xffffffffu, header.x, lane % 4 * 8 + 4));
   }
-  __device__ static uint32_t FirstWord(const Header& header) { return header.x; }
 
   // Writes what Load read to the same place of another blob, the header with the first columns.
   __device__ static void Store(const GateUp& values, int hidden, int column, int lane,
@@ -168,34 +173,65 @@ struct Bf12Experts {
     return lane / 16 * 64 + m / 4 * 32 + lane / 4 % 4 * 8 + 2 * (m % 4) + r / 2;
   }
 
-  // function(part, column, delta) for each escape of the lane's neuron g. `list`: of the 32 neurons
-  // that it is one of; `first`: which of these begins the tile. All lanes of a warp call it.
-  template <class Function>
-  __device__ static void ForEachEscape(const Header& header, const Bf12TileEscape* list, int first,
-                                       int hidden, int lane, const Function& function) {
+  // function(neuron of the tile, part, column, delta) for each escape of parts kFirst to kEnd - 1 in
+  // the warp's 128 columns from `column` on. All lanes of a warp call it, and it calls with all of
+  // them. `tile`: of the expert at `blob`; `header`: of the tile.
+  template <int kFirst, int kEnd, class Function>
+  __device__ static void ForEachEscape(const Header& header, const std::byte* blob, int tile,
+                                       int hidden, int list_bytes, int column, int lane,
+                                       const Function& function) {
+    if (column >= hidden) return;
+    const Columns columns = {RowValues(hidden) / kWarpBlockValues, column / kWarpBlockValues};
     const uint32_t bases = __shfl_sync(0xffffffffu, header.x, lane / 4 * 4);
     const int count = static_cast<int>(bases >> 24);
-    const int row = RowValues(hidden);
-    const auto report = [&](uint32_t position, uint32_t bits) {
-      const int part = static_cast<int>(position) / row;
-      function(part, static_cast<int>(position) - part * row,
-               Bf12Delta(bits, bases >> 8 * part & 0xff));
-    };
-#pragma unroll
-    for (int i = 0; i < kBf12HeaderEscapes; ++i) {
-      if (!__any_sync(0xffffffffu, i < count)) break;
-      const uint32_t word = (i + 1) % 2 == 0 ? header.x : header.y;
-      const uint32_t escape = __shfl_sync(0xffffffffu, word, lane / 4 * 4 + (i + 1) / 2);
-      if (i < count) report(escape & 0xffff, escape >> 16);
-    }
-    if (count <= kBf12HeaderEscapes) return;
-    for (int i = 1; i <= list[0].neuron; ++i) {
-      const Bf12TileEscape entry = list[i];
-      if (entry.neuron == first + lane / 4) report(entry.escape.position, entry.escape.bits);
+    const int t = lane % 4;
+    Visit<kFirst, kEnd>(columns, header.y, 2 * t < count, lane / 4, bases, function);
+    Visit<kFirst, kEnd>(columns, header.x, t > 0 && 2 * t - 1 < count, lane / 4, bases, function);
+    if (!__any_sync(0xffffffffu, count > kBf12HeaderEscapes)) return;
+    const int first = tile % kListTiles * kTileNeurons;
+    const auto* list =
+        reinterpret_cast<const Bf12TileEscape*>(blob + ListOffset(tile, hidden, list_bytes));
+    const int entries = list[0].neuron;
+    for (int begin = 1; begin <= entries; begin += 32) {
+      const Bf12TileEscape entry = begin + lane <= entries ? list[begin + lane] : Bf12TileEscape{};
+      const int neuron = entry.neuron - first;
+      const bool own = begin + lane <= entries && neuron >= 0 && neuron < kTileNeurons;
+      const uint32_t word = entry.escape.position | uint32_t{entry.escape.bits} << 16;
+      const uint32_t own_bases = __shfl_sync(0xffffffffu, header.x, own ? neuron * 4 : 0);
+      Visit<kFirst, kEnd>(columns, word, own, neuron, own_bases, function);
     }
   }
 
  private:
+  static constexpr int kWarpBlockValues = kBf12PairBlockValues;
+
+  // Blocks of 128 values: how many a row has, and which is the warp's.
+  struct Columns {
+    int row_blocks;
+    int own;
+  };
+
+  // Calls function with each lane's escape that `present` says there is and that lies in the
+  // warp's columns of one of the parts.
+  template <int kFirst, int kEnd, class Function>
+  __device__ static void Visit(const Columns& columns, uint32_t escape, bool present, int neuron,
+                               uint32_t bases, const Function& function) {
+    const int block = static_cast<int>(escape & 0xffff) / kWarpBlockValues;
+    int part = -1;
+#pragma unroll
+    for (int p = kFirst; p < kEnd; ++p) {
+      if (block == p * columns.row_blocks + columns.own) part = p;
+    }
+    const float delta = Bf12Delta(escape >> 16, bases >> 8 * max(part, 0) & 0xff);
+    const int at = columns.own * kWarpBlockValues + static_cast<int>(escape % kWarpBlockValues);
+    uint32_t pending = __ballot_sync(0xffffffffu, present && part >= 0);
+    for (; pending != 0; pending &= pending - 1) {
+      const int source = __ffs(pending) - 1;
+      function(__shfl_sync(0xffffffffu, neuron, source), __shfl_sync(0xffffffffu, part, source),
+               __shfl_sync(0xffffffffu, at, source), __shfl_sync(0xffffffffu, delta, source));
+    }
+  }
+
   // Of a row's block of the columns from `column` on, behind the header.
   __device__ static size_t BlockOffset(int column) {
     return sizeof(Bf12Header) + size_t(column / kBf12PairBlockValues) * kBf12PairBlockBytes;

@@ -29,8 +29,8 @@ struct Bf16Experts {
     uint4 odd[2];   // neuron 2t + 1
   };
 
-  __device__ static int RowValues(int hidden) { return (hidden + 31) / 32 * 32; }
-  __device__ static size_t NeuronBytes(int hidden) { return size_t{6} * RowValues(hidden); }
+  __host__ __device__ static int RowValues(int hidden) { return (hidden + 31) / 32 * 32; }
+  __host__ __device__ static size_t NeuronBytes(int hidden) { return size_t{6} * RowValues(hidden); }
   // Where tile `tile` of 8 neurons begins.
   __device__ static size_t TileOffset(int tile, int hidden, int) {
     return size_t(tile) * kTileNeurons * NeuronBytes(hidden);
@@ -38,9 +38,10 @@ struct Bf16Experts {
 
   __device__ static Header HeaderOf(const GateUp&) { return {}; }
   __device__ static void LoadBases(const std::byte*, int, int, Down*) {}
-  __device__ static void TakeBases(const uint32_t*, int, Down*) {}
+  __device__ static void TakeBases(const Header&, int, Down*) {}
 
   // `tile`: the tile's first neuron. Columns at and beyond `hidden` read as zero.
+  template <class Reader>
   __device__ static void Load(const std::byte* tile, int hidden, int column, int lane,
                               GateUp* out) {
     const std::byte* neuron = tile + (lane / 4) * NeuronBytes(hidden);
@@ -49,11 +50,12 @@ struct Bf16Experts {
     for (int c = 0; c < 4; ++c) {
       const int first = column + c * 32 + lane % 4 * 8;
       const bool inside = first < hidden;
-      out->gate[c] = inside ? LoadStreaming(neuron + 2 * first) : make_uint4(0, 0, 0, 0);
-      out->up[c] = inside ? LoadStreaming(neuron + 2 * (row + first)) : make_uint4(0, 0, 0, 0);
+      out->gate[c] = inside ? Reader::Read(neuron + 2 * first) : make_uint4(0, 0, 0, 0);
+      out->up[c] = inside ? Reader::Read(neuron + 2 * (row + first)) : make_uint4(0, 0, 0, 0);
     }
   }
 
+  template <class Reader>
   __device__ static void Load(const std::byte* tile, int hidden, int column, int lane, Down* out) {
     const size_t stride = NeuronBytes(hidden);
     const std::byte* even = tile + 2 * (lane % 4) * stride + 4 * RowValues(hidden);
@@ -61,8 +63,8 @@ struct Bf16Experts {
     for (int h = 0; h < 2; ++h) {
       const int first = column + h * 64 + lane / 4 * 8;
       const bool inside = first < hidden;
-      out->even[h] = inside ? LoadStreaming(even + 2 * first) : make_uint4(0, 0, 0, 0);
-      out->odd[h] = inside ? LoadStreaming(even + stride + 2 * first) : make_uint4(0, 0, 0, 0);
+      out->even[h] = inside ? Reader::Read(even + 2 * first) : make_uint4(0, 0, 0, 0);
+      out->odd[h] = inside ? Reader::Read(even + stride + 2 * first) : make_uint4(0, 0, 0, 0);
     }
   }
 

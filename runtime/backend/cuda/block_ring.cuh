@@ -69,6 +69,34 @@ class BlockRing {
     return Slot(sequence);
   }
 
+  // Writes copy `sequence` on to `target` in global memory; thread 0 waits for the copies that such
+  // a write reads (FinishReads) or has written (FinishStores). All threads call them.
+  __device__ void Store(int sequence, std::byte* target) {
+    const std::byte* const slot = Slot(sequence);
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x == 0) {
+      asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(target),
+                   "r"(Shared(slot)), "r"(slot_bytes_)
+                   : "memory");
+      asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+    }
+#else
+    for (uint32_t offset = threadIdx.x * 16; offset < slot_bytes_; offset += blockDim.x * 16) {
+      *reinterpret_cast<uint4*>(target + offset) = *reinterpret_cast<const uint4*>(slot + offset);
+    }
+#endif
+  }
+  __device__ void FinishReads() {
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+#endif
+  }
+  __device__ void FinishStores() {
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+#endif
+  }
+
  private:
   __device__ static uint32_t Shared(const void* address) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(address));

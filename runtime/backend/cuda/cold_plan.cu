@@ -13,7 +13,7 @@ constexpr int kThreads = kPlanThreads;
 // Of each expert of the layer, in shared memory.
 struct Experts {
   int* counts;      // tokens
-  int* first_task;  // -1: no task
+  int* first_task;  // of the span that it is in; -1: no task
   int* first_pair;  // in the mailbox; -1: nothing for the CPU
   int* next_place;
 };
@@ -39,16 +39,9 @@ __device__ ExpertTask TaskOf(const PlanExpertsArguments& a, int expert) {
   return task;
 }
 
-// Tasks of `tiles` tiles each for all tokens of an expert.
-__device__ void WriteTasks(const PlanExpertsArguments& a, ExpertTask task, int tokens, int tiles,
-                           int first_tile, ExpertTask* tasks) {
-  task.num_tiles = tiles;
-  for (int i = 0; i < ColdPasses(tokens); ++i) {
-    task.num_tokens = min(kTaskTokens, tokens - i * kTaskTokens);
-    task.first_tile = first_tile + i * tiles;
-    tasks[i] = task;
-    task.fill = nullptr;  // one of an expert's tasks fills its slot
-  }
+// Where the tasks of a chosen expert stand.
+__device__ ExpertTask* SpanOf(const PlanExpertsArguments& a, int expert) {
+  return a.layer.uses[expert].kind == ExpertUseKind::kHit ? a.vram_tasks : a.link_tasks;
 }
 
 __device__ void CountTokens(const PlanExpertsArguments& a, const Experts& experts) {
@@ -99,7 +92,8 @@ __device__ void PlacePairs(const DivideExpertsArguments& a, const Experts& exper
       a.mailbox.pairs[experts.first_pair[expert] + place] = {row, weight};
     }
     if (experts.first_task[expert] < 0) continue;
-    ExpertTask& task = a.plan.tasks[experts.first_task[expert] + place / kTaskTokens];
+    ExpertTask& task =
+        SpanOf(a.plan, expert)[experts.first_task[expert] + place / kTaskTokens];
     task.token[place % kTaskTokens] = row;
     task.target[place % kTaskTokens] = row;
     task.weight[place % kTaskTokens] = weight;
@@ -108,7 +102,8 @@ __device__ void PlacePairs(const DivideExpertsArguments& a, const Experts& exper
 
 // How many of each were written so far.
 struct Written {
-  int tasks = 0;
+  int vram_tasks = 0;
+  int link_tasks = 0;
   int items = 0;
   int pairs = 0;
   int cold_cost = 0;  // of experts that fill no slot
@@ -129,8 +124,12 @@ __device__ void Divide(const DivideExpertsArguments& a, const Experts& experts, 
   const bool whole = tokens > 0 && over_link == tiles;
   const bool cpu = cold && over_link < tiles;
   const bool hit = tokens > 0 && a.plan.layer.uses[e].kind == ExpertUseKind::kHit;
-  const int task = written->tasks + ExclusiveSum(whole ? ColdPasses(tokens) : 0, &sum);
-  written->tasks += sum;
+  const int passes = whole ? ColdPasses(tokens) : 0;
+  const int vram_task = written->vram_tasks + ExclusiveSum(hit ? passes : 0, &sum);
+  written->vram_tasks += sum;
+  const int link_task = written->link_tasks + ExclusiveSum(hit ? 0 : passes, &sum);
+  written->link_tasks += sum;
+  const int task = hit ? vram_task : link_task;
   const int item = written->items + ExclusiveSum(cpu ? 1 : 0, &sum);
   written->items += sum;
   const int pair = written->pairs + ExclusiveSum(cpu ? tokens : 0, &sum);
@@ -141,7 +140,7 @@ __device__ void Divide(const DivideExpertsArguments& a, const Experts& experts, 
   experts.first_task[e] = whole ? task : -1;
   experts.first_pair[e] = cpu ? pair : -1;
   if (whole) {
-    WriteTasks(a.plan, TaskOf(a.plan, e), tokens, tiles, task * tiles, a.plan.tasks + task);
+    WriteTasks(TaskOf(a.plan, e), tokens, tiles, task * tiles, SpanOf(a.plan, e) + task);
   }
   if (!cpu) return;
   if (over_link > 0) *cut = {e, over_link};
@@ -176,12 +175,14 @@ __global__ void __launch_bounds__(kThreads) DivideExperts(DivideExpertsArguments
   const int cut_passes = cut.expert < 0 ? 0 : ColdPasses(experts.counts[cut.expert]);
   if (threadIdx.x == 0) {
     if (cut.expert >= 0) {
-      experts.first_task[cut.expert] = written.tasks;
-      WriteTasks(a.plan, TaskOf(a.plan, cut.expert), experts.counts[cut.expert], cut.tiles,
-                 written.tasks * tiles, a.plan.tasks + written.tasks);
+      experts.first_task[cut.expert] = written.link_tasks;
+      WriteTasks(TaskOf(a.plan, cut.expert), experts.counts[cut.expert], cut.tiles,
+                 written.link_tasks * tiles, a.plan.link_tasks + written.link_tasks);
     }
-    *a.plan.list = {written.tasks + cut_passes, written.tasks * tiles + cut_passes * cut.tiles,
-                    a.plan.tasks};
+    *a.plan.list = {
+        .vram = {written.vram_tasks, written.vram_tasks * tiles, a.plan.vram_tasks},
+        .link = {written.link_tasks + cut_passes,
+                 written.link_tasks * tiles + cut_passes * cut.tiles, a.plan.link_tasks}};
     *a.plan.layer.num_offered -= min(offers_taken, *a.plan.layer.num_offered);
     a.state->num_items = written.items;
     a.state->link_cost = written.link_cost;

@@ -17,7 +17,7 @@ struct DivideExpertsArguments {
   ColdState* state = nullptr;
 };
 
-// One block. A task that covers only an expert's first tiles comes last in the list. Can be
+// One block. A task that covers only an expert's first tiles comes last in the link's span. Can be
 // captured in a graph.
 cudaError_t LaunchDivideExperts(const DivideExpertsArguments& arguments, cudaStream_t stream);
 

@@ -60,7 +60,12 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> CudaDeviceExperts::Create(
 
 CudaDeviceExperts::CudaDeviceExperts(const DeviceExpertsOptions& options, const StepTables& steps,
                                      cudaStream_t stream, int multiprocessors)
-    : options_(options), steps_(steps), stream_(stream), multiprocessors_(multiprocessors) {
+    : options_(options),
+      steps_(steps),
+      stream_(stream),
+      multiprocessors_(multiprocessors),
+      link_access_(
+          LinkAccessFor(options.format.kind(), static_cast<int>(options.format.hidden()))) {
   for (int experts : options_.experts_per_layer) {
     first_expert_.push_back(total_experts_);
     total_experts_ += experts;
@@ -123,10 +128,11 @@ size_t CudaDeviceExperts::CutWork(std::byte* base) {
   const size_t max_tasks = most + StepPairs() / kTaskTokens;
   const size_t max_tiles = max_tasks * (options_.format.intermediate() / kTileNeurons);
   const size_t scratch_bytes = ExpertTilesScratchBytes(static_cast<int>(options_.format.hidden()),
-                                                       static_cast<int>(max_tiles));
+                                                       link_access_, static_cast<int>(max_tiles));
   Cutter cutter(base);
   list_ = cutter.Cut<ExpertTaskList>(1);
-  tasks_ = cutter.Cut<ExpertTask>(max_tasks);
+  vram_tasks_ = cutter.Cut<ExpertTask>(max_tasks);
+  link_tasks_ = cutter.Cut<ExpertTask>(max_tasks);
   activations_ = cutter.Cut<__nv_bfloat16>(scratch_bytes / sizeof(__nv_bfloat16));
   return cutter.bytes();
 }
@@ -217,7 +223,8 @@ void CudaDeviceExperts::Plan(int layer, const Tensor& weights, int rows) {
   plan.rows = rows;
   plan.top_k = options_.top_k;
   plan.list = list_;
-  plan.tasks = tasks_;
+  plan.vram_tasks = vram_tasks_;
+  plan.link_tasks = link_tasks_;
   if (cold_path_ == nullptr) {
     LaunchPlanExperts(plan, stream_);
     return;
@@ -254,6 +261,7 @@ void CudaDeviceExperts::Compute(int rows, const Tensor& x, const Tensor& residua
   tiles.hidden = hidden;
   tiles.list_bytes = list_bytes;
   tiles.multiprocessors = multiprocessors_;
+  tiles.link = link_access_;
   LaunchExpertTiles(tiles, stream_);
 }
 

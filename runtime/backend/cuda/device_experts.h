@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/backend/cuda/cold_path.h"
 #include "runtime/backend/cuda/expert_table.h"
+#include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/step_tables.h"
 #include "runtime/backend/cuda/workspace.h"
 #include "runtime/backend/device_experts.h"
@@ -55,6 +56,7 @@ class CudaDeviceExperts : public DeviceExperts {
   const StepTables& steps_;
   cudaStream_t stream_;
   int multiprocessors_;
+  LinkAccess link_access_;
   int total_experts_ = 0;
   std::vector<int> first_expert_;  // [layers]
   // The trace, and its copy in pinned memory: ids [layers][max_tokens * k], uses [all experts].
@@ -70,7 +72,8 @@ class CudaDeviceExperts : public DeviceExperts {
   Workspace edits_staging_{WorkspaceMemory::kPinned};
   Workspace work_{WorkspaceMemory::kDevice};  // of the layer being run
   ExpertTaskList* list_ = nullptr;
-  ExpertTask* tasks_ = nullptr;
+  ExpertTask* vram_tasks_ = nullptr;
+  ExpertTask* link_tasks_ = nullptr;
   __nv_bfloat16* activations_ = nullptr;
   std::unique_ptr<CudaColdPath> cold_path_;  // null: all over the link
 };

@@ -2,6 +2,7 @@
 
 #include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/neuron_ring.cuh"
+#include "runtime/backend/cuda/neuron_tasks.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
 namespace moed::backend {
@@ -71,27 +72,19 @@ template <int kChunks>
 __global__ void __launch_bounds__(kThreads, 1) NeuronExperts(ExpertNeuronsArguments a) {
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ uint64_t barriers[kWarps][kSlots];
-  __shared__ const std::byte* blob[kMaxNeuronTasks];
-  __shared__ std::byte* fill[kMaxNeuronTasks];
-  __shared__ float weight[kMaxNeuronTasks];
+  __shared__ NeuronTasks tasks;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int num_tasks = a.tasks->num_tasks;
-  if (threadIdx.x < num_tasks) {
-    blob[threadIdx.x] = a.tasks->tasks[threadIdx.x].blob;
-    fill[threadIdx.x] = a.tasks->tasks[threadIdx.x].fill;
-    weight[threadIdx.x] = a.tasks->tasks[threadIdx.x].weight[0];
-  }
+  const int total = tasks.Load(*a.tasks) * kTileNeurons;
   constexpr uint32_t kBytes = kNeuronBytes<kChunks>;
   NeuronRing<kSlots, kBytes> ring(memory + size_t(warp) * kSlots * kBytes, barriers[warp], lane);
   __syncthreads();
 
   const int stride = gridDim.x * kWarps;
-  const int total = a.tasks->num_tiles * kTileNeurons;
   const int first = blockIdx.x * kWarps + warp;
   auto address = [&](int neuron) -> const std::byte* {
     if (neuron >= total) return nullptr;
-    return blob[neuron / a.intermediate] + size_t(neuron % a.intermediate) * kBytes;
+    return tasks.blob[neuron / a.intermediate] + size_t(neuron % a.intermediate) * kBytes;
   };
   for (int i = 0; i < kSlots; ++i) ring.Fetch(i, address(first + i * stride));
   uint4 x[kChunks];
@@ -113,9 +106,9 @@ __global__ void __launch_bounds__(kThreads, 1) NeuronExperts(ExpertNeuronsArgume
     up = WarpSum(up);
     // The input of the down product is bf16, as in every other kernel.
     const float activation = __bfloat162float(__float2bfloat16(Silu(gate) * up));
-    AddDown<kChunks>(values + 2 * kChunks * 32, lane, activation * weight[neuron / a.intermediate],
+    AddDown<kChunks>(values + 2 * kChunks * 32, lane, activation * tasks.weight[neuron / a.intermediate],
                      sum);
-    if (std::byte* slot = fill[neuron / a.intermediate]; slot != nullptr) {
+    if (std::byte* slot = tasks.fill[neuron / a.intermediate]; slot != nullptr) {
       FillNeuron<kChunks>(values, lane, slot + size_t(neuron % a.intermediate) * kBytes);
     }
     __syncwarp();

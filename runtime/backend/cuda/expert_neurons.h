@@ -1,6 +1,6 @@
 // Experts for a single token: a warp to a neuron, one pass over the weights, the lowest latency at
-// batch 1. Every task of the list has one token, the same for all; the last one may cover only an
-// expert's first tiles. A task's slot is filled on the way.
+// batch 1. Every task of the list has one token, the same for all; the link's last one may cover
+// only an expert's first tiles. A task's slot is filled on the way.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -3,18 +3,20 @@
 #include "runtime/backend/cuda/bf12_experts.cuh"
 #include "runtime/backend/cuda/block_ring.cuh"
 #include "runtime/backend/cuda/expert_neurons.h"
+#include "runtime/backend/cuda/neuron_tasks.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
 namespace moed::backend {
 namespace {
 
-// A warp to a neuron, as for bf16. Four neurons come in one copy, because only every fourth begins
-// at a multiple of 128 bytes, without which the link is a quarter slower.
-constexpr int kWarps = 4;
+// A warp to a neuron, as for bf16. Eight neurons come in one copy, because only every fourth begins
+// at a multiple of 128 bytes, without which the link is a quarter slower, and because decoding
+// keeps two warps a scheduler busy.
+constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
 constexpr int kGroupNeurons = kWarps;
 constexpr int kGroupsPerList = kBf12TileNeurons / kGroupNeurons;
-constexpr int kSlots = 3;
+constexpr int kSlots = 2;
 // Blocks of 128 columns that a warp takes at once, four lanes each.
 constexpr int kBlocksAtOnce = 8;
 
@@ -82,13 +84,6 @@ __device__ void ForEachEscape(const Bf12Header& header, const Bf12TileEscape* li
   }
 }
 
-// What a block knows of its tasks.
-struct Tasks {
-  const std::byte* blob[kMaxNeuronTasks];
-  std::byte* fill[kMaxNeuronTasks];
-  float weight[kMaxNeuronTasks];
-};
-
 // A group of neurons of a task.
 struct Group {
   int task;
@@ -111,7 +106,7 @@ __device__ void CopyBytes(const std::byte* source, int bytes, std::byte* target)
 }
 
 // Writes a group into its task's slot, with the last before it also the list of escapes.
-__device__ void Fill(const ExpertNeuronsArguments& a, const Tasks& tasks, const Group& group,
+__device__ void Fill(const ExpertNeuronsArguments& a, const NeuronTasks& tasks, const Group& group,
                      const std::byte* values) {
   std::byte* const slot = tasks.fill[group.task];
   if (slot == nullptr) return;
@@ -188,20 +183,14 @@ template <int kIterations>
 __global__ void __launch_bounds__(kThreads, 1) Bf12NeuronExperts(ExpertNeuronsArguments a) {
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ uint64_t barriers[kSlots];
-  __shared__ Tasks tasks;
+  __shared__ NeuronTasks tasks;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  if (threadIdx.x < a.tasks->num_tasks) {
-    const ExpertTask& task = a.tasks->tasks[threadIdx.x];
-    tasks.blob[threadIdx.x] = task.blob;
-    tasks.fill[threadIdx.x] = task.fill;
-    tasks.weight[threadIdx.x] = task.weight[0];
-  }
+  const int total = tasks.Load(*a.tasks) * (kTileNeurons / kGroupNeurons);
   BlockRing<kSlots> ring(memory, GroupBytes(a.hidden), barriers);
   __syncthreads();
 
   const int per_expert = a.intermediate / kGroupNeurons;
-  const int total = a.tasks->num_tiles * (kTileNeurons / kGroupNeurons);
   const int stride = gridDim.x;
   const auto group_at = [&](int i) { return Group{i / per_expert, i % per_expert}; };
   const auto address = [&](int i) -> const std::byte* {

@@ -33,6 +33,19 @@ __device__ inline ExpertTask Place(const PlanExpertsArguments& a, int expert, in
   return task;
 }
 
+// Tasks of `tiles` tiles each for all tokens of an expert, without them, from `tasks` on,
+// whose first tile is the span's `first_tile`.
+__device__ inline void WriteTasks(ExpertTask task, int tokens, int tiles, int first_tile,
+                                  ExpertTask* tasks) {
+  task.num_tiles = tiles;
+  for (int i = 0; i < (tokens + kTaskTokens - 1) / kTaskTokens; ++i) {
+    task.num_tokens = min(kTaskTokens, tokens - i * kTaskTokens);
+    task.first_tile = first_tile + i * tiles;
+    tasks[i] = task;
+    task.fill = nullptr;  // one of an expert's tasks fills its slot
+  }
+}
+
 // The sum of `value` over the threads before this one, and over all into `total`.
 __device__ inline int ExclusiveSum(int value, int* total) {
   __shared__ int warp_sums[kPlanWarps];

@@ -66,16 +66,24 @@ __global__ void ApplyEdits(const ExpertEdit* edits, int count, const ExpertTable
   }
 }
 
-// Shared memory: counts, first tasks and next places of the layer's experts.
+// What an expert's tokens need to find its tasks.
+struct TaskPlace {
+  ExpertTask* first;
+  int next_token;
+};
+
+// Both spans' task counts in one word, so that one sum over the block places both.
+constexpr int kLinkShift = 16;
+
+// Shared memory: a TaskPlace and a count for each of the layer's experts.
 __global__ void __launch_bounds__(kThreads) PlanExperts(PlanExpertsArguments a) {
-  extern __shared__ int shared[];
+  extern __shared__ __align__(8) std::byte memory[];
   __shared__ int offers_taken;
   const int experts = a.layer.num_experts;
-  int* counts = shared;
-  int* first_task = counts + experts;
-  int* next_place = first_task + experts;
+  auto* places = reinterpret_cast<TaskPlace*>(memory);
+  auto* counts = reinterpret_cast<int*>(places + experts);
   if (threadIdx.x == 0) offers_taken = 0;
-  for (int e = threadIdx.x; e < experts; e += kThreads) counts[e] = next_place[e] = 0;
+  for (int e = threadIdx.x; e < experts; e += kThreads) counts[e] = 0;
   __syncthreads();
   const int pairs = a.rows * a.top_k;
   for (int i = threadIdx.x; i < pairs; i += kThreads) {
@@ -83,42 +91,44 @@ __global__ void __launch_bounds__(kThreads) PlanExperts(PlanExpertsArguments a) 
   }
   __syncthreads();
 
-  int num_tasks = 0;
+  int written = 0;  // tasks of both spans
   for (int base = 0; base < experts; base += kThreads) {
     const int e = base + threadIdx.x;
     const int tokens = e < experts ? counts[e] : 0;
+    ExpertTask task;
+    bool hit = true;
+    if (tokens > 0) {
+      task = Place(a, e, &offers_taken);
+      hit = a.layer.uses[e].kind == ExpertUseKind::kHit;
+    } else if (e < experts) {
+      a.layer.uses[e] = ExpertUse{};
+    }
     const int tasks = (tokens + kTaskTokens - 1) / kTaskTokens;
     int total;
-    const int first = num_tasks + ExclusiveSum(tasks, &total);
-    num_tasks += total;
-    if (e >= experts) continue;
-    first_task[e] = first;
-    if (tokens == 0) {
-      a.layer.uses[e] = ExpertUse{};
-      continue;
-    }
-    ExpertTask task = Place(a, e, &offers_taken);
-    task.num_tiles = a.tiles_per_expert;
-    for (int i = 0; i < tasks; ++i) {
-      task.num_tokens = min(kTaskTokens, tokens - i * kTaskTokens);
-      task.first_tile = (first + i) * a.tiles_per_expert;
-      a.tasks[first + i] = task;
-      task.fill = nullptr;  // one of an expert's tasks fills its slot
-    }
+    const int before = written + ExclusiveSum(hit ? tasks : tasks << kLinkShift, &total);
+    written += total;
+    if (tokens == 0) continue;
+    const int index = hit ? before & ((1 << kLinkShift) - 1) : before >> kLinkShift;
+    ExpertTask* const first = (hit ? a.vram_tasks : a.link_tasks) + index;
+    places[e] = {first, 0};
+    WriteTasks(task, tokens, a.tiles_per_expert, index * a.tiles_per_expert, first);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < pairs; i += kThreads) {
     const int row = i / a.top_k;
     if (a.positions[row] < 0) continue;
-    const int expert = a.ids[i];
-    const int place = atomicAdd(&next_place[expert], 1);
-    ExpertTask& task = a.tasks[first_task[expert] + place / kTaskTokens];
+    TaskPlace& expert = places[a.ids[i]];
+    const int place = atomicAdd(&expert.next_token, 1);
+    ExpertTask& task = expert.first[place / kTaskTokens];
     task.token[place % kTaskTokens] = row;
     task.target[place % kTaskTokens] = row;
     task.weight[place % kTaskTokens] = a.weights[i];
   }
   if (threadIdx.x == 0) {
-    *a.list = {num_tasks, num_tasks * a.tiles_per_expert, a.tasks};
+    const int vram = written & ((1 << kLinkShift) - 1);
+    const int link = written >> kLinkShift;
+    *a.list = {.vram = {vram, vram * a.tiles_per_expert, a.vram_tasks},
+               .link = {link, link * a.tiles_per_expert, a.link_tasks}};
     *a.layer.num_offered -= min(offers_taken, *a.layer.num_offered);
   }
 }
@@ -132,7 +142,8 @@ cudaError_t LaunchApplyEdits(const ExpertEdit* edits, int count, const ExpertTab
 }
 
 cudaError_t LaunchPlanExperts(const PlanExpertsArguments& arguments, cudaStream_t stream) {
-  const size_t shared_bytes = 3 * sizeof(int) * arguments.layer.num_experts;
+  const size_t shared_bytes =
+      (sizeof(TaskPlace) + sizeof(int)) * arguments.layer.num_experts;
   PlanExperts<<<1, kThreads, shared_bytes, stream>>>(arguments);
   return cudaGetLastError();
 }

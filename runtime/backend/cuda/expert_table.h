@@ -50,7 +50,9 @@ struct PlanExpertsArguments {
   int rows = 0;
   int top_k = 0;
   ExpertTaskList* list = nullptr;
-  ExpertTask* tasks = nullptr;  // room for experts + rows * top_k / kTaskTokens
+  // Each with room for experts + rows * top_k / kTaskTokens.
+  ExpertTask* vram_tasks = nullptr;
+  ExpertTask* link_tasks = nullptr;
 };
 
 // One block. Can be captured in a graph.

@@ -1,4 +1,4 @@
-// The work of one layer's experts as the device sees it: a list of tasks, each an expert and up to
+// The work of one layer's experts as the device sees it: lists of tasks, each an expert and up to
 // eight of the tokens that chose it. Built on the device from the router's choice, read by every
 // expert kernel; its memory belongs to the CUDA backend's workspace.
 #pragma once
@@ -18,17 +18,24 @@ struct ExpertTask {
   std::byte* fill = nullptr;        // the slot to write the expert into on the way, or null
   int32_t expert = 0;
   int32_t num_tokens = 0;
-  int32_t first_tile = 0;  // tiles of all tasks before this one
+  int32_t first_tile = 0;  // tiles of all tasks before this one in its span
   int32_t num_tiles = 0;
   int32_t token[kTaskTokens] = {};   // row of x
   int32_t target[kTaskTokens] = {};  // row of the output, added to
   float weight[kTaskTokens] = {};    // factor of the sum: the router's, or 1
 };
 
-struct ExpertTaskList {
+// Tasks whose experts lie in one kind of memory.
+struct ExpertTaskSpan {
   int32_t num_tasks = 0;
   int32_t num_tiles = 0;  // over all tasks
   ExpertTask* tasks = nullptr;
+};
+
+// Apart, because different blocks read the two kinds of memory at the same time.
+struct ExpertTaskList {
+  ExpertTaskSpan vram;
+  ExpertTaskSpan link;  // in mapped host memory
 };
 
 }  // namespace moed::backend

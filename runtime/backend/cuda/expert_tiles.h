@@ -1,12 +1,12 @@
-// Experts for up to 64 tokens a step on tensor cores, weights read once: decode batches, resident
-// or cold experts alike (a task's blob may lie in VRAM or in mapped host memory).
+// Experts for up to 64 tokens a step on tensor cores, weights read once: decode batches.
 //
-// One block of 16 warps per multiprocessor walks a range of tiles of 8 neurons; each warp owns 128
-// columns of the hidden size and loads weights straight into fragments (bf16_experts.cuh,
-// bf12_experts.cuh); a task's slot is filled from them on the way. With a hidden size of at most
-// 2048 one kernel does it all; beyond, the down product needs more accumulators than a block has
-// registers for, so gate and up write activations and a second kernel takes the columns in slices
-// of 2048.
+// Blocks of 16 warps, one per multiprocessor, walk ranges of tiles of 8 neurons. Experts in VRAM:
+// each warp owns 128 columns of the hidden size and loads weights straight into fragments
+// (bf16_experts.cuh, bf12_experts.cuh). With a hidden size of at most 2048 one kernel does it all;
+// beyond, the down product needs more accumulators than a block has registers for, so gate and up
+// write activations and a second kernel takes the columns in slices of 2048. Experts in mapped host
+// memory: the first blocks fetch whole tiles at the link's full rate (link_tiles.cuh) while the
+// others work in VRAM; a task's slot is filled on the way.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -20,20 +20,28 @@
 
 namespace moed::backend {
 
+// How the tasks in mapped host memory are read: there are none, by bulk copies, or, where a tile
+// does not fit into shared memory, by plain loads after those in VRAM.
+enum class LinkAccess { kNone, kBulk, kPlain };
+
+// Of the current device.
+LinkAccess LinkAccessFor(ExpertFormatKind format, int hidden);
+
 struct ExpertTilesArguments {
   const ExpertTaskList* tasks = nullptr;  // device memory
   const __nv_bfloat16* x = nullptr;       // [tokens, hidden]
   float* output = nullptr;                // [rows, hidden], added to
-  // Scratch for hidden > 2048: ExpertTilesScratchBytes().
+  // Scratch: ExpertTilesScratchBytes().
   __nv_bfloat16* activations = nullptr;
   ExpertFormatKind format = ExpertFormatKind::kBF16;
   int hidden = 0;
   int list_bytes = 0;  // bf12: of the list of escapes behind every 32 neurons
   int multiprocessors = 0;
+  LinkAccess link = LinkAccess::kNone;
 };
 
-// Bytes of activations scratch for at most `max_tiles` tiles over all tasks; 0 if none is needed.
-size_t ExpertTilesScratchBytes(int hidden, int max_tiles);
+// Bytes of activations scratch for at most `max_tiles` tiles of a span; 0 if none is needed.
+size_t ExpertTilesScratchBytes(int hidden, LinkAccess link, int max_tiles);
 
 // Raises the kernels' shared-memory limit; once per device, before the first launch or capture.
 cudaError_t PrepareExpertTiles(int hidden);

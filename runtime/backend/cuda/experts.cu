@@ -156,11 +156,12 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
   if (!staging.ok()) return staging.status();
   const int num_tiles = tiles_per_expert * static_cast<int>(tasks.size());
   const absl::StatusOr<std::byte*> scratch =
-      scratch_.Reserve(std::max<size_t>(256, ExpertTilesScratchBytes(hidden, num_tiles)));
+      scratch_.Reserve(std::max<size_t>(256, ExpertTilesScratchBytes(hidden, LinkAccess::kNone, num_tiles)));
   if (!scratch.ok()) return scratch.status();
   const absl::StatusOr<std::byte*> target = tasks_.Reserve(bytes);
   auto* device_tasks = reinterpret_cast<ExpertTask*>(*target + Aligned(sizeof(ExpertTaskList)));
-  const ExpertTaskList list{static_cast<int32_t>(tasks.size()), num_tiles, device_tasks};
+  const ExpertTaskList list{.vram = {static_cast<int32_t>(tasks.size()), num_tiles, device_tasks},
+                            .link = {}};
   std::memcpy(*staging, &list, sizeof(list));
   std::memcpy(*staging + Aligned(sizeof(list)), tasks.data(), task_bytes);
   const absl::StatusOr<std::byte*> device = Upload(bytes);

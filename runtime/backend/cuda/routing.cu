@@ -11,6 +11,12 @@ constexpr int kThreads = kWarps * 32;
 // Logits of a row that a warp holds in registers, 32 each.
 constexpr int kMostPerLane = 16;
 constexpr int kAhead = 16;  // weights of a lane that are loaded before the norm, four each
+// Rows that a block takes at once, so that the router's weights are read less often; with few
+// tokens more blocks are worth more.
+constexpr int kSharedRows = 4;
+constexpr int kSharingTokens = 16;
+constexpr size_t kMostSharedBytes = 48 << 10;
+static_assert(kSharedRows <= kWarps);
 
 struct RouteArguments {
   RouterSpec spec;
@@ -114,27 +120,41 @@ __global__ void __launch_bounds__(kThreads) Route(RouteArguments a, int tokens) 
   if (token < tokens) RouteAnyToken(a, token, threadIdx.x % 32);
 }
 
-// x * rsqrt(mean(x^2) + epsilon) * weight of the block's row into shared memory.
-__device__ void NormRow(const NormRouteArguments& a, const float* x, float* normed) {
-  __shared__ float partial[kWarps];
-  float squares = 0.0f;
-  for (int i = threadIdx.x; i < a.hidden; i += kThreads) {
-    const float value = x[i];
-    normed[i] = value;
-    squares += value * value;
-  }
-  squares = WarpSum(squares);
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
-  __syncthreads();
-  float total = 0.0f;
+// x * rsqrt(mean(x^2) + epsilon) * weight of rows x[0 .. kRows) into shared memory; rows from `rows`
+// on are left alone.
+template <int kRows>
+__device__ void NormRows(const NormRouteArguments& a, const float* x, int rows, float* normed) {
+  __shared__ float partial[kRows][kWarps];
+  float squares[kRows] = {};
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) total += partial[w];
-  const float scale = rsqrtf(total / a.hidden + a.epsilon);
-  for (int i = threadIdx.x; i < a.hidden; i += kThreads) normed[i] *= scale * a.norm_weight[i];
+  for (int r = 0; r < kRows; ++r) {
+    if (r >= rows) break;
+    for (int i = threadIdx.x; i < a.hidden; i += kThreads) {
+      const float value = x[size_t(r) * a.hidden + i];
+      normed[r * a.hidden + i] = value;
+      squares[r] += value * value;
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    squares[r] = WarpSum(squares[r]);
+    if (threadIdx.x % 32 == 0) partial[r][threadIdx.x / 32] = squares[r];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    float total = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) total += partial[r][w];
+    const float scale = rsqrtf(total / a.hidden + a.epsilon);
+    for (int i = threadIdx.x; i < a.hidden; i += kThreads) {
+      normed[r * a.hidden + i] *= scale * a.norm_weight[i];
+    }
+  }
   __syncthreads();
 }
 
-// True in the block of a row that ends last: it sees the logits of all.
+// True in the block of some rows that ends last: it sees the logits of all.
 __device__ bool LastBlock(int* arrived, int blocks) {
   __shared__ bool last;
   __threadfence();
@@ -153,44 +173,59 @@ __device__ float Dot4(const float4& w, const float* values) {
   return w.x * x.x + w.y * x.y + w.z * x.z + w.w * x.w;
 }
 
-// Grid: (experts by 8, token). Every block norms the row for itself, which costs less than a
-// launch.
-__global__ void __launch_bounds__(kThreads) NormRoute(NormRouteArguments a) {
-  extern __shared__ __align__(16) float normed[];
-  const int token = blockIdx.y;
+// Grid: (experts by 8, tokens by kRows). Every block norms its rows for itself, which costs less
+// than a launch.
+template <int kRows>
+__global__ void __launch_bounds__(kThreads, 2) NormRoute(NormRouteArguments a, int tokens) {
+  extern __shared__ __align__(16) float normed[];  // [kRows][hidden]
+  const int first_token = blockIdx.y * kRows;
+  const int rows = min(kRows, tokens - first_token);
+  const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const size_t first = size_t(token) * a.hidden;
-  const int expert = blockIdx.x * kWarps + threadIdx.x / 32;
-  const float* row = a.router + size_t(min(expert, a.spec.num_experts - 1)) * a.hidden;
-  // The first weights are on their way while the row is normed.
+  const size_t first = size_t(first_token) * a.hidden;
+  const int expert = blockIdx.x * kWarps + warp;
+  const float* router = a.router + size_t(min(expert, a.spec.num_experts - 1)) * a.hidden;
+  // The first weights are on their way while the rows are normed.
   float4 ahead[kAhead];
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
     const int column = (i * 32 + lane) * 4;
-    if (column < a.hidden) ahead[i] = *reinterpret_cast<const float4*>(row + column);
+    if (column < a.hidden) ahead[i] = *reinterpret_cast<const float4*>(router + column);
   }
-  NormRow(a, a.x + first, normed);
+  NormRows<kRows>(a, a.x + first, rows, normed);
   if (blockIdx.x == 0) {
-    for (int i = threadIdx.x; i < a.hidden; i += kThreads) {
+    for (int i = threadIdx.x; i < rows * a.hidden; i += kThreads) {
       a.normed[first + i] = __float2bfloat16(normed[i]);
       a.normed_f32[first + i] = normed[i];
     }
   }
   if (expert < a.spec.num_experts) {
-    float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int column = (i * 32 + lane) * 4;
-      if (column < a.hidden) sum += Dot4(ahead[i], normed + column);
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= rows) break;
+      const float* row = normed + r * a.hidden;
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int column = (i * 32 + lane) * 4;
+        if (column < a.hidden) sum += Dot4(ahead[i], row + column);
+      }
+      for (int column = (kAhead * 32 + lane) * 4; column < a.hidden; column += 32 * 4) {
+        sum += Dot4(*reinterpret_cast<const float4*>(router + column), row + column);
+      }
+      sum = WarpSum(sum);
+      if (lane == 0) a.logits[size_t(first_token + r) * a.spec.num_experts + expert] = sum;
     }
-    for (int column = (kAhead * 32 + lane) * 4; column < a.hidden; column += 32 * 4) {
-      sum += Dot4(*reinterpret_cast<const float4*>(row + column), normed + column);
-    }
-    sum = WarpSum(sum);
-    if (lane == 0) a.logits[size_t(token) * a.spec.num_experts + expert] = sum;
   }
-  if (!LastBlock(a.arrived + token, gridDim.x) || threadIdx.x >= 32) return;
-  RouteAnyToken({a.spec, a.logits, a.ids, a.weights}, token, lane);
+  if (!LastBlock(a.arrived + blockIdx.y, gridDim.x) || warp >= rows) return;
+  RouteAnyToken({a.spec, a.logits, a.ids, a.weights}, first_token + warp, lane);
+}
+
+template <int kRows>
+void LaunchRows(const NormRouteArguments& arguments, int tokens, cudaStream_t stream) {
+  const dim3 grid((arguments.spec.num_experts + kWarps - 1) / kWarps, (tokens + kRows - 1) / kRows);
+  const size_t shared_bytes = kRows * arguments.hidden * sizeof(float);
+  NormRoute<kRows><<<grid, kThreads, shared_bytes, stream>>>(arguments, tokens);
 }
 
 }  // namespace
@@ -202,12 +237,18 @@ void LaunchRoute(const RouterSpec& spec, const float* logits, int tokens, int32_
 }
 
 bool NormRouteSupports(int tokens, int hidden) {
-  return tokens <= kMostNormRouteTokens && hidden % 4 == 0 && hidden * sizeof(float) <= 48 << 10;
+  return tokens <= kMostNormRouteTokens && hidden % 4 == 0 &&
+         hidden * sizeof(float) <= kMostSharedBytes;
 }
 
 void LaunchNormRoute(const NormRouteArguments& arguments, int tokens, cudaStream_t stream) {
-  const dim3 grid((arguments.spec.num_experts + kWarps - 1) / kWarps, tokens);
-  NormRoute<<<grid, kThreads, arguments.hidden * sizeof(float), stream>>>(arguments);
+  const bool share = tokens >= kSharingTokens &&
+                     kSharedRows * arguments.hidden * sizeof(float) <= kMostSharedBytes;
+  if (share) {
+    LaunchRows<kSharedRows>(arguments, tokens, stream);
+  } else {
+    LaunchRows<1>(arguments, tokens, stream);
+  }
 }
 
 }  // namespace moed::backend

@@ -1,0 +1,225 @@
+// How a block of 16 warps walks tiles of 8 neurons for up to 8 tokens: where tiles lie, the task
+// and its tokens in shared memory, the way from partial sums to activations, and out to memory.
+// What expert_tiles.cu and link_tiles.cuh share; a format is as in bf16_experts.cuh.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "runtime/backend/cuda/expert_tiles.h"
+#include "runtime/backend/cuda/tensor_core.cuh"
+
+namespace moed::backend {
+
+inline constexpr int kTileWarps = 16;
+inline constexpr int kTileThreads = kTileWarps * 32;
+inline constexpr int kWarpColumns = 128;
+inline constexpr int kSliceColumns = kTileWarps * kWarpColumns;
+// Keeps the rows of different tokens in different banks.
+inline constexpr int kTokenPadding = 8;
+
+__host__ __device__ constexpr int NumSlices(int hidden) {
+  return (hidden + kSliceColumns - 1) / kSliceColumns;
+}
+__host__ __device__ constexpr int TokenStride(int hidden) {
+  return NumSlices(hidden) * kSliceColumns + kTokenPadding;
+}
+__host__ __device__ constexpr int TokenBytes(int hidden) {
+  return kTaskTokens * TokenStride(hidden) * 2;
+}
+
+// Tiles [begin, end) of `span` for block `index` of `count`.
+struct TileRange {
+  int begin;
+  int end;
+
+  __device__ TileRange(const ExpertTaskSpan& span, int index, int count)
+      : begin(int(int64_t{span.num_tiles} * index / count)),
+        end(int(int64_t{span.num_tiles} * (index + 1) / count)) {}
+};
+
+// Where a block stands in the list of tasks.
+class TaskCursor {
+ public:
+  // At the task that holds tile `first`.
+  __device__ TaskCursor(const ExpertTaskSpan& span, int first) : tasks_(span.tasks) {
+    int low = 0;
+    int high = span.num_tasks - 1;
+    while (low < high) {
+      const int middle = (low + high + 1) / 2;
+      if (tasks_[middle].first_tile <= first) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    index_ = low;
+  }
+  __device__ void MoveTo(int tile) {
+    while (tile >= tasks_[index_].first_tile + tasks_[index_].num_tiles) ++index_;
+  }
+  __device__ const ExpertTask& task() const { return tasks_[index_]; }
+  __device__ int index() const { return index_; }
+  template <class Format>
+  __device__ const std::byte* TileAddress(int tile, const ExpertTilesArguments& a) const {
+    return task().blob + Format::TileOffset(tile - task().first_tile, a.hidden, a.list_bytes);
+  }
+
+ private:
+  const ExpertTask* tasks_;
+  int index_ = 0;
+};
+
+// Where tile `tile` lies in the slot that its task fills; null if it fills none.
+template <class Format>
+__device__ std::byte* FillAddress(const ExpertTask& task, int tile, const ExpertTilesArguments& a) {
+  if (task.fill == nullptr) return nullptr;
+  return task.fill + Format::TileOffset(tile - task.first_tile, a.hidden, a.list_bytes);
+}
+
+// With the last tile before it, a list of escapes is written into the slot that the task fills.
+template <class Format>
+__device__ void FillList(const ExpertTask& task, int tile, const ExpertTilesArguments& a) {
+  if constexpr (Format::kHasEscapes) {
+    const int index = tile - task.first_tile;
+    const bool last = index % Format::kListTiles == Format::kListTiles - 1;
+    if (task.fill == nullptr || !(last || index == task.num_tiles - 1)) return;
+    const size_t offset = Format::ListOffset(index, a.hidden, a.list_bytes);
+    const auto* source = reinterpret_cast<const uint4*>(task.blob + offset);
+    auto* target = reinterpret_cast<uint4*>(task.fill + offset);
+    for (int i = threadIdx.x; i < a.list_bytes / 16; i += kTileThreads) target[i] = source[i];
+  }
+}
+
+// Of the tile being worked on and the one before it, so that one barrier a tile is enough.
+struct TileState {
+  float partial[2][kTileWarps][4][33];  // gate and up sums of each warp's columns
+  __align__(16) __nv_bfloat16 activations[2][kTaskTokens][kTileNeurons];
+  ExpertTask task;
+};
+
+__device__ inline void LoadTask(const ExpertTask& task, TileState* state) {
+  __syncthreads();
+  if (threadIdx.x < sizeof(ExpertTask) / 4) {
+    reinterpret_cast<uint32_t*>(&state->task)[threadIdx.x] =
+        reinterpret_cast<const uint32_t*>(&task)[threadIdx.x];
+  }
+  __syncthreads();
+}
+
+// The task's tokens into shared memory, absent tokens and columns as zeros.
+__device__ inline void LoadTokens(const ExpertTask& task, const __nv_bfloat16* x, int hidden,
+                                  __nv_bfloat16* tokens) {
+  const int stride = TokenStride(hidden);
+  const int chunks = (stride - kTokenPadding) / 8;
+  for (int i = threadIdx.x; i < kTaskTokens * chunks; i += kTileThreads) {
+    const int token = i / chunks;
+    const int column = i % chunks * 8;
+    uint4 value = make_uint4(0, 0, 0, 0);
+    if (token < task.num_tokens && column < hidden) {
+      value = *reinterpret_cast<const uint4*>(x + size_t(task.token[token]) * hidden + column);
+    }
+    *reinterpret_cast<uint4*>(tokens + token * stride + column) = value;
+  }
+  __syncthreads();
+}
+
+// sums: gate (0, 1) and up (2, 3) of neuron lane / 4 for tokens 2 (lane % 4) and the next, as the
+// tensor cores leave them. Adds what the weights' escapes change; `tokens`: shared memory.
+template <class Format>
+__device__ void AddGateUpEscapes(const ExpertTilesArguments& a, const typename Format::Header& header,
+                                 const TileState& state, int tile, const __nv_bfloat16* tokens,
+                                 int column, int lane, float (&sums)[4]) {
+  if constexpr (Format::kHasEscapes) {
+    const int index = tile - state.task.first_tile;
+    const __nv_bfloat16* own = tokens + 2 * (lane % 4) * TokenStride(a.hidden);
+    Format::template ForEachEscape<0, 2>(
+        header, state.task.blob, index, a.hidden, a.list_bytes, column, lane,
+        [&](int neuron, int part, int at, float delta) {
+          const float factor = neuron == lane / 4 ? delta : 0.0f;
+          const float first = factor * __bfloat162float(own[at]);
+          const float second = factor * __bfloat162float(own[TokenStride(a.hidden) + at]);
+          sums[0] += part == 0 ? first : 0.0f;
+          sums[1] += part == 0 ? second : 0.0f;
+          sums[2] += part == 0 ? 0.0f : first;
+          sums[3] += part == 0 ? 0.0f : second;
+        });
+  }
+}
+
+// Adds the escapes of the down rows straight to the output.
+template <class Format>
+__device__ void AddDownEscapes(const ExpertTilesArguments& a, const typename Format::Header& header,
+                               const TileState& state, int tile, int column, int lane) {
+  if constexpr (Format::kHasEscapes) {
+    const int index = tile - state.task.first_tile;
+    Format::template ForEachEscape<2, 3>(
+        header, state.task.blob, index, a.hidden, a.list_bytes, column, lane,
+        [&](int neuron, int, int at, float delta) {
+          if (lane >= state.task.num_tokens) return;
+          const float activation = __bfloat162float(state.activations[tile & 1][lane][neuron]);
+          atomicAdd(a.output + size_t(state.task.target[lane]) * a.hidden + at,
+                    state.task.weight[lane] * activation * delta);
+        });
+  }
+}
+
+__device__ inline void StorePartial(const float (&sums)[4], int tile, int warp, int lane,
+                                    TileState* state) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r) state->partial[tile & 1][warp][r][lane] = sums[r];
+}
+
+// silu(gate) * up of the tile, from all warps' partial sums behind a barrier: eight lanes to a
+// neuron and token. Another barrier, and all see it in state->activations[tile & 1].
+__device__ inline void Activate(int tile, TileState* state) {
+  constexpr int kLanes = kTileThreads / (kTaskTokens * kTileNeurons);
+  constexpr int kEach = kTileWarps / kLanes;
+  const int pair = threadIdx.x / kLanes;
+  const int r = pair / 32;
+  const int source = pair % 32;
+  float gate = 0.0f;
+  float up = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const auto& partial = state->partial[tile & 1][threadIdx.x % kLanes * kEach + i];
+    gate += partial[r][source];
+    up += partial[2 + r][source];
+  }
+#pragma unroll
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+    gate += __shfl_xor_sync(0xffffffffu, gate, offset);
+    up += __shfl_xor_sync(0xffffffffu, up, offset);
+  }
+  if (threadIdx.x % kLanes != 0) return;
+  const int token = 2 * (source % 4) + r;
+  const bool present = token < state->task.num_tokens;
+  state->activations[tile & 1][token][source / 4] =
+      __float2bfloat16(present ? Silu(gate) * up : 0.0f);
+}
+
+// Of token lane / 4, neurons 2 (lane % 4) and the next.
+__device__ inline uint32_t ActivationPair(const TileState& state, int tile, int lane) {
+  return *reinterpret_cast<const uint32_t*>(&state.activations[tile & 1][lane / 4][2 * (lane % 4)]);
+}
+
+// Adds a warp's accumulators, times the router's weight, to its columns of the output; clears
+// them.
+template <class Format>
+__device__ void Flush(const ExpertTask& task, int hidden, int column, int lane, float* output,
+                      float (&out)[8][4]) {
+#pragma unroll
+  for (int m = 0; m < 8; ++m) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int token = 2 * (lane % 4) + r % 2;
+      const int target = column + Format::OutputColumn(lane, m, r);
+      if (token < task.num_tokens && target < hidden) {
+        atomicAdd(output + size_t(task.target[token]) * hidden + target,
+                  task.weight[token] * out[m][r]);
+      }
+      out[m][r] = 0.0f;
+    }
+  }
+}
+
+}  // namespace moed::backend
