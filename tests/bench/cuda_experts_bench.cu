@@ -1,8 +1,9 @@
-// Times the CUDA expert kernels against the memory they must read, at several models' shapes and
-// batches, weights in VRAM and in mapped host memory; both bandwidths are measured in the same run.
-// Each case is first checked against a plain kernel.
+// Times the CUDA expert kernels against the memory they must read, at several models' shapes,
+// formats and batches, weights in VRAM and in mapped host memory; both bandwidths are measured in
+// the same run. Each case is first checked against a plain kernel that reads the bf16 weights.
+// neurons, tiles: expert_neurons.h, expert_tiles.h; alone: tiles that could not take the link.
 //
-// usage: cuda_experts_bench [gigabytes of experts, default 8]
+// usage: cuda_experts_bench [gigabytes of experts, default 8] [shape, as Qwen3, or all]
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <sys/mman.h>
@@ -15,15 +16,22 @@
 #include <functional>
 #include <numeric>
 #include <random>
+#include <span>
+#include <string>
 #include <vector>
 
+#include "runtime/backend/bf12.h"
 #include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/expert_tiles.h"
 
 namespace {
 
+using moed::backend::ExpertFormat;
+using moed::backend::ExpertFormatKind;
 using moed::backend::ExpertTask;
 using moed::backend::ExpertTaskList;
+using moed::backend::ExpertTaskSpan;
+using moed::backend::LinkAccess;
 
 void Check(cudaError_t error, const char* what, int line) {
   if (error == cudaSuccess) return;
@@ -38,7 +46,6 @@ struct Shape {
   int intermediate;
   int num_experts;
   int top_k;
-  size_t ExpertBytes() const { return size_t{6} * hidden * intermediate; }
 };
 
 __global__ void FillRandom(uint32_t* words, size_t count, float scale) {
@@ -64,12 +71,14 @@ __global__ void ReadAll(const uint4* data, size_t count, uint32_t* sink) {
   if (sum == 0x12345678u) *sink = sum;
 }
 
-// One block per (task, neuron), token by token: the reference.
-__global__ void PlainExperts(const ExpertTaskList* list, const __nv_bfloat16* x, float* residual,
-                             int hidden) {
-  const ExpertTask& task = list->tasks[blockIdx.y];
+// One block per (task, neuron), token by token: the reference. `weights`: the bf16 of all experts,
+// one after another.
+__global__ void PlainExperts(const ExpertTask* tasks, const std::byte* weights, size_t expert_bytes,
+                             const __nv_bfloat16* x, float* residual, int hidden) {
+  const ExpertTask& task = tasks[blockIdx.y];
   const auto* neuron =
-      reinterpret_cast<const __nv_bfloat16*>(task.blob) + size_t{3} * hidden * blockIdx.x;
+      reinterpret_cast<const __nv_bfloat16*>(weights + task.expert * expert_bytes) +
+      size_t{3} * hidden * blockIdx.x;
   __shared__ float gate_sum;
   __shared__ float up_sum;
   for (int t = 0; t < task.num_tokens; ++t) {
@@ -122,48 +131,105 @@ double Microseconds(cudaStream_t stream, int calls, const std::function<void(int
   return times[times.size() / 2] * 1e3 / calls;
 }
 
+// The distinct experts of a shape in both formats, normal weights; on the device as often as fits.
+class Weights {
+ public:
+  Weights(const Shape& shape, ExpertFormatKind kind)
+      : bf16_(ExpertFormatKind::kBF16, shape.hidden, shape.intermediate),
+        format_(kind, shape.hidden, shape.intermediate,
+                kind == ExpertFormatKind::kBF12 ? moed::backend::Bf12TileEscapeCapacity(8) : 0) {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal(0.0f, 0.02f);
+    std::vector<uint16_t> values(1 << 16);
+    for (uint16_t& value : values) value = __bfloat16_as_ushort(__float2bfloat16(normal(random)));
+    plain_.resize(kDistinct * bf16_.blob_bytes());
+    auto* words = reinterpret_cast<uint16_t*>(plain_.data());
+    std::minstd_rand pick(2);
+    for (size_t i = 0; i < plain_.size() / 2; ++i) words[i] = values[pick() >> 8 & 0xffff];
+    encoded_ = plain_;
+    if (kind == ExpertFormatKind::kBF16) return;
+    encoded_.assign(kDistinct * format_.blob_bytes(), std::byte{0});
+    for (int e = 0; e < kDistinct; ++e) {
+      const bool fits = EncodeBf12(
+          bf16_, std::span(plain_).subspan(e * bf16_.blob_bytes(), bf16_.blob_bytes()), format_,
+          std::span(encoded_).subspan(e * format_.blob_bytes(), format_.blob_bytes()));
+      if (!fits) std::exit((std::fprintf(stderr, "more escapes than a tile holds\n"), 1));
+    }
+  }
+
+  static constexpr int kDistinct = 8;
+  const ExpertFormat& bf16() const { return bf16_; }
+  const ExpertFormat& format() const { return format_; }
+  const std::vector<std::byte>& plain() const { return plain_; }
+  // Fills `bytes` at `target` with whole experts, expert i being the i % kDistinct-th.
+  void Fill(std::byte* target, size_t bytes) const {
+    const size_t each = format_.blob_bytes();
+    for (size_t i = 0; (i + 1) * each <= bytes; ++i) {
+      CUDA_CHECK(cudaMemcpy(target + i * each, encoded_.data() + i % kDistinct * each, each,
+                            cudaMemcpyDefault));
+    }
+  }
+
+ private:
+  ExpertFormat bf16_;
+  ExpertFormat format_;
+  std::vector<std::byte> plain_;
+  std::vector<std::byte> encoded_;
+};
+
 class Bench {
  public:
   explicit Bench(size_t bytes) : bytes_(bytes) {
     CUDA_CHECK(cudaGetDeviceProperties(&properties_, 0));
     CUDA_CHECK(cudaStreamCreate(&stream_));
-    CUDA_CHECK(cudaMalloc(&weights_, bytes_));
-    FillRandom<<<1024, 256, 0, stream_>>>(reinterpret_cast<uint32_t*>(weights_), bytes_ / 4, 0.03f);
+    CUDA_CHECK(cudaMalloc(&vram_, bytes_));
     void* host =
         mmap(nullptr, kHostBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     madvise(host, kHostBytes, MADV_HUGEPAGE);
-    CUDA_CHECK(cudaStreamSynchronize(stream_));
-    CUDA_CHECK(cudaMemcpy(host, weights_, kHostBytes, cudaMemcpyDeviceToHost));
     CUDA_CHECK(cudaHostRegister(host, kHostBytes, cudaHostRegisterMapped));
     CUDA_CHECK(cudaHostGetDevicePointer(reinterpret_cast<void**>(&link_), host, 0));
-    vram_gbps_ = ReadRate(weights_, std::min(bytes_, size_t{4} << 30), 8);
+    vram_gbps_ = ReadRate(vram_, std::min(bytes_, size_t{4} << 30), 8);
     link_gbps_ = ReadRate(link_, size_t{1} << 30, 1);
     std::printf("%s: VRAM %.0f GB/s, link %.1f GB/s read by a kernel\n", properties_.name,
                 vram_gbps_, link_gbps_);
   }
 
-  void Run(const Shape& shape, int batch, bool over_link) {
-    const std::byte* base = over_link ? link_ : weights_;
-    const size_t available = (over_link ? kHostBytes : bytes_) / shape.ExpertBytes();
-    const int layers = over_link ? 2 : std::clamp(int(available / shape.num_experts), 1, 24);
-    std::vector<ExpertTaskList*> lists;
-    double touched = 0;
-    for (int layer = 0; layer < layers; ++layer) {
-      lists.push_back(MakeLayer(shape, batch, base, available, layer, &touched));
-    }
-    touched /= layers;
-    const double limit_us =
-        touched * shape.ExpertBytes() / (over_link ? link_gbps_ : vram_gbps_) / 1e3;
-    __nv_bfloat16* x = RandomTokens(batch, shape.hidden);
-    const bool neurons = batch == 1 && moed::backend::ExpertNeuronsSupports(shape.hidden);
-    if (neurons) Report(shape, batch, "neurons", over_link, lists, x, touched, limit_us);
-    Report(shape, batch, "tiles", over_link, lists, x, touched, limit_us);
-    for (ExpertTaskList* list : lists) Free(list);
-    CUDA_CHECK(cudaFree(x));
+  void Run(const Shape& shape, ExpertFormatKind kind) {
+    const Weights weights(shape, kind);
+    weights.Fill(vram_, bytes_);
+    weights.Fill(link_, kHostBytes);
+    CUDA_CHECK(cudaMalloc(&plain_, weights.plain().size()));
+    CUDA_CHECK(cudaMemcpy(plain_, weights.plain().data(), weights.plain().size(),
+                          cudaMemcpyHostToDevice));
+    for (int batch : {1, 8, 32, 64}) RunBatch(shape, weights, batch, /*over_link=*/false);
+    for (int batch : {1, 8}) RunBatch(shape, weights, batch, /*over_link=*/true);
+    CUDA_CHECK(cudaFree(plain_));
   }
 
  private:
   static constexpr size_t kHostBytes = size_t{4} << 30;
+
+  void RunBatch(const Shape& shape, const Weights& weights, int batch, bool over_link) {
+    const size_t each = weights.format().blob_bytes();
+    const size_t available = (over_link ? kHostBytes : bytes_) / each;
+    const int layers = over_link ? 2 : std::clamp(int(available / shape.num_experts), 1, 24);
+    std::vector<ExpertTaskList*> lists;
+    double touched = 0;
+    for (int layer = 0; layer < layers; ++layer) {
+      lists.push_back(MakeLayer(shape, batch, over_link, each, available, layer, &touched));
+    }
+    touched /= layers;
+    const double limit_us = touched * each / (over_link ? link_gbps_ : vram_gbps_) / 1e3;
+    __nv_bfloat16* x = RandomTokens(batch, shape.hidden);
+    const ExpertFormatKind kind = weights.format().kind();
+    if (batch == 1 && moed::backend::ExpertNeuronsSupports(kind, shape.hidden)) {
+      Report(shape, weights, batch, "neurons", over_link, lists, x, touched, limit_us);
+    }
+    Report(shape, weights, batch, "tiles", over_link, lists, x, touched, limit_us);
+    if (!over_link) Report(shape, weights, batch, "alone", false, lists, x, touched, limit_us);
+    for (ExpertTaskList* list : lists) Free(list);
+    CUDA_CHECK(cudaFree(x));
+  }
 
   double ReadRate(const std::byte* data, size_t bytes, int calls) {
     uint32_t* sink;
@@ -180,8 +246,8 @@ class Bench {
   }
 
   // Random routing of `batch` tokens over experts of a layer.
-  ExpertTaskList* MakeLayer(const Shape& shape, int batch, const std::byte* base, size_t available,
-                            int layer, double* touched) {
+  ExpertTaskList* MakeLayer(const Shape& shape, int batch, bool over_link, size_t expert_bytes,
+                            size_t available, int layer, double* touched) {
     std::vector<std::vector<int>> tokens(shape.num_experts);
     std::vector<int> ids(shape.num_experts);
     for (int t = 0; t < batch; ++t) {
@@ -194,10 +260,10 @@ class Bench {
     for (int e = 0; e < shape.num_experts; ++e) {
       *touched += !tokens[e].empty();
       for (size_t begin = 0; begin < tokens[e].size(); begin += moed::backend::kTaskTokens) {
+        const size_t index = (size_t(layer) * shape.num_experts + e) % available;
         ExpertTask task;
-        task.blob =
-            base + (size_t(layer) * shape.num_experts + e) % available * shape.ExpertBytes();
-        task.expert = e;
+        task.blob = (over_link ? link_ : vram_) + index * expert_bytes;
+        task.expert = int(index % Weights::kDistinct);
         task.num_tokens = std::min<int>(moed::backend::kTaskTokens, tokens[e].size() - begin);
         task.first_tile = first_tile;
         task.num_tiles = shape.intermediate / moed::backend::kTileNeurons;
@@ -210,20 +276,26 @@ class Bench {
         tasks.push_back(task);
       }
     }
-    ExpertTaskList list{int(tasks.size()), first_tile, nullptr};
-    CUDA_CHECK(cudaMalloc(&list.tasks, tasks.size() * sizeof(ExpertTask)));
-    CUDA_CHECK(cudaMemcpy(list.tasks, tasks.data(), tasks.size() * sizeof(ExpertTask),
+    ExpertTaskSpan span{int(tasks.size()), first_tile, nullptr};
+    CUDA_CHECK(cudaMalloc(&span.tasks, tasks.size() * sizeof(ExpertTask)));
+    CUDA_CHECK(cudaMemcpy(span.tasks, tasks.data(), tasks.size() * sizeof(ExpertTask),
                           cudaMemcpyHostToDevice));
+    ExpertTaskList list;
+    (over_link ? list.link : list.vram) = span;
     ExpertTaskList* device;
     CUDA_CHECK(cudaMalloc(&device, sizeof(list)));
     CUDA_CHECK(cudaMemcpy(device, &list, sizeof(list), cudaMemcpyHostToDevice));
     return device;
   }
 
-  void Free(ExpertTaskList* device) {
+  static ExpertTaskSpan SpanOf(const ExpertTaskList* device) {
     ExpertTaskList list;
     CUDA_CHECK(cudaMemcpy(&list, device, sizeof(list), cudaMemcpyDeviceToHost));
-    CUDA_CHECK(cudaFree(list.tasks));
+    return list.vram.num_tasks > 0 ? list.vram : list.link;
+  }
+
+  void Free(ExpertTaskList* device) {
+    CUDA_CHECK(cudaFree(SpanOf(device).tasks));
     CUDA_CHECK(cudaFree(device));
   }
 
@@ -235,68 +307,83 @@ class Bench {
     return x;
   }
 
-  void Launch(const Shape& shape, const char* kernel, const ExpertTaskList* list,
+  void Launch(const ExpertFormat& format, const char* kernel, const ExpertTaskList* list,
               const __nv_bfloat16* x, float* residual, __nv_bfloat16* activations) {
+    const int hidden = int(format.hidden());
+    const int list_bytes = int(format.tile_list_bytes());
+    const int multiprocessors = properties_.multiProcessorCount;
     if (kernel[0] == 'n') {
       CUDA_CHECK(moed::backend::LaunchExpertNeurons(
-          {list, x, residual, shape.hidden, shape.intermediate, properties_.multiProcessorCount},
+          format.kind(),
+          {list, x, residual, hidden, int(format.intermediate()), list_bytes, multiprocessors},
           stream_));
     } else {
-      CUDA_CHECK(moed::backend::LaunchExpertTiles(
-          {list, x, residual, activations, shape.hidden, properties_.multiProcessorCount},
-          stream_));
+      const LinkAccess link = kernel[0] == 'a' ? LinkAccess::kNone
+                                               : moed::backend::LinkAccessFor(format.kind(), hidden);
+      CUDA_CHECK(moed::backend::LaunchExpertTiles({list, x, residual, activations, format.kind(),
+                                                   hidden, list_bytes, multiprocessors, link},
+                                                  stream_));
     }
   }
 
-  void Report(const Shape& shape, int batch, const char* kernel, bool over_link,
-              const std::vector<ExpertTaskList*>& lists, const __nv_bfloat16* x, double touched,
-              double limit_us) {
+  void Report(const Shape& shape, const Weights& weights, int batch, const char* kernel,
+              bool over_link, const std::vector<ExpertTaskList*>& lists, const __nv_bfloat16* x,
+              double touched, double limit_us) {
+    const ExpertFormat& format = weights.format();
     CUDA_CHECK(moed::backend::PrepareExpertTiles(shape.hidden));
-    if (kernel[0] == 'n') CUDA_CHECK(moed::backend::PrepareExpertNeurons(shape.hidden));
+    if (kernel[0] == 'n') {
+      CUDA_CHECK(moed::backend::PrepareExpertNeurons(format.kind(), shape.hidden));
+    }
     const size_t values = size_t(batch) * shape.hidden;
     float *residual, *expected;
     CUDA_CHECK(cudaMalloc(&residual, values * 4));
     CUDA_CHECK(cudaMalloc(&expected, values * 4));
     const int max_tiles = shape.num_experts * ((batch + 7) / 8) * shape.intermediate / 8;
     __nv_bfloat16* activations = nullptr;
-    const size_t scratch = moed::backend::ExpertTilesScratchBytes(shape.hidden, max_tiles);
+    const size_t scratch = moed::backend::ExpertTilesScratchBytes(
+        shape.hidden, moed::backend::LinkAccessFor(format.kind(), shape.hidden), max_tiles);
     if (scratch > 0) CUDA_CHECK(cudaMalloc(&activations, scratch));
 
-    ExpertTaskList list;
-    CUDA_CHECK(cudaMemcpy(&list, lists[0], sizeof(list), cudaMemcpyDeviceToHost));
+    const ExpertTaskSpan span = SpanOf(lists[0]);
     CUDA_CHECK(cudaMemset(residual, 0, values * 4));
     CUDA_CHECK(cudaMemset(expected, 0, values * 4));
-    PlainExperts<<<dim3(shape.intermediate, list.num_tasks), 128, 0, stream_>>>(
-        lists[0], x, expected, shape.hidden);
-    Launch(shape, kernel, lists[0], x, residual, activations);
+    PlainExperts<<<dim3(shape.intermediate, span.num_tasks), 128, 0, stream_>>>(
+        span.tasks, plain_, weights.bf16().blob_bytes(), x, expected, shape.hidden);
+    Launch(format, kernel, lists[0], x, residual, activations);
     CUDA_CHECK(cudaStreamSynchronize(stream_));
+    const double error = RelativeError(residual, expected, values);
+
+    const double us = Microseconds(stream_, int(lists.size()), [&](int i) {
+      Launch(format, kernel, lists[i], x, residual, activations);
+    });
+    std::printf("%-12s %s %-4s batch %2d %-7s %6.1f experts %8.1f us = %.2f of the limit%s\n",
+                shape.name, ExpertFormatName(format.kind()).data(), over_link ? "link" : "VRAM",
+                batch, kernel, touched, us, us / limit_us, error < 1e-2 ? "" : "   WRONG");
+    if (!(error < 1e-2)) std::printf("   relative error %.2e\n", error);
+    std::fflush(stdout);
+    CUDA_CHECK(cudaFree(residual));
+    CUDA_CHECK(cudaFree(expected));
+    if (activations != nullptr) CUDA_CHECK(cudaFree(activations));
+  }
+
+  static double RelativeError(const float* device, const float* expected, size_t values) {
     std::vector<float> got(values), want(values);
-    CUDA_CHECK(cudaMemcpy(got.data(), residual, values * 4, cudaMemcpyDeviceToHost));
+    CUDA_CHECK(cudaMemcpy(got.data(), device, values * 4, cudaMemcpyDeviceToHost));
     CUDA_CHECK(cudaMemcpy(want.data(), expected, values * 4, cudaMemcpyDeviceToHost));
     double error = 0, norm = 0;
     for (size_t i = 0; i < values; ++i) {
       error += (got[i] - want[i]) * double(got[i] - want[i]);
       norm += want[i] * double(want[i]);
     }
-    error = std::sqrt(error / norm);
-
-    const double us = Microseconds(stream_, int(lists.size()), [&](int i) {
-      Launch(shape, kernel, lists[i], x, residual, activations);
-    });
-    std::printf("%-12s %-4s batch %2d %-7s %6.1f experts %8.1f us = %.2f of the limit%s\n",
-                shape.name, over_link ? "link" : "VRAM", batch, kernel, touched, us, us / limit_us,
-                error < 1e-2 ? "" : "   WRONG");
-    if (!(error < 1e-2)) std::printf("   relative error %.2e\n", error);
-    CUDA_CHECK(cudaFree(residual));
-    CUDA_CHECK(cudaFree(expected));
-    if (activations != nullptr) CUDA_CHECK(cudaFree(activations));
+    return std::sqrt(error / norm);
   }
 
   size_t bytes_;
   cudaDeviceProp properties_;
   cudaStream_t stream_;
-  std::byte* weights_ = nullptr;
+  std::byte* vram_ = nullptr;
   std::byte* link_ = nullptr;
+  std::byte* plain_ = nullptr;
   double vram_gbps_ = 0;
   double link_gbps_ = 0;
   std::mt19937 random_{7};
@@ -306,6 +393,7 @@ class Bench {
 
 int main(int argc, char** argv) {
   Bench bench((argc > 1 ? std::atoi(argv[1]) : 8) * (size_t{1} << 30));
+  const std::string wanted = argc > 2 ? argv[2] : "all";
   const Shape shapes[] = {
       {"Qwen3-30B", 2048, 768, 128, 8},
       {"OLMoE", 2048, 1024, 64, 8},
@@ -313,8 +401,10 @@ int main(int argc, char** argv) {
       {"DeepSeek-V3", 7168, 2048, 256, 8},
   };
   for (const Shape& shape : shapes) {
-    for (int batch : {1, 8, 32, 64}) bench.Run(shape, batch, /*over_link=*/false);
-    for (int batch : {1, 8}) bench.Run(shape, batch, /*over_link=*/true);
+    if (wanted != "all" && std::string(shape.name).rfind(wanted, 0) != 0) continue;
+    for (ExpertFormatKind kind : {ExpertFormatKind::kBF16, ExpertFormatKind::kBF12}) {
+      bench.Run(shape, kind);
+    }
   }
   return 0;
 }

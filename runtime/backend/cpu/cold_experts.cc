@@ -5,8 +5,11 @@
 namespace moed::backend {
 namespace {
 
-// A bf12 tile; small enough that few experts still keep every thread busy to the end.
-constexpr int64_t kPieceNeurons = 32;
+// Half a bf12 tile: small enough that few experts still keep every thread busy to the end.
+constexpr int64_t kPieceNeurons = 16;
+// A thread takes long runs of pieces first, whose fetches ahead serve itself, and single ones at
+// last, so that all end together: each time this part of what is left per thread.
+constexpr int64_t kRunsPerThread = 2;
 // Columns of a row added by one thread at a time.
 constexpr int64_t kSumColumns = 512;
 
@@ -40,15 +43,27 @@ void ColdExperts::ListPieces(const ColdMailbox& mailbox) {
   }
 }
 
+void ColdExperts::ListRuns() {
+  runs_.clear();
+  const auto count = static_cast<int64_t>(pieces_.size());
+  const int64_t share = kRunsPerThread * pool_.num_threads();
+  for (int64_t begin = 0; begin < count;) {
+    const int64_t end = begin + std::max<int64_t>((count - begin) / share, 1);
+    runs_.push_back({begin, end});
+    begin = end;
+  }
+}
+
 void ColdExperts::Run(const std::byte* experts, const ColdMailbox& mailbox) {
   const int64_t rows = mailbox.request->rows;
   ListPieces(mailbox);
   worker_floats_ = (2 * kernels_.few_rows_limit + rows) * format_.row_values();
   memory_.Reserve(worker_floats_ * pool_.num_threads());
   std::fill(has_worked_.begin(), has_worked_.end(), uint8_t{0});
-  pool_.ParallelFor(static_cast<int64_t>(pieces_.size()), 1,
+  ListRuns();
+  pool_.ParallelFor(static_cast<int64_t>(runs_.size()), 1,
                     [&](int64_t begin, int64_t end, int worker) {
-                      for (int64_t i = begin; i < end; ++i) {
+                      for (int64_t i = runs_[begin].first; i < runs_[end - 1].second; ++i) {
                         RunPiece(experts, mailbox, pieces_[i], worker);
                       }
                     });

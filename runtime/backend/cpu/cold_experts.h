@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "runtime/backend/cold_mailbox.h"
@@ -41,6 +42,7 @@ class ColdExperts {
 
   Worker WorkerAt(int worker) const;
   void ListPieces(const ColdMailbox& mailbox);
+  void ListRuns();
   void RunPiece(const std::byte* experts, const ColdMailbox& mailbox, const Piece& piece,
                 int worker);
   void AddUp(const ColdMailbox& mailbox, int64_t row, int64_t column, int64_t columns) const;
@@ -49,6 +51,7 @@ class ColdExperts {
   const ExpertFormat format_;
   const ExpertKernels& kernels_;
   std::vector<Piece> pieces_;
+  std::vector<std::pair<int64_t, int64_t>> runs_;  // of pieces, [begin, end)
   Scratch<float> memory_;
   int64_t worker_floats_ = 0;        // of each worker in memory_
   std::vector<uint8_t> has_worked_;  // [threads] in this call: its sums hold something

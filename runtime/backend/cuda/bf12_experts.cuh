@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "runtime/backend/bf12.h"
 #include "runtime/backend/bf12_bits.h"
@@ -59,26 +60,44 @@ struct Bf12Experts {
 
   __device__ static Header HeaderOf(const GateUp& values) { return values.header; }
 
-  template <class Reader>
+  // `tile`: the tile's first neuron, of kNeurons; what stands for others repeats them, without
+  // escapes. Columns at and beyond `hidden` read as zero.
+  template <class Reader, int kNeurons = kTileNeurons>
   __device__ static void Load(const std::byte* tile, int hidden, int column, int lane,
                               GateUp* out) {
-    const std::byte* neuron = tile + (lane / 4) * NeuronBytes(hidden);
+    LoadPiece<Reader, 0, kNeurons>(tile, hidden, column, lane, out);
+    LoadPiece<Reader, 1, kNeurons>(tile, hidden, column, lane, out);
+  }
+  template <class Reader, int kNeurons = kTileNeurons>
+  __device__ static void Load(const std::byte* tile, int hidden, int column, int lane, Down* out) {
+    LoadPiece<Reader, 0, kNeurons>(tile, hidden, column, lane, out);
+  }
+
+  // One of the pieces that the products use one after the other: bytes of the first two groups of
+  // 32 columns; then of the others, the nibbles and the header.
+  template <class Reader, int kPiece, int kNeurons = kTileNeurons>
+  __device__ static void LoadPiece(const std::byte* tile, int hidden, int column, int lane,
+                                   GateUp* out) {
+    const std::byte* neuron = tile + lane / 4 % kNeurons * NeuronBytes(hidden);
     const std::byte* gate = neuron + BlockOffset(column) + lane % 4 * 16;
     const std::byte* up = gate + RowBytes(hidden);
     const bool inside = column < hidden;
 #pragma unroll
-    for (int plane = 0; plane < 3; ++plane) {
+    for (int plane = kPiece; plane < 1 + 2 * kPiece; ++plane) {
       const int offset = plane * kBf12PlaneBytes;
       out->gate[plane] = inside ? Reader::Read(gate + offset) : make_uint4(0, 0, 0, 0);
       out->up[plane] = inside ? Reader::Read(up + offset) : make_uint4(0, 0, 0, 0);
     }
+    if (kPiece == 0) return;
     out->header = reinterpret_cast<const uint2*>(neuron)[lane % 4];
+    constexpr uint32_t kBases = 0x00ffffff;
+    if (lane / 4 >= kNeurons && lane % 4 == 0) out->header.x &= kBases;
   }
-
-  template <class Reader>
-  __device__ static void Load(const std::byte* tile, int hidden, int column, int lane, Down* out) {
+  template <class Reader, int kPiece, int kNeurons = kTileNeurons>
+  __device__ static void LoadPiece(const std::byte* tile, int hidden, int column, int lane,
+                                   Down* out) {
     const size_t stride = NeuronBytes(hidden);
-    const std::byte* even = tile + 2 * (lane % 4) * stride + 2 * RowBytes(hidden) +
+    const std::byte* even = tile + 2 * (lane % 4) % kNeurons * stride + 2 * RowBytes(hidden) +
                             BlockOffset(column) + lane / 4 % 4 * 16;
     const int plane = lane / 16 * kBf12PlaneBytes;
     const bool inside = column < hidden;
@@ -130,23 +149,28 @@ struct Bf12Experts {
   }
 
   // sums[16 = gate of 8 neurons then up, 8 tokens] += weights x tokens over the warp's columns.
-  // `tokens`: this lane's token (g) at the warp's first column, shared memory.
+  // `tokens`: this lane's token (g) at the warp's first column, shared memory. Calls
+  // used(std::integral_constant) with each piece that may be loaded anew.
+  template <class Used>
   __device__ static void MultiplyGateUp(const GateUp& weights, const __nv_bfloat16* tokens,
-                                        int lane, float (&sums)[4]) {
+                                        int lane, float (&sums)[4], const Used& used) {
     const uint32_t bases = __shfl_sync(0xffffffffu, weights.header.x, lane / 4 * 4);
     const uint32_t gate = Bf12BasePair(bases & 0xff);
     const uint32_t up = Bf12BasePair(bases >> 8 & 0xff);
     const __nv_bfloat16* own = tokens + lane % 4 * 8;
     MultiplyGroup<0>(weights, gate, up, own, sums);
     MultiplyGroup<1>(weights, gate, up, own, sums);
+    used(std::integral_constant<int, 0>());
     MultiplyGroup<2>(weights, gate, up, own, sums);
     MultiplyGroup<3>(weights, gate, up, own, sums);
+    used(std::integral_constant<int, 1>());
   }
 
   // out[128 columns, 8 tokens] += down x activations. `activations`: of token g, neurons 2t, 2t
   // + 1.
+  template <class Used>
   __device__ static void MultiplyDown(const Down& weights, uint32_t activations, int lane,
-                                      float (&out)[8][4]) {
+                                      float (&out)[8][4], const Used& used) {
     const uint32_t even_base = Bf12BasePair(weights.bases[0]);
     const uint32_t odd_base = Bf12BasePair(weights.bases[1]);
     // Plane 1 has nibbles 2 and 3: moved to where plane 0 has its own.
@@ -166,6 +190,7 @@ struct Bf12Experts {
       MmaK8(out[m], __byte_perm(e0, o0, 0x5410), __byte_perm(e0, o0, 0x7632), activations);
       MmaK8(out[4 + m], __byte_perm(e1, o1, 0x5410), __byte_perm(e1, o1, 0x7632), activations);
     }
+    used(std::integral_constant<int, 0>());
   }
 
   // The column, within the warp's 128, of element `r` of out[m].
@@ -175,11 +200,12 @@ struct Bf12Experts {
 
   // function(neuron of the tile, part, column, delta) for each escape of parts kFirst to kEnd - 1 in
   // the warp's 128 columns from `column` on. All lanes of a warp call it, and it calls with all of
-  // them. `tile`: of the expert at `blob`; `header`: of the tile.
-  template <int kFirst, int kEnd, class Function>
-  __device__ static void ForEachEscape(const Header& header, const std::byte* blob, int tile,
-                                       int hidden, int list_bytes, int column, int lane,
-                                       const Function& function) {
+  // them. `header`: of kNeurons neurons of the expert at `blob`, the first of which is
+  // `first_neuron`.
+  template <int kFirst, int kEnd, int kNeurons, class Function>
+  __device__ static void ForEachEscape(const Header& header, const std::byte* blob,
+                                       int first_neuron, int hidden, int list_bytes, int column,
+                                       int lane, const Function& function) {
     if (column >= hidden) return;
     const Columns columns = {RowValues(hidden) / kWarpBlockValues, column / kWarpBlockValues};
     const uint32_t bases = __shfl_sync(0xffffffffu, header.x, lane / 4 * 4);
@@ -188,14 +214,14 @@ struct Bf12Experts {
     Visit<kFirst, kEnd>(columns, header.y, 2 * t < count, lane / 4, bases, function);
     Visit<kFirst, kEnd>(columns, header.x, t > 0 && 2 * t - 1 < count, lane / 4, bases, function);
     if (!__any_sync(0xffffffffu, count > kBf12HeaderEscapes)) return;
-    const int first = tile % kListTiles * kTileNeurons;
-    const auto* list =
-        reinterpret_cast<const Bf12TileEscape*>(blob + ListOffset(tile, hidden, list_bytes));
+    const int first = first_neuron % kBf12TileNeurons;
+    const auto* list = reinterpret_cast<const Bf12TileEscape*>(
+        blob + ListOffset(first_neuron / kTileNeurons, hidden, list_bytes));
     const int entries = list[0].neuron;
     for (int begin = 1; begin <= entries; begin += 32) {
       const Bf12TileEscape entry = begin + lane <= entries ? list[begin + lane] : Bf12TileEscape{};
       const int neuron = entry.neuron - first;
-      const bool own = begin + lane <= entries && neuron >= 0 && neuron < kTileNeurons;
+      const bool own = begin + lane <= entries && neuron >= 0 && neuron < kNeurons;
       const uint32_t word = entry.escape.position | uint32_t{entry.escape.bits} << 16;
       const uint32_t own_bases = __shfl_sync(0xffffffffu, header.x, own ? neuron * 4 : 0);
       Visit<kFirst, kEnd>(columns, word, own, neuron, own_bases, function);

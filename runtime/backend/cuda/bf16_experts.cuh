@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "runtime/backend/cuda/expert_tasks.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
@@ -40,32 +41,43 @@ struct Bf16Experts {
   __device__ static void LoadBases(const std::byte*, int, int, Down*) {}
   __device__ static void TakeBases(const Header&, int, Down*) {}
 
-  // `tile`: the tile's first neuron. Columns at and beyond `hidden` read as zero.
-  template <class Reader>
+  // `tile`: the tile's first neuron, of kNeurons; what stands for others repeats them. Columns at
+  // and beyond `hidden` read as zero.
+  template <class Reader, int kNeurons = kTileNeurons>
   __device__ static void Load(const std::byte* tile, int hidden, int column, int lane,
                               GateUp* out) {
-    const std::byte* neuron = tile + (lane / 4) * NeuronBytes(hidden);
-    const int row = RowValues(hidden);
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const int first = column + c * 32 + lane % 4 * 8;
-      const bool inside = first < hidden;
-      out->gate[c] = inside ? Reader::Read(neuron + 2 * first) : make_uint4(0, 0, 0, 0);
-      out->up[c] = inside ? Reader::Read(neuron + 2 * (row + first)) : make_uint4(0, 0, 0, 0);
-    }
+    LoadPiece<Reader, 0, kNeurons>(tile, hidden, column, lane, out);
+    LoadPiece<Reader, 1, kNeurons>(tile, hidden, column, lane, out);
+    LoadPiece<Reader, 2, kNeurons>(tile, hidden, column, lane, out);
+    LoadPiece<Reader, 3, kNeurons>(tile, hidden, column, lane, out);
+  }
+  template <class Reader, int kNeurons = kTileNeurons>
+  __device__ static void Load(const std::byte* tile, int hidden, int column, int lane, Down* out) {
+    LoadPiece<Reader, 0, kNeurons>(tile, hidden, column, lane, out);
+    LoadPiece<Reader, 1, kNeurons>(tile, hidden, column, lane, out);
   }
 
-  template <class Reader>
-  __device__ static void Load(const std::byte* tile, int hidden, int column, int lane, Down* out) {
+  // One of the pieces that the products use one after the other.
+  template <class Reader, int kPiece, int kNeurons = kTileNeurons>
+  __device__ static void LoadPiece(const std::byte* tile, int hidden, int column, int lane,
+                                   GateUp* out) {
+    const std::byte* neuron = tile + (lane / 4) % kNeurons * NeuronBytes(hidden);
+    const int first = column + kPiece * 32 + lane % 4 * 8;
+    const bool inside = first < hidden;
+    const std::byte* up = neuron + 2 * (RowValues(hidden) + first);
+    out->gate[kPiece] = inside ? Reader::Read(neuron + 2 * first) : make_uint4(0, 0, 0, 0);
+    out->up[kPiece] = inside ? Reader::Read(up) : make_uint4(0, 0, 0, 0);
+  }
+  template <class Reader, int kPiece, int kNeurons = kTileNeurons>
+  __device__ static void LoadPiece(const std::byte* tile, int hidden, int column, int lane,
+                                   Down* out) {
     const size_t stride = NeuronBytes(hidden);
-    const std::byte* even = tile + 2 * (lane % 4) * stride + 4 * RowValues(hidden);
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int first = column + h * 64 + lane / 4 * 8;
-      const bool inside = first < hidden;
-      out->even[h] = inside ? Reader::Read(even + 2 * first) : make_uint4(0, 0, 0, 0);
-      out->odd[h] = inside ? Reader::Read(even + stride + 2 * first) : make_uint4(0, 0, 0, 0);
-    }
+    const std::byte* even = tile + 2 * (lane % 4) % kNeurons * stride + 4 * RowValues(hidden);
+    const int first = column + kPiece * 64 + lane / 4 * 8;
+    const bool inside = first < hidden;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    out->even[kPiece] = inside ? Reader::Read(even + 2 * first) : zero;
+    out->odd[kPiece] = inside ? Reader::Read(even + stride + 2 * first) : zero;
   }
 
   // Writes what Load read to the same place of another blob; columns beyond `hidden` are left.
@@ -96,38 +108,54 @@ struct Bf16Experts {
   }
 
   // sums[16 = gate of 8 neurons then up, 8 tokens] += weights x tokens over the warp's columns.
-  // `tokens`: this lane's token (g) at the warp's first column, shared memory.
+  // `tokens`: this lane's token (g) at the warp's first column, shared memory. Calls
+  // used(std::integral_constant) with each piece that may be loaded anew.
+  template <class Used>
   __device__ static void MultiplyGateUp(const GateUp& weights, const __nv_bfloat16* tokens,
-                                        int lane, float (&sums)[4]) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const uint4 b = *reinterpret_cast<const uint4*>(tokens + c * 32 + lane % 4 * 8);
-      MmaK16(sums, weights.gate[c].x, weights.up[c].x, weights.gate[c].y, weights.up[c].y, b.x,
-             b.y);
-      MmaK16(sums, weights.gate[c].z, weights.up[c].z, weights.gate[c].w, weights.up[c].w, b.z,
-             b.w);
-    }
+                                        int lane, float (&sums)[4], const Used& used) {
+    MultiplyPiece<0>(weights, tokens, lane, sums, used);
+    MultiplyPiece<1>(weights, tokens, lane, sums, used);
+    MultiplyPiece<2>(weights, tokens, lane, sums, used);
+    MultiplyPiece<3>(weights, tokens, lane, sums, used);
   }
 
   // out[128 columns, 8 tokens] += down x activations. `activations`: of token g, neurons 2t, 2t
   // + 1.
+  template <class Used>
   __device__ static void MultiplyDown(const Down& weights, uint32_t activations, int,
-                                      float (&out)[8][4]) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const uint32_t* even = reinterpret_cast<const uint32_t*>(&weights.even[h]);
-      const uint32_t* odd = reinterpret_cast<const uint32_t*>(&weights.odd[h]);
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        MmaK8(out[h * 4 + m], __byte_perm(even[m], odd[m], 0x5410),
-              __byte_perm(even[m], odd[m], 0x7632), activations);
-      }
-    }
+                                      float (&out)[8][4], const Used& used) {
+    MultiplyPiece<0>(weights, activations, out, used);
+    MultiplyPiece<1>(weights, activations, out, used);
   }
 
   // The column, within the warp's 128, of element `r` of out[m].
   __device__ static int OutputColumn(int lane, int m, int r) {
     return m / 4 * 64 + lane / 4 * 8 + 2 * (m % 4) + r / 2;
+  }
+
+ private:
+  template <int kPiece, class Used>
+  __device__ static void MultiplyPiece(const GateUp& weights, const __nv_bfloat16* tokens, int lane,
+                                       float (&sums)[4], const Used& used) {
+    const uint4& gate = weights.gate[kPiece];
+    const uint4& up = weights.up[kPiece];
+    const uint4 b = *reinterpret_cast<const uint4*>(tokens + kPiece * 32 + lane % 4 * 8);
+    MmaK16(sums, gate.x, up.x, gate.y, up.y, b.x, b.y);
+    MmaK16(sums, gate.z, up.z, gate.w, up.w, b.z, b.w);
+    used(std::integral_constant<int, kPiece>());
+  }
+
+  template <int kPiece, class Used>
+  __device__ static void MultiplyPiece(const Down& weights, uint32_t activations,
+                                       float (&out)[8][4], const Used& used) {
+    const auto* even = reinterpret_cast<const uint32_t*>(&weights.even[kPiece]);
+    const auto* odd = reinterpret_cast<const uint32_t*>(&weights.odd[kPiece]);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      MmaK8(out[kPiece * 4 + m], __byte_perm(even[m], odd[m], 0x5410),
+            __byte_perm(even[m], odd[m], 0x7632), activations);
+    }
+    used(std::integral_constant<int, kPiece>());
   }
 };
 

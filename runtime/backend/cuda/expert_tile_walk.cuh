@@ -123,17 +123,31 @@ __device__ inline void LoadTokens(const ExpertTask& task, const __nv_bfloat16* x
   __syncthreads();
 }
 
+// What the products call where nothing is loaded anew.
+struct NothingToLoad {
+  template <class Piece>
+  __device__ void operator()(Piece) const {}
+};
+
+// Some neurons of the task's expert on their way through a block: a whole tile, or what is in
+// shared memory of one.
+template <int kNeurons>
+struct NeuronGroup {
+  int first_neuron;  // in the expert
+  int buffer;        // of TileState: 0 or 1, in turns
+};
+
 // sums: gate (0, 1) and up (2, 3) of neuron lane / 4 for tokens 2 (lane % 4) and the next, as the
 // tensor cores leave them. Adds what the weights' escapes change; `tokens`: shared memory.
-template <class Format>
-__device__ void AddGateUpEscapes(const ExpertTilesArguments& a, const typename Format::Header& header,
-                                 const TileState& state, int tile, const __nv_bfloat16* tokens,
+template <class Format, int kNeurons>
+__device__ void AddGateUpEscapes(const ExpertTilesArguments& a,
+                                 const typename Format::Header& header, const TileState& state,
+                                 NeuronGroup<kNeurons> group, const __nv_bfloat16* tokens,
                                  int column, int lane, float (&sums)[4]) {
   if constexpr (Format::kHasEscapes) {
-    const int index = tile - state.task.first_tile;
     const __nv_bfloat16* own = tokens + 2 * (lane % 4) * TokenStride(a.hidden);
-    Format::template ForEachEscape<0, 2>(
-        header, state.task.blob, index, a.hidden, a.list_bytes, column, lane,
+    Format::template ForEachEscape<0, 2, kNeurons>(
+        header, state.task.blob, group.first_neuron, a.hidden, a.list_bytes, column, lane,
         [&](int neuron, int part, int at, float delta) {
           const float factor = neuron == lane / 4 ? delta : 0.0f;
           const float first = factor * __bfloat162float(own[at]);
@@ -147,31 +161,32 @@ __device__ void AddGateUpEscapes(const ExpertTilesArguments& a, const typename F
 }
 
 // Adds the escapes of the down rows straight to the output.
-template <class Format>
+template <class Format, int kNeurons>
 __device__ void AddDownEscapes(const ExpertTilesArguments& a, const typename Format::Header& header,
-                               const TileState& state, int tile, int column, int lane) {
+                               const TileState& state, NeuronGroup<kNeurons> group, int column,
+                               int lane) {
   if constexpr (Format::kHasEscapes) {
-    const int index = tile - state.task.first_tile;
-    Format::template ForEachEscape<2, 3>(
-        header, state.task.blob, index, a.hidden, a.list_bytes, column, lane,
+    Format::template ForEachEscape<2, 3, kNeurons>(
+        header, state.task.blob, group.first_neuron, a.hidden, a.list_bytes, column, lane,
         [&](int neuron, int, int at, float delta) {
           if (lane >= state.task.num_tokens) return;
-          const float activation = __bfloat162float(state.activations[tile & 1][lane][neuron]);
+          const float activation = __bfloat162float(state.activations[group.buffer][lane][neuron]);
           atomicAdd(a.output + size_t(state.task.target[lane]) * a.hidden + at,
                     state.task.weight[lane] * activation * delta);
         });
   }
 }
 
-__device__ inline void StorePartial(const float (&sums)[4], int tile, int warp, int lane,
+__device__ inline void StorePartial(const float (&sums)[4], int buffer, int warp, int lane,
                                     TileState* state) {
 #pragma unroll
-  for (int r = 0; r < 4; ++r) state->partial[tile & 1][warp][r][lane] = sums[r];
+  for (int r = 0; r < 4; ++r) state->partial[buffer][warp][r][lane] = sums[r];
 }
 
-// silu(gate) * up of the tile, from all warps' partial sums behind a barrier: eight lanes to a
-// neuron and token. Another barrier, and all see it in state->activations[tile & 1].
-__device__ inline void Activate(int tile, TileState* state) {
+// silu(gate) * up of `neurons` neurons, zeros for others, from all warps' partial sums behind a
+// barrier: eight lanes to a neuron and token. Another barrier, and all see it in
+// state->activations[buffer].
+__device__ inline void Activate(int buffer, int neurons, TileState* state) {
   constexpr int kLanes = kTileThreads / (kTaskTokens * kTileNeurons);
   constexpr int kEach = kTileWarps / kLanes;
   const int pair = threadIdx.x / kLanes;
@@ -181,7 +196,7 @@ __device__ inline void Activate(int tile, TileState* state) {
   float up = 0.0f;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const auto& partial = state->partial[tile & 1][threadIdx.x % kLanes * kEach + i];
+    const auto& partial = state->partial[buffer][threadIdx.x % kLanes * kEach + i];
     gate += partial[r][source];
     up += partial[2 + r][source];
   }
@@ -192,14 +207,14 @@ __device__ inline void Activate(int tile, TileState* state) {
   }
   if (threadIdx.x % kLanes != 0) return;
   const int token = 2 * (source % 4) + r;
-  const bool present = token < state->task.num_tokens;
-  state->activations[tile & 1][token][source / 4] =
-      __float2bfloat16(present ? Silu(gate) * up : 0.0f);
+  const int neuron = source / 4;
+  const bool present = token < state->task.num_tokens && neuron < neurons;
+  state->activations[buffer][token][neuron] = __float2bfloat16(present ? Silu(gate) * up : 0.0f);
 }
 
 // Of token lane / 4, neurons 2 (lane % 4) and the next.
-__device__ inline uint32_t ActivationPair(const TileState& state, int tile, int lane) {
-  return *reinterpret_cast<const uint32_t*>(&state.activations[tile & 1][lane / 4][2 * (lane % 4)]);
+__device__ inline uint32_t ActivationPair(const TileState& state, int buffer, int lane) {
+  return *reinterpret_cast<const uint32_t*>(&state.activations[buffer][lane / 4][2 * (lane % 4)]);
 }
 
 // Adds a warp's accumulators, times the router's weight, to its columns of the output; clears

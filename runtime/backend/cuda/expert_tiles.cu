@@ -34,31 +34,45 @@ class FusedWalk {
   // it is the task's first. `next`: of the tile after it, or null.
   __device__ void Step(int tile, bool first, const std::byte* address, const std::byte* next) {
     float sums[4] = {};
-    Format::MultiplyGateUp(gate_up_, tokens_ + lane_ / 4 * TokenStride(a_.hidden) + column_, lane_,
-                           sums);
     const typename Format::Header header = Format::HeaderOf(gate_up_);
-    AddGateUpEscapes<Format>(a_, header, *state_, tile, tokens_, column_, lane_, sums);
-    if (next != nullptr) LoadGateUp(next);
-    StorePartial(sums, tile, warp_, lane_, state_);
+    Format::MultiplyGateUp(gate_up_, tokens_ + lane_ / 4 * TokenStride(a_.hidden) + column_, lane_,
+                           sums, [&](auto piece) {
+                             if (next == nullptr) return;
+                             Format::template LoadPiece<ReadStreaming, decltype(piece)::value>(
+                                 next, a_.hidden, column_, lane_, &gate_up_);
+                           });
+    AddGateUpEscapes<Format>(a_, header, *state_, GroupOf(tile), tokens_, column_, lane_, sums);
+    StorePartial(sums, tile & 1, warp_, lane_, state_);
     __syncthreads();
-    Activate(tile, state_);
-    if (!first) FinishDown(tile - 1);
+    Activate(tile & 1, kTileNeurons, state_);
+    if (first) {
+      Format::template Load<ReadStreaming>(address, a_.hidden, column_, lane_, &down_);
+    } else {
+      FinishDown(tile - 1, [&](auto piece) {
+        Format::template LoadPiece<ReadStreaming, decltype(piece)::value>(address, a_.hidden,
+                                                                          column_, lane_, &down_);
+      });
+    }
     header_ = header;
-    Format::template Load<ReadStreaming>(address, a_.hidden, column_, lane_, &down_);
   }
 
   // The down rows of the task's last tile, and its sums to the output.
   __device__ void Finish(int tile) {
     __syncthreads();
-    FinishDown(tile);
+    FinishDown(tile, NothingToLoad());
     Flush<Format>(state_->task, a_.hidden, column_, lane_, a_.output, out_);
   }
 
  private:
-  __device__ void FinishDown(int tile) {
+  __device__ NeuronGroup<kTileNeurons> GroupOf(int tile) const {
+    return {(tile - state_->task.first_tile) * kTileNeurons, tile & 1};
+  }
+
+  template <class Used>
+  __device__ void FinishDown(int tile, const Used& used) {
     Format::TakeBases(header_, lane_, &down_);
-    Format::MultiplyDown(down_, ActivationPair(*state_, tile, lane_), lane_, out_);
-    AddDownEscapes<Format>(a_, header_, *state_, tile, column_, lane_);
+    Format::MultiplyDown(down_, ActivationPair(*state_, tile & 1, lane_), lane_, out_, used);
+    AddDownEscapes<Format>(a_, header_, *state_, GroupOf(tile), column_, lane_);
   }
 
   const ExpertTilesArguments& a_;
@@ -144,6 +158,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     std::byte* const fill = FillAddress<Format>(state.task, tile, a);
     const typename Format::Header header = Format::HeaderOf(gate_up);
+    const NeuronGroup<kTileNeurons> group = {(tile - state.task.first_tile) * kTileNeurons,
+                                             tile & 1};
     float sums[4] = {};
     for (int slice = 0; slice < slices; ++slice) {
       const int column = slice * kSliceColumns + warp * kWarpColumns;
@@ -156,21 +172,22 @@ __global__ void __launch_bounds__(kThreads, 1)
         Format::template Load<ReadStreaming>(next.TileAddress<Format>(tile + 1, a), a.hidden,
                                              warp * kWarpColumns, lane, &gate_up);
       }
-      Format::MultiplyGateUp(now, tokens + lane / 4 * TokenStride(a.hidden) + column, lane, sums);
-      AddGateUpEscapes<Format>(a, header, state, tile, tokens, column, lane, sums);
+      Format::MultiplyGateUp(now, tokens + lane / 4 * TokenStride(a.hidden) + column, lane, sums,
+                             NothingToLoad());
+      AddGateUpEscapes<Format>(a, header, state, group, tokens, column, lane, sums);
       if (fill != nullptr) Format::Store(now, a.hidden, column, lane, fill);
     }
-    StorePartial(sums, tile, warp, lane, &state);
+    StorePartial(sums, group.buffer, warp, lane, &state);
     __syncthreads();
-    Activate(tile, &state);
+    Activate(group.buffer, kTileNeurons, &state);
     FillList<Format>(state.task, tile, a);
     __syncthreads();
     for (int column = warp * kWarpColumns; column < a.hidden; column += kSliceColumns) {
-      AddDownEscapes<Format>(a, header, state, tile, column, lane);
+      AddDownEscapes<Format>(a, header, state, group, column, lane);
     }
     if (threadIdx.x < kTaskTokens) {
       reinterpret_cast<uint4*>(a.activations)[size_t(tile) * kTaskTokens + threadIdx.x] =
-          *reinterpret_cast<const uint4*>(state.activations[tile & 1][threadIdx.x]);
+          *reinterpret_cast<const uint4*>(state.activations[group.buffer][threadIdx.x]);
     }
   }
 }
@@ -229,7 +246,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           task = back.index();
           column = column_of(unit);
         }
-        Format::MultiplyDown(down[i], activations[i], lane, out);
+        Format::MultiplyDown(down[i], activations[i], lane, out, NothingToLoad());
         std::byte* const fill = FillAddress<Format>(back.task(), tile_of(unit), a);
         if (fill != nullptr) Format::Store(down[i], a.hidden, column, lane, fill);
         if (unit + kAhead < end) {
