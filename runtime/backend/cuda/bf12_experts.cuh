@@ -17,6 +17,7 @@
 #include "runtime/backend/bf12_bits.h"
 #include "runtime/backend/cuda/expert_tasks.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
+#include "runtime/backend/cuda/weight_readers.cuh"
 
 namespace moed::backend {
 
@@ -26,6 +27,7 @@ __device__ __forceinline__ float Bf12Delta(uint32_t bits, uint32_t base) {
 }
 
 struct Bf12Experts {
+  static constexpr int kStagedTiles = 3;  // gate_up_sources.cuh: as many as shared memory holds
   static constexpr bool kHasEscapes = true;
   using Header = uint2;
 
@@ -46,6 +48,10 @@ struct Bf12Experts {
   }
   __host__ __device__ static size_t NeuronBytes(int hidden) {
     return sizeof(Bf12Header) + 3 * RowBytes(hidden);
+  }
+  // Of the header and the gate and up rows.
+  __host__ __device__ static size_t GateUpBytes(int hidden) {
+    return sizeof(Bf12Header) + 2 * RowBytes(hidden);
   }
   // Where tile `tile` of 8 neurons begins; `list_bytes` is a list of escapes, behind every fourth.
   __device__ static size_t TileOffset(int tile, int hidden, int list_bytes) {
@@ -78,7 +84,8 @@ struct Bf12Experts {
   template <class Reader, int kPiece, int kNeurons = kTileNeurons>
   __device__ static void LoadPiece(const std::byte* tile, int hidden, int column, int lane,
                                    GateUp* out) {
-    const std::byte* neuron = tile + lane / 4 % kNeurons * NeuronBytes(hidden);
+    const size_t stride = Reader::Stride(NeuronBytes(hidden), GateUpBytes(hidden));
+    const std::byte* neuron = tile + lane / 4 % kNeurons * stride;
     const std::byte* gate = neuron + BlockOffset(column) + lane % 4 * 16;
     const std::byte* up = gate + RowBytes(hidden);
     const bool inside = column < hidden;

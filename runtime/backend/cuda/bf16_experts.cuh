@@ -14,10 +14,12 @@
 
 #include "runtime/backend/cuda/expert_tasks.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
+#include "runtime/backend/cuda/weight_readers.cuh"
 
 namespace moed::backend {
 
 struct Bf16Experts {
+  static constexpr int kStagedTiles = 2;  // gate_up_sources.cuh: as many as shared memory holds
   static constexpr bool kHasEscapes = false;
   struct Header {};  // of the lane's neurons: nothing
 
@@ -32,6 +34,8 @@ struct Bf16Experts {
 
   __host__ __device__ static int RowValues(int hidden) { return (hidden + 31) / 32 * 32; }
   __host__ __device__ static size_t NeuronBytes(int hidden) { return size_t{6} * RowValues(hidden); }
+  // Of the gate and up rows.
+  __host__ __device__ static size_t GateUpBytes(int hidden) { return size_t{4} * RowValues(hidden); }
   // Where tile `tile` of 8 neurons begins.
   __device__ static size_t TileOffset(int tile, int hidden, int) {
     return size_t(tile) * kTileNeurons * NeuronBytes(hidden);
@@ -61,7 +65,8 @@ struct Bf16Experts {
   template <class Reader, int kPiece, int kNeurons = kTileNeurons>
   __device__ static void LoadPiece(const std::byte* tile, int hidden, int column, int lane,
                                    GateUp* out) {
-    const std::byte* neuron = tile + (lane / 4) % kNeurons * NeuronBytes(hidden);
+    const size_t stride = Reader::Stride(NeuronBytes(hidden), GateUpBytes(hidden));
+    const std::byte* neuron = tile + lane / 4 % kNeurons * stride;
     const int first = column + kPiece * 32 + lane % 4 * 8;
     const bool inside = first < hidden;
     const std::byte* up = neuron + 2 * (RowValues(hidden) + first);

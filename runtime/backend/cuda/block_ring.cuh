@@ -29,25 +29,40 @@ class BlockRing {
   // Starts the copy number `sequence`; nothing if `source` is null. All threads call it, in order
   // of sequence, after a barrier behind which none reads copy `sequence - kSlots` any more.
   __device__ void Fetch(int sequence, const std::byte* source) {
+    Fetch(sequence, source, {.pieces = 1, .bytes = slot_bytes_});
+  }
+  // The same of `pieces` times `bytes`, so and so far apart in memory and in the slot.
+  struct Pieces {
+    int pieces = 0;
+    uint32_t bytes = 0;  // a multiple of 16, as the strides are
+    size_t source_stride = 0;
+    uint32_t slot_stride = 0;
+  };
+  __device__ void Fetch(int sequence, const std::byte* source, const Pieces& pieces) {
     std::byte* const slot = Slot(sequence);
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x == 0 && source != nullptr) {
       const uint32_t barrier = Shared(&barriers_[sequence % kSlots]);
       asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier),
-                   "r"(slot_bytes_)
+                   "r"(pieces.pieces * pieces.bytes)
                    : "memory");
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-          "[%3];" ::"r"(Shared(slot)),
-          "l"(source), "r"(slot_bytes_), "r"(barrier)
-          : "memory");
+      for (int i = 0; i < pieces.pieces; ++i) {
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+            "[%3];" ::"r"(Shared(slot) + i * pieces.slot_stride),
+            "l"(source + i * pieces.source_stride), "r"(pieces.bytes), "r"(barrier)
+            : "memory");
+      }
     }
 #else
     if (source != nullptr) {
-      for (uint32_t offset = threadIdx.x * 16; offset < slot_bytes_; offset += blockDim.x * 16) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(Shared(slot + offset)),
-                     "l"(source + offset)
-                     : "memory");
+      for (int i = 0; i < pieces.pieces; ++i) {
+        for (uint32_t offset = threadIdx.x * 16; offset < pieces.bytes; offset += blockDim.x * 16) {
+          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                           Shared(slot) + i * pieces.slot_stride + offset),
+                       "l"(source + i * pieces.source_stride + offset)
+                       : "memory");
+        }
       }
     }
     asm volatile("cp.async.commit_group;" ::: "memory");

@@ -4,47 +4,49 @@
 #include "runtime/backend/cuda/bf16_experts.cuh"
 #include "runtime/backend/cuda/expert_tile_walk.cuh"
 #include "runtime/backend/cuda/expert_tiles.h"
+#include "runtime/backend/cuda/gate_up_sources.cuh"
 #include "runtime/backend/cuda/link_tiles.cuh"
 
 namespace moed::backend {
 namespace {
 
 constexpr int kThreads = kTileThreads;
+// Shared memory for a task's tokens, up to where a ring may begin.
+__host__ __device__ constexpr int TokenRegion(int hidden) {
+  return (TokenBytes(hidden) + 127) / 128 * 128;
+}
+
 // Which span of the list a launch works on; both: the link's by the first blocks.
 enum class TilesOf { kVram, kLink, kBoth };
 
 // What walks the tiles of one task with one barrier each: while all warps multiply the down rows of
-// a tile, the next one's gate and up are summed. Weights are loaded a tile ahead of use.
-template <class Format>
+// a tile, which were loaded a tile ahead, the next one's gate and up are summed.
+template <class Format, class GateUpSource>
 class FusedWalk {
  public:
-  __device__ FusedWalk(const ExpertTilesArguments& a, const __nv_bfloat16* tokens, TileState* state)
+  __device__ FusedWalk(const ExpertTilesArguments& a, GateUpSource& source,
+                       const __nv_bfloat16* tokens, int column, TileState* state)
       : a_(a),
+        source_(source),
         tokens_(tokens),
         state_(state),
         warp_(threadIdx.x / 32),
         lane_(threadIdx.x % 32),
-        column_(warp_ * kWarpColumns) {}
+        column_(column) {}
 
-  __device__ void LoadGateUp(const std::byte* tile) {
-    Format::template Load<ReadStreaming>(tile, a_.hidden, column_, lane_, &gate_up_);
-  }
-
-  // Gate and up of `tile`, whose down rows are at `address`; then down of the tile before it unless
-  // it is the task's first. `next`: of the tile after it, or null.
-  __device__ void Step(int tile, bool first, const std::byte* address, const std::byte* next) {
+  // Gate and up of `tile`; then down of the tile before it unless it is the task's first.
+  __device__ void Step(int tile, bool first) {
     float sums[4] = {};
-    const typename Format::Header header = Format::HeaderOf(gate_up_);
-    Format::MultiplyGateUp(gate_up_, tokens_ + lane_ / 4 * TokenStride(a_.hidden) + column_, lane_,
-                           sums, [&](auto piece) {
-                             if (next == nullptr) return;
-                             Format::template LoadPiece<ReadStreaming, decltype(piece)::value>(
-                                 next, a_.hidden, column_, lane_, &gate_up_);
-                           });
+    const typename Format::Header header = source_.Multiply(
+        tile, tokens_ + lane_ / 4 * TokenStride(a_.hidden) + column_, sums);
     AddGateUpEscapes<Format>(a_, header, *state_, GroupOf(tile), tokens_, column_, lane_, sums);
     StorePartial(sums, tile & 1, warp_, lane_, state_);
     __syncthreads();
+    source_.Release(tile);
     Activate(tile & 1, kTileNeurons, state_);
+    const std::byte* address =
+        state_->task.blob +
+        Format::TileOffset(tile - state_->task.first_tile, a_.hidden, a_.list_bytes);
     if (first) {
       Format::template Load<ReadStreaming>(address, a_.hidden, column_, lane_, &down_);
     } else {
@@ -76,12 +78,12 @@ class FusedWalk {
   }
 
   const ExpertTilesArguments& a_;
+  GateUpSource& source_;
   const __nv_bfloat16* tokens_;
   TileState* state_;
   int warp_;
   int lane_;
   int column_;
-  typename Format::GateUp gate_up_;
   typename Format::Down down_;
   typename Format::Header header_;
   float out_[8][4] = {};
@@ -89,11 +91,12 @@ class FusedWalk {
 
 // hidden <= 2048: gate, up and down of a tile in one go; the first blocks take what the link
 // brings.
-template <class Format>
+template <class Format, class GateUpSource>
 __global__ void __launch_bounds__(kThreads, 1)
     FusedTiles(const __grid_constant__ ExpertTilesArguments a, TilesOf of) {
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ TileState state;
+  __shared__ uint64_t barriers[Format::kStagedTiles];
   const ExpertTaskList list = *a.tasks;
   const int link_blocks = of == TilesOf::kBoth ? NumLinkBlocks(list) : 0;
   if (int(blockIdx.x) < link_blocks) {
@@ -102,25 +105,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   const TileRange range(list.vram, blockIdx.x - link_blocks, gridDim.x - link_blocks);
   if (range.begin == range.end) return;
+  const int column = threadIdx.x / 32 * kWarpColumns;
   auto* tokens = reinterpret_cast<__nv_bfloat16*>(memory);
-  FusedWalk<Format> walk(a, tokens, &state);
-  TaskCursor next(list.vram, range.begin);
-  const std::byte* next_address = next.TileAddress<Format>(range.begin, a);
-  walk.LoadGateUp(next_address);
+  GateUpSource source(a, list.vram, range, column, memory + TokenRegion(a.hidden), barriers);
+  FusedWalk<Format, GateUpSource> walk(a, source, tokens, column, &state);
+  TaskCursor cursor(list.vram, range.begin);
   int tile = range.begin;
   while (tile < range.end) {
-    LoadTask(next.task(), &state);
+    cursor.MoveTo(tile);
+    LoadTask(cursor.task(), &state);
     LoadTokens(state.task, a.x, a.hidden, tokens);
     const int end = min(range.end, state.task.first_tile + state.task.num_tiles);
-    for (bool first = true; tile < end; ++tile, first = false) {
-      const std::byte* address = next_address;
-      next_address = nullptr;
-      if (tile + 1 < range.end) {
-        next.MoveTo(tile + 1);
-        next_address = next.TileAddress<Format>(tile + 1, a);
-      }
-      walk.Step(tile, first, address, next_address);
-    }
+    for (bool first = true; tile < end; ++tile, first = false) walk.Step(tile, first);
     walk.Finish(tile - 1);
   }
 }
@@ -262,27 +258,52 @@ __global__ void __launch_bounds__(kThreads, 1)
 // Dynamic shared memory of a block.
 template <class Format>
 int SharedBytes(int hidden, LinkAccess link) {
-  return link == LinkAccess::kBulk ? LinkSharedBytes<Format>(hidden) : TokenBytes(hidden);
+  return link == LinkAccess::kBulk ? std::max(TokenBytes(hidden), LinkSharedBytes<Format>(hidden))
+                                   : TokenBytes(hidden);
+}
+template <class Format, class GateUpSource>
+int FusedSharedBytes(int hidden, LinkAccess link) {
+  return std::max(SharedBytes<Format>(hidden, link),
+                  TokenRegion(hidden) + GateUpSource::SharedBytes(hidden));
 }
 
-template <class Format>
-LinkAccess AccessFor(int hidden) {
+// Whether the current device gives a block so much beside what is static.
+bool FitsIntoSharedMemory(int dynamic_bytes) {
+  constexpr int kStaticBytes = static_cast<int>(sizeof(TileState)) + 1024;
   int device = 0;
   int most = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  const int needed = LinkSharedBytes<Format>(hidden) + static_cast<int>(sizeof(TileState)) + 1024;
-  return needed <= most ? LinkAccess::kBulk : LinkAccess::kPlain;
+  return dynamic_bytes + kStaticBytes <= most;
+}
+
+template <class Format>
+LinkAccess AccessFor(int hidden) {
+  return FitsIntoSharedMemory(LinkSharedBytes<Format>(hidden)) ? LinkAccess::kBulk
+                                                               : LinkAccess::kPlain;
+}
+
+// Calls function(kernel, its dynamic shared memory) with the fused kernel that the device has room
+// for.
+template <class Format, class Function>
+auto WithFusedKernel(int hidden, LinkAccess link, const Function& function) {
+  const int staged = FusedSharedBytes<Format, StagedGateUp<Format>>(hidden, link);
+  if (FitsIntoSharedMemory(staged)) return function(FusedTiles<Format, StagedGateUp<Format>>, staged);
+  return function(FusedTiles<Format, RegisterGateUp<Format>>,
+                  FusedSharedBytes<Format, RegisterGateUp<Format>>(hidden, link));
 }
 
 template <class Format>
 cudaError_t Prepare(int hidden) {
-  const int bytes = SharedBytes<Format>(hidden, AccessFor<Format>(hidden));
-  const cudaError_t error =
-      cudaFuncSetAttribute(FusedTiles<Format>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return error;
+  const LinkAccess link = AccessFor<Format>(hidden);
+  if (hidden <= kSliceColumns) {
+    const cudaError_t error = WithFusedKernel<Format>(hidden, link, [](auto kernel, int bytes) {
+      return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    });
+    if (error != cudaSuccess) return error;
+  }
   return cudaFuncSetAttribute(GateUpTiles<Format>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              bytes);
+                              SharedBytes<Format>(hidden, link));
 }
 
 template <class Format>
@@ -296,7 +317,9 @@ void Launch(const ExpertTilesArguments& a, cudaStream_t stream) {
   const int bytes = SharedBytes<Format>(a.hidden, a.link);
   const TilesOf of = a.link == LinkAccess::kBulk ? TilesOf::kBoth : TilesOf::kVram;
   if (a.hidden <= kSliceColumns) {
-    FusedTiles<Format><<<a.multiprocessors, kThreads, bytes, stream>>>(a, of);
+    WithFusedKernel<Format>(a.hidden, a.link, [&](auto kernel, int fused_bytes) {
+      kernel<<<a.multiprocessors, kThreads, fused_bytes, stream>>>(a, of);
+    });
   } else {
     LaunchTwoKernels<Format>(a, of, bytes, stream);
   }

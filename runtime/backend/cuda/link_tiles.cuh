@@ -6,6 +6,7 @@
 
 #include "runtime/backend/cuda/block_ring.cuh"
 #include "runtime/backend/cuda/expert_tile_walk.cuh"
+#include "runtime/backend/cuda/weight_readers.cuh"
 
 namespace moed::backend {
 

@@ -16,18 +16,6 @@ __device__ __forceinline__ uint4 LoadStreaming(const void* address) {
   return value;
 }
 
-// How a format reads weights: from VRAM, or from shared memory.
-struct ReadStreaming {
-  __device__ __forceinline__ static uint4 Read(const void* address) {
-    return LoadStreaming(address);
-  }
-};
-struct ReadShared {
-  __device__ __forceinline__ static uint4 Read(const void* address) {
-    return *static_cast<const uint4*>(address);
-  }
-};
-
 // d[16, 8] += a[16, 16] b[16, 8]; fragments as PTX ISA defines mma.m16n8k16.
 __device__ __forceinline__ void MmaK16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                        uint32_t a3, uint32_t b0, uint32_t b1) {
