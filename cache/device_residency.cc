@@ -105,6 +105,7 @@ absl::Status DeviceResidency::ReplayFill(const DeviceUse& use) {
     return Contradiction(use, "was written into");
   }
   std::erase(layer.offered, use.slot);
+  ++layer.filled;
   uint8_t& flag = Flag(use.layer, use.expert);
   if ((flag & kAllowed) != 0) std::erase(layer.allowed, use.expert);
   flag &= static_cast<uint8_t>(~kAllowed);
@@ -176,13 +177,28 @@ void DeviceResidency::PlanLayer(int layer) {
   }
   for (int expert : candidates) Flag(layer, expert) &= static_cast<uint8_t>(~kMissed);
   std::erase_if(candidates, [&](int expert) { return state_.slots.SlotOf({layer, expert}) >= 0; });
+  AdaptMostEmpty(&plan);
   const int32_t empty = static_cast<int32_t>(plan.offered.size()) + plan.coming;
   const Admission admission = planner_.Decide(layer, candidates, empty + state_.slots.free_slots());
   std::vector<int> wanted;
   for (int32_t index : admission.admitted) wanted.push_back(candidates[index]);
   Allow(layer, wanted);
-  for (int32_t slot : admission.victims) EvictFor(layer, slot);
+  // Coldest first. What is not evicted now may be when the empty slots are filled.
+  const auto room = static_cast<size_t>(std::max(plan.most_empty - empty, 0));
+  for (size_t i = 0; i < std::min(room, admission.victims.size()); ++i) {
+    EvictFor(layer, admission.victims[i]);
+  }
   OfferFreeSlots(layer);
+}
+
+// Twice as many once a step filled all that it was offered, half as many once it filled few.
+void DeviceResidency::AdaptMostEmpty(LayerPlan* plan) {
+  const int32_t filled = std::exchange(plan->filled, 0);
+  if (filled > 0 && plan->offered.empty()) {
+    plan->most_empty *= 2;
+  } else if (2 * filled < plan->most_empty) {
+    plan->most_empty = std::max(plan->most_empty / 2, 1);
+  }
 }
 
 void DeviceResidency::Allow(int layer, const std::vector<int>& wanted) {

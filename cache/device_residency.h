@@ -4,7 +4,8 @@
 //
 // The mirror of the device's table changes only by replay. An admission is permission to fill at
 // the next read; an evicted slot may be read by steps already queued, so it is free only once a
-// trace shows the update that evicted it in use. Nothing here waits for the device.
+// trace shows the update that evicted it in use. An empty slot serves nobody, so only about as many
+// residents are evicted ahead as recent steps filled. Nothing here waits for the device.
 //
 //   after each trace arrives:  device.Replay(trace)
 //   before launching a step:   device.Publish(&update), then send update.edits ahead of the step
@@ -49,6 +50,8 @@ class DeviceResidency {
     std::vector<int> allowed;      // experts with permission to fill
     std::vector<int32_t> offered;  // slots that the device may fill and has not
     int32_t coming = 0;            // slots retiring in favour of this layer
+    int32_t filled = 0;            // slots filled since the last Publish
+    int32_t most_empty = 4;        // beyond so many empty slots no resident is evicted
   };
   // A slot on its way back: evicted, or withdrawn from the device's offer, by update `number`.
   struct Leaving {
@@ -71,6 +74,7 @@ class DeviceResidency {
   void InsertHostFills();
   void CutToBudget();
   void PlanLayer(int layer);
+  static void AdaptMostEmpty(LayerPlan* plan);
   void OfferFreeSlots(int layer);
   void Allow(int layer, const std::vector<int>& wanted);
   void EvictFor(int layer, int32_t slot);

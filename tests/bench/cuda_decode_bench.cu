@@ -48,7 +48,7 @@ namespace {
 
 constexpr int kVocabulary = 151936;
 constexpr int kMaxBatch = 64;
-constexpr int kPrefillTokens = 2048;
+constexpr int kPrefillTokens = 4096;
 
 __global__ void ReadAll(const uint4* data, size_t count, uint32_t* sink) {
   uint32_t sum = 0;
@@ -214,6 +214,7 @@ class DecodeBench {
                                            source, *backend_));
     ABSL_RAW_CHECK(experts_->Warm(nullptr).ok(), "warming the slots");
     blocks_each_ = (context + 600) / kKvBlockTokens;
+    ABSL_RAW_CHECK(blocks_each_ * kMaxBatch * kKvBlockTokens >= kPrefillTokens, "context too short");
     transformer_ = ValueOf(Transformer::Create(config(),
                                                {.max_num_batched_tokens = kPrefillTokens,
                                                 .num_kv_blocks = blocks_each_ * kMaxBatch,

@@ -23,6 +23,7 @@
 #include "runtime/backend/bf12.h"
 #include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/expert_tiles.h"
+#include "runtime/backend/cuda/unpack_experts.h"
 
 namespace {
 
@@ -203,6 +204,7 @@ class Bench {
                           cudaMemcpyHostToDevice));
     for (int batch : {1, 8, 32, 64}) RunBatch(shape, weights, batch, /*over_link=*/false);
     for (int batch : {1, 8}) RunBatch(shape, weights, batch, /*over_link=*/true);
+    if (kind == ExpertFormatKind::kBF12) RunUnpack(shape, weights);
     CUDA_CHECK(cudaFree(plain_));
   }
 
@@ -229,6 +231,28 @@ class Bench {
     if (!over_link) Report(shape, weights, batch, "alone", false, lists, x, touched, limit_us);
     for (ExpertTaskList* list : lists) Free(list);
     CUDA_CHECK(cudaFree(x));
+  }
+
+  // Against the time that reading the packed bytes and writing the others would take.
+  void RunUnpack(const Shape& shape, const Weights& weights) {
+    using moed::backend::kMaxUnpacked;
+    auto arguments = moed::backend::UnpackArguments(weights.format(), weights.bf16());
+    const size_t each = weights.format().blob_bytes();
+    const size_t calls = std::min<size_t>(8, bytes_ / each / kMaxUnpacked);
+    arguments.num_experts = kMaxUnpacked;
+    std::byte* target;
+    CUDA_CHECK(cudaMalloc(&target, kMaxUnpacked * weights.bf16().blob_bytes()));
+    arguments.target = target;
+    const double us = Microseconds(stream_, int(calls), [&](int call) {
+      for (int i = 0; i < kMaxUnpacked; ++i) {
+        arguments.blobs[i] = vram_ + (size_t(call) * kMaxUnpacked + i) * each;
+      }
+      CUDA_CHECK(moed::backend::LaunchUnpackExperts(arguments, stream_));
+    });
+    const double gigabytes = kMaxUnpacked * (each + weights.bf16().blob_bytes()) / 1e9;
+    std::printf("%-12s unpacking %.0f GB/s read and written = %.2f of VRAM's rate\n", shape.name,
+                gigabytes / us * 1e6, gigabytes / us * 1e6 / vram_gbps_);
+    CUDA_CHECK(cudaFree(target));
   }
 
   double ReadRate(const std::byte* data, size_t bytes, int calls) {

@@ -15,8 +15,8 @@ constexpr int kTileKeys = 8;
 constexpr int kWarpKeys = 2 * kTileKeys;  // of one pass
 constexpr int kMinSplitTokens = 64;
 constexpr int kMaxSplits = 64;
-// Enough that some load keys while others multiply.
-constexpr int kBlocksPerMultiprocessor = 4;
+// More make joining their parts cost more than they gain.
+constexpr int kBlocksPerMultiprocessor = 2;
 
 // Where the block's keys lie: positions [begin, end) of the token's sequence.
 struct KeyRange {

@@ -69,6 +69,23 @@ std::vector<ExpertTask> MakeTasks(std::span<const ExpertWork> work, int top_k,
   return tasks;
 }
 
+// How many experts are unpacked at a time.
+size_t UnpackedAtOnce(const ExpertFormat& bf16) {
+  return std::clamp<size_t>(kUnpackedBytes / bf16.blob_bytes(), 1, kMaxUnpacked);
+}
+
+// Of an expert's rows, which are added to `rows`.
+void AddProductTiles(const ExpertWork& item, const std::byte* blob,
+                     std::vector<ExpertProductTile>* tiles, std::vector<int32_t>* rows) {
+  for (size_t begin = 0; begin < item.rows.size(); begin += kProductRows) {
+    const size_t count = std::min<size_t>(kProductRows, item.rows.size() - begin);
+    tiles->push_back({.blob = blob,
+                      .first_row = static_cast<int32_t>(rows->size() + begin),
+                      .num_rows = static_cast<int32_t>(count)});
+  }
+  rows->insert(rows->end(), item.rows.begin(), item.rows.end());
+}
+
 }  // namespace
 
 absl::Status CudaExperts::Run(const ExpertFormat& format, std::span<const ExpertWork> work,
@@ -83,42 +100,40 @@ absl::Status CudaExperts::Run(const ExpertFormat& format, std::span<const Expert
   absl::Status status;
   if (!few.empty()) status = RunFewRows(format, few, top_k, x, out);
   if (!status.ok() || many.empty()) return status;
-  return InBf16(format, many, [&](const ExpertFormat& bf16, std::span<const ExpertWork> items) {
-    if (whole_tiles) return RunManyRows(bf16, items, top_k, x, out);
-    for (const ExpertWork& item : items) {
-      absl::Status status = RunAnyShape(bf16, item, top_k, x, out);
-      if (!status.ok()) return status;
-    }
-    return absl::OkStatus();
-  });
+  return whole_tiles ? RunManyRows(format, many, top_k, x, out)
+                     : RunEachAnyShape(format, many, top_k, x, out);
 }
 
-absl::Status CudaExperts::InBf16(
-    const ExpertFormat& format, std::span<const ExpertWork> work,
-    absl::FunctionRef<absl::Status(const ExpertFormat&, std::span<const ExpertWork>)> run) {
-  if (format.kind() == ExpertFormatKind::kBF16) return run(format, work);
-  const ExpertFormat bf16(ExpertFormatKind::kBF16, format.hidden(), format.intermediate());
-  const size_t at_once = std::clamp<size_t>(kUnpackedBytes / bf16.blob_bytes(), 1, kMaxUnpacked);
-  const size_t most = std::min(at_once, work.size());
-  const absl::StatusOr<std::byte*> memory = unpacked_.Reserve(most * bf16.blob_bytes());
-  if (!memory.ok()) return memory.status();
+absl::StatusOr<std::byte*> CudaExperts::ReserveUnpacked(const ExpertFormat& format,
+                                                        const ExpertFormat& bf16, size_t experts) {
+  if (format.kind() == ExpertFormatKind::kBF16) return nullptr;
+  return unpacked_.Reserve(std::min(UnpackedAtOnce(bf16), experts) * bf16.blob_bytes());
+}
+
+absl::Status CudaExperts::Unpack(const ExpertFormat& format, const ExpertFormat& bf16,
+                                 std::span<const ExpertWork> work, std::byte* target) {
   UnpackExpertsArguments arguments = UnpackArguments(format, bf16);
-  arguments.target = *memory;
-  for (size_t begin = 0; begin < work.size(); begin += at_once) {
-    const std::span<const ExpertWork> now =
-        work.subspan(begin, std::min(at_once, work.size() - begin));
-    std::vector<ExpertWork> unpacked(now.begin(), now.end());
-    for (size_t i = 0; i < now.size(); ++i) {
-      arguments.blobs[i] = now[i].blob;
-      unpacked[i].blob = *memory + i * bf16.blob_bytes();
+  arguments.target = target;
+  arguments.num_experts = static_cast<int>(work.size());
+  for (size_t i = 0; i < work.size(); ++i) arguments.blobs[i] = work[i].blob;
+  return CudaStatus(LaunchUnpackExperts(arguments, stream_), "launching the unpacking of experts");
+}
+
+absl::Status CudaExperts::RunEachAnyShape(const ExpertFormat& format,
+                                          std::span<const ExpertWork> work, int top_k,
+                                          const Tensor& x, const Tensor& out) {
+  const ExpertFormat bf16(ExpertFormatKind::kBF16, format.hidden(), format.intermediate());
+  const absl::StatusOr<std::byte*> unpacked = ReserveUnpacked(format, bf16, 1);
+  absl::Status status = unpacked.status();
+  for (size_t i = 0; i < work.size() && status.ok(); ++i) {
+    ExpertWork item = work[i];
+    if (*unpacked != nullptr) {
+      status = Unpack(format, bf16, work.subspan(i, 1), *unpacked);
+      item.blob = *unpacked;
     }
-    arguments.num_experts = static_cast<int>(now.size());
-    absl::Status status =
-        CudaStatus(LaunchUnpackExperts(arguments, stream_), "launching the unpacking of experts");
-    if (status.ok()) status = run(bf16, unpacked);
-    if (!status.ok()) return status;
+    if (status.ok()) status = RunAnyShape(bf16, item, top_k, x, out);
   }
-  return absl::OkStatus();
+  return status;
 }
 
 // Pinned memory for `bytes`, and as much device memory, once the last copy between them is over.
@@ -182,16 +197,18 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
 
 absl::Status CudaExperts::RunManyRows(const ExpertFormat& format, std::span<const ExpertWork> work,
                                       int top_k, const Tensor& x, const Tensor& out) {
+  const ExpertFormat bf16(ExpertFormatKind::kBF16, format.hidden(), format.intermediate());
+  const absl::StatusOr<std::byte*> unpacked = ReserveUnpacked(format, bf16, work.size());
+  if (!unpacked.ok()) return unpacked.status();
+  const size_t at_once = *unpacked == nullptr ? work.size() : UnpackedAtOnce(bf16);
   std::vector<ExpertProductTile> tiles;
   std::vector<int32_t> rows;
-  for (const ExpertWork& item : work) {
-    for (size_t begin = 0; begin < item.rows.size(); begin += kProductRows) {
-      const size_t count = std::min<size_t>(kProductRows, item.rows.size() - begin);
-      tiles.push_back({.blob = item.blob,
-                       .first_row = static_cast<int32_t>(rows.size() + begin),
-                       .num_rows = static_cast<int32_t>(count)});
-    }
-    rows.insert(rows.end(), item.rows.begin(), item.rows.end());
+  std::vector<size_t> group_ends;  // in tiles, of every `at_once` experts
+  for (size_t i = 0; i < work.size(); ++i) {
+    const std::byte* blob = *unpacked == nullptr ? work[i].blob
+                                                 : *unpacked + i % at_once * bf16.blob_bytes();
+    AddProductTiles(work[i], blob, &tiles, &rows);
+    if ((i + 1) % at_once == 0 || i + 1 == work.size()) group_ends.push_back(tiles.size());
   }
   const size_t tiles_bytes = Aligned(tiles.size() * sizeof(tiles[0]));
   const size_t bytes = tiles_bytes + rows.size() * sizeof(rows[0]);
@@ -204,9 +221,7 @@ absl::Status CudaExperts::RunManyRows(const ExpertFormat& format, std::span<cons
   if (!scratch.ok()) return scratch.status();
   const absl::StatusOr<std::byte*> device = Upload(bytes);
   if (!device.ok()) return device.status();
-  const ExpertProductsArguments arguments = {
-      .tiles = reinterpret_cast<const ExpertProductTile*>(*device),
-      .num_tiles = static_cast<int>(tiles.size()),
+  ExpertProductsArguments arguments = {
       .rows = reinterpret_cast<const int32_t*>(*device + tiles_bytes),
       .x = x.As<__nv_bfloat16>(),
       .activations = reinterpret_cast<__nv_bfloat16*>(*scratch),
@@ -214,8 +229,20 @@ absl::Status CudaExperts::RunManyRows(const ExpertFormat& format, std::span<cons
       .top_k = top_k,
       .hidden = static_cast<int>(format.hidden()),
       .intermediate = static_cast<int>(format.intermediate()),
-      .row_values = static_cast<int>(format.row_values())};
-  return CudaStatus(LaunchExpertProducts(arguments, stream_), "launching the expert products");
+      .row_values = static_cast<int>(bf16.row_values())};
+  absl::Status status;
+  size_t first_tile = 0;
+  for (size_t group = 0; group < group_ends.size() && status.ok(); ++group) {
+    const size_t first = group * at_once;
+    const auto experts = work.subspan(first, std::min(at_once, work.size() - first));
+    if (*unpacked != nullptr) status = Unpack(format, bf16, experts, *unpacked);
+    if (!status.ok()) break;
+    arguments.tiles = reinterpret_cast<const ExpertProductTile*>(*device) + first_tile;
+    arguments.num_tiles = static_cast<int>(group_ends[group] - first_tile);
+    status = CudaStatus(LaunchExpertProducts(arguments, stream_), "launching the expert products");
+    first_tile = group_ends[group];
+  }
+  return status;
 }
 
 absl::Status CudaExperts::RunAnyShape(const ExpertFormat& format, const ExpertWork& work, int top_k,

@@ -8,7 +8,6 @@
 
 #include <span>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "runtime/backend/backend.h"
 #include "runtime/backend/cuda/cublas.h"
@@ -33,10 +32,13 @@ class CudaExperts {
                            const Tensor& x, const Tensor& out);
   absl::Status RunAnyShape(const ExpertFormat& format, const ExpertWork& work, int top_k,
                            const Tensor& x, const Tensor& out);
-  // Calls `run` with the bf16 twins of `work` and their format, unpacked where they are not bf16.
-  absl::Status InBf16(
-      const ExpertFormat& format, std::span<const ExpertWork> work,
-      absl::FunctionRef<absl::Status(const ExpertFormat&, std::span<const ExpertWork>)> run);
+  absl::Status RunEachAnyShape(const ExpertFormat& format, std::span<const ExpertWork> work,
+                               int top_k, const Tensor& x, const Tensor& out);
+  // Memory for as many of `experts` in `bf16` as are unpacked at a time; null if they are bf16.
+  absl::StatusOr<std::byte*> ReserveUnpacked(const ExpertFormat& format, const ExpertFormat& bf16,
+                                             size_t experts);
+  absl::Status Unpack(const ExpertFormat& format, const ExpertFormat& bf16,
+                      std::span<const ExpertWork> work, std::byte* target);
   // Where the host may write `bytes` for the device; Upload then copies them to tasks_.
   absl::StatusOr<std::byte*> Stage(size_t bytes);
   absl::StatusOr<std::byte*> Upload(size_t bytes);

@@ -10,7 +10,7 @@
 
 namespace moed::backend {
 
-inline constexpr int kMaxUnpacked = 16;
+inline constexpr int kMaxUnpacked = 32;
 
 struct UnpackExpertsArguments {
   const std::byte* blobs[kMaxUnpacked] = {};  // device memory, or mapped host memory
