@@ -3,6 +3,7 @@
 
 #include "runtime/backend/cuda/attention.h"
 #include "runtime/backend/cuda/attention_tiles.cuh"
+#include "runtime/backend/cuda/prompt_runs.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
 namespace moed::backend {
@@ -234,6 +235,7 @@ __global__ void __launch_bounds__(kThreads) Attend(AttentionArguments a) {
   const int token = blockIdx.x;
   const int position = a.step.positions[token];
   if (position < 0) return;
+  if (a.prompts_apart && RunOf(a.step, a.tokens, token).IsTiled()) return;
   const int heads_per_kv = a.query_heads / a.kv_heads;
   const int groups = (heads_per_kv + kGroup - 1) / kGroup;
   const int kv_head = blockIdx.y / groups;

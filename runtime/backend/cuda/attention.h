@@ -28,6 +28,7 @@ struct AttentionArguments {
   int sliding_window = 0;
   float scale = 0;
   int splits = 1;
+  bool prompts_apart = false;  // leave tokens to prompt_attention.h that it takes
 };
 
 // Tokens times groups of heads up to which the context is split.

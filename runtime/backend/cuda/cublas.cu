@@ -59,12 +59,23 @@ absl::Status Cublas::Check(cublasStatus_t status, std::string_view what) const {
   return absl::InternalError(absl::StrCat(std::string(what), ": ", status_string_(status)));
 }
 
-absl::Status Cublas::Multiply(const MatrixProduct& p, std::string_view what) const {
+template <typename T>
+absl::Status Cublas::MultiplyAs(cudaDataType type, const MatrixProduct<T>& p,
+                                std::string_view what) const {
   const float one = 1.0f;
   return Check(gemm_(handle_, p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, CUBLAS_OP_N, p.m, p.n, p.k,
-                     &one, p.a, CUDA_R_16BF, p.a_stride, p.b, CUDA_R_16BF, p.b_stride, &p.beta, p.c,
-                     CUDA_R_32F, p.c_stride, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+                     &one, p.a, type, p.a_stride, p.b, type, p.b_stride, &p.beta, p.c, CUDA_R_32F,
+                     p.c_stride, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
                what);
+}
+
+absl::Status Cublas::Multiply(const MatrixProduct<__nv_bfloat16>& product,
+                              std::string_view what) const {
+  return MultiplyAs(CUDA_R_16BF, product, what);
+}
+
+absl::Status Cublas::Multiply(const MatrixProduct<float>& product, std::string_view what) const {
+  return MultiplyAs(CUDA_R_32F, product, what);
 }
 
 }  // namespace moed::backend

@@ -17,15 +17,17 @@
 
 namespace moed::backend {
 
-// c [m, n] = op(a) b + beta c, column-major as cuBLAS has it: op(a) is [m, k], b [k, n].
+// c [m, n] = op(a) b + beta c, column-major as cuBLAS has it: op(a) is [m, k], b [k, n], both of
+// type T.
+template <typename T>
 struct MatrixProduct {
   bool transpose_a = false;
   int m = 0;
   int n = 0;
   int k = 0;
-  const __nv_bfloat16* a = nullptr;
+  const T* a = nullptr;
   int a_stride = 0;
-  const __nv_bfloat16* b = nullptr;
+  const T* b = nullptr;
   int b_stride = 0;
   float beta = 0.0f;
   float* c = nullptr;
@@ -41,12 +43,16 @@ class Cublas {
   Cublas(const Cublas&) = delete;
   Cublas& operator=(const Cublas&) = delete;
 
-  absl::Status Multiply(const MatrixProduct& product, std::string_view what) const;
+  absl::Status Multiply(const MatrixProduct<__nv_bfloat16>& product, std::string_view what) const;
+  // In float32 throughout.
+  absl::Status Multiply(const MatrixProduct<float>& product, std::string_view what) const;
 
  private:
   Cublas() = default;
   absl::Status Load();
   absl::Status Check(cublasStatus_t status, std::string_view what) const;
+  template <typename T>
+  absl::Status MultiplyAs(cudaDataType type, const MatrixProduct<T>& p, std::string_view what) const;
 
   decltype(&cublasCreate) create_ = nullptr;
   decltype(&cublasDestroy) destroy_ = nullptr;

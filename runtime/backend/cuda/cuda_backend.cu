@@ -15,6 +15,7 @@
 #include "runtime/backend/cuda/linear.h"
 #include "runtime/backend/cuda/pinned_memory.h"
 #include "runtime/backend/cuda/prepare_qkv.h"
+#include "runtime/backend/cuda/prompt_attention.h"
 #include "runtime/backend/cuda/routing.h"
 #include "runtime/backend/cuda/step_graphs.h"
 #include "runtime/backend/cuda/step_tables.h"
@@ -79,9 +80,9 @@ class CudaBackend : public Backend {
   void NormLinearGroup(const Tensor& x, const Tensor& norm_weight, float epsilon,
                        const Tensor& normed, std::span<const LinearProduct> products) override;
   void LinearF32(const Tensor& weight, const Tensor& x, const Tensor& out) override {
-    LaunchLinearF32(weight.As<float>(), x.As<float>(), static_cast<int>(x.dim(0)),
-                    static_cast<int>(weight.dim(1)), static_cast<int>(weight.dim(0)),
-                    out.As<float>(), stream());
+    Note(LaunchLinearF32(weight.As<float>(), x.As<float>(), static_cast<int>(x.dim(0)),
+                         static_cast<int>(weight.dim(1)), static_cast<int>(weight.dim(0)),
+                         out.As<float>(), *cublas_, stream()));
   }
   void SwiGlu(const Tensor& gate_up, const Tensor& out) override {
     LaunchSwiGlu(gate_up.As<float>(), static_cast<int>(out.dim(0)), static_cast<int>(out.dim(1)),
@@ -156,6 +157,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int device) {
   backend->arrived_ = *std::move(arrived);
   status = CudaStatus(cudaMemset(backend->arrived_.data(), 0, kArrivedBytes),
                       "clearing the counters of blocks");
+  status.Update(CudaStatus(PreparePromptAttention(), "preparing the attention kernels"));
   if (!status.ok()) return status;
   backend->experts_ = std::make_unique<CudaExperts>(*backend->cublas_, backend->stream(),
                                                     backend->properties_.multiProcessorCount);
@@ -292,7 +294,7 @@ void CudaBackend::NormRoute(const RouterStep& step) {
                   tokens, stream());
 }
 
-void CudaBackend::Attention(const AttentionSpec& spec, std::span<const AttentionSegment>,
+void CudaBackend::Attention(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
                             const Tensor& q, const KvLayer& cache, const Tensor& out) {
   AttentionArguments arguments;
   arguments.step = step_tables_.view();
@@ -316,6 +318,14 @@ void CudaBackend::Attention(const AttentionSpec& spec, std::span<const Attention
   Note(scratch.status());
   if (!scratch.ok()) return;
   arguments.scratch = reinterpret_cast<float*>(*scratch);
+  arguments.prompts_apart =
+      PromptAttentionSupports(spec.head_dim) &&
+      std::any_of(segments.begin(), segments.end(), [](const AttentionSegment& segment) {
+        return segment.num_tokens >= kLeastPromptTokens;
+      });
+  if (arguments.prompts_apart) {
+    Note(CudaStatus(LaunchPromptAttention(arguments, stream()), "launching a prompt's attention"));
+  }
   if (!LaunchAttention(arguments, stream())) {
     Note(absl::UnimplementedError(
         absl::StrCat("the CUDA backend has no attention for head_dim ", spec.head_dim,

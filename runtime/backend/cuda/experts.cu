@@ -276,7 +276,7 @@ absl::Status CudaExperts::RunAnyShape(const ExpertFormat& format, const ExpertWo
   const int row = static_cast<int>(format.row_values());
   const int stride = 3 * row;
   for (int half = 0; half < 2 && status.ok(); ++half) {
-    status = cublas_.Multiply({.transpose_a = true,
+    status = cublas_.Multiply(MatrixProduct<__nv_bfloat16>{.transpose_a = true,
                                .m = neurons,
                                .n = rows,
                                .k = hidden,
@@ -290,7 +290,7 @@ absl::Status CudaExperts::RunAnyShape(const ExpertFormat& format, const ExpertWo
   }
   if (!status.ok()) return status;
   LaunchSwiGlu(gate_up, rows, neurons, activations, stream_);
-  status = cublas_.Multiply({.m = hidden,
+  status = cublas_.Multiply(MatrixProduct<__nv_bfloat16>{.m = hidden,
                              .n = rows,
                              .k = neurons,
                              .a = weights + 2 * row,

@@ -12,6 +12,7 @@ constexpr int kPairColumns = 64;  // a warp takes 128 bytes of each weight row a
 constexpr int kTileTokens = 8;
 constexpr int kFewBlocks = 256;  // fewer leave multiprocessors without work
 constexpr int kBatchPairs = 2;   // of a warp, in flight at once
+constexpr int kFewF32Rows = 64;  // beyond, the weights would be read too often
 
 __host__ __device__ int BlocksOf(const LinearPart& part) {
   return (part.out_features + kBlockOutputs - 1) / kBlockOutputs;
@@ -175,7 +176,7 @@ __global__ void AddBias(const float* bias, int out_features, float* out) {
 
 absl::Status LaunchCublas(const LinearArguments& a, const LinearPart& part, const Cublas& cublas,
                           cudaStream_t stream) {
-  absl::Status status = cublas.Multiply({.transpose_a = true,
+  absl::Status status = cublas.Multiply(MatrixProduct<__nv_bfloat16>{.transpose_a = true,
                                          .m = part.out_features,
                                          .n = a.rows,
                                          .k = a.in_features,
@@ -225,10 +226,25 @@ bool LinearNorms(int rows, int in_features) {
   return rows == 1 && in_features % 8 == 0 && in_features <= kMostNormedFeatures;
 }
 
-void LaunchLinearF32(const float* weight, const float* x, int rows, int in_features,
-                     int out_features, float* out, cudaStream_t stream) {
+absl::Status LaunchLinearF32(const float* weight, const float* x, int rows, int in_features,
+                             int out_features, float* out, const Cublas& cublas,
+                             cudaStream_t stream) {
+  if (rows > kFewF32Rows) {
+    return cublas.Multiply(MatrixProduct<float>{.transpose_a = true,
+                                                .m = out_features,
+                                                .n = rows,
+                                                .k = in_features,
+                                                .a = weight,
+                                                .a_stride = in_features,
+                                                .b = x,
+                                                .b_stride = in_features,
+                                                .c = out,
+                                                .c_stride = out_features},
+                           "a product in float32");
+  }
   const dim3 blocks((out_features + kWarps - 1) / kWarps, rows);
   LinearF32<<<blocks, kThreads, 0, stream>>>(weight, x, in_features, out_features, out);
+  return CudaStatus(cudaGetLastError(), "launching a product in float32");
 }
 
 }  // namespace moed::backend

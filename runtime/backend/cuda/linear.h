@@ -44,7 +44,8 @@ absl::Status LaunchLinear(const LinearArguments& arguments, const Cublas& cublas
                           cudaStream_t stream);
 
 // Both sides float32 (the router): weight [out, in], x [rows, in] -> out [rows, out].
-void LaunchLinearF32(const float* weight, const float* x, int rows, int in_features,
-                     int out_features, float* out, cudaStream_t stream);
+absl::Status LaunchLinearF32(const float* weight, const float* x, int rows, int in_features,
+                             int out_features, float* out, const Cublas& cublas,
+                             cudaStream_t stream);
 
 }  // namespace moed::backend

@@ -4,35 +4,28 @@
 namespace moed::backend {
 namespace {
 
-constexpr int kThreads = 128;
-// A piece: the 32 values of a block that 16 bytes of each plane hold.
-constexpr int kPiecesPerBlock = 4;
+constexpr int kThreads = 256;
+// A piece: eight values, 16 bytes of bf16.
+constexpr int kPieceValues = 8;
+constexpr int kPiecesPerBlock = kBf12PairBlockValues / kPieceValues;
 
-// Four times eight values of a piece, 32 values apart.
-__device__ void UnpackPiece(const std::byte* block, int piece, uint32_t base, int columns_left,
-                            uint16_t* target) {
-  const std::byte* at = block + piece * 16;
-  const uint4 low = LoadStreaming(at);
-  const uint4 high = LoadStreaming(at + kBf12PlaneBytes);
-  const uint4 nibbles = LoadStreaming(at + 2 * kBf12PlaneBytes);
-  const auto* l = reinterpret_cast<const uint32_t*>(&low);
-  const auto* h = reinterpret_cast<const uint32_t*>(&high);
+// Piece `piece` of a block in shared memory.
+__device__ uint4 UnpackPiece(const std::byte* block, int piece, uint32_t base) {
+  const int group = piece / 4;  // of 32 values
+  const std::byte* at = block + piece % 4 * 16;
+  const uint4 bytes = *reinterpret_cast<const uint4*>(at + group / 2 * kBf12PlaneBytes);
+  const uint4 nibbles = *reinterpret_cast<const uint4*>(at + 2 * kBf12PlaneBytes);
+  const auto* b = reinterpret_cast<const uint32_t*>(&bytes);
   const auto* n = reinterpret_cast<const uint32_t*>(&nibbles);
-  uint32_t pairs[4][4];
+  uint32_t pairs[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    pairs[0][i] = DecodeBf12Pair<0>(l[i], n[i], base);
-    pairs[1][i] = DecodeBf12Pair<1>(l[i], n[i], base);
-    pairs[2][i] = DecodeBf12Pair<2>(h[i], n[i], base);
-    pairs[3][i] = DecodeBf12Pair<3>(h[i], n[i], base);
+    // Groups 2 and 3 have their nibbles where 0 and 1 have theirs once these are moved.
+    const uint32_t codes = n[i] >> group / 2 * 8;
+    pairs[i] = group % 2 == 0 ? DecodeBf12Pair<0>(b[i], codes, base)
+                              : DecodeBf12Pair<1>(b[i], codes, base);
   }
-#pragma unroll
-  for (int group = 0; group < 4; ++group) {
-    const int column = 32 * group + 8 * piece;
-    if (column >= columns_left) continue;
-    *reinterpret_cast<uint4*>(target + column) =
-        make_uint4(pairs[group][0], pairs[group][1], pairs[group][2], pairs[group][3]);
-  }
+  return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
 
 __device__ void PatchEscape(const Bf12Escape& escape, int row, int target_row, uint16_t* target) {
@@ -40,26 +33,34 @@ __device__ void PatchEscape(const Bf12Escape& escape, int row, int target_row, u
   target[part * target_row + escape.position - part * row] = escape.bits;
 }
 
-// Grid: (neurons, experts).
+// Grid: (neurons, experts). A neuron passes through shared memory, so that the device reads and
+// writes whole lines.
 __global__ void __launch_bounds__(kThreads) UnpackExperts(UnpackExpertsArguments a) {
+  extern __shared__ __align__(16) std::byte packed[];
   const int neuron = blockIdx.x;
   const int tile = neuron / kTileNeurons;
   const std::byte* blob = a.blobs[blockIdx.y];
+  const int neuron_bytes = static_cast<int>(Bf12Experts::NeuronBytes(a.hidden));
   const std::byte* source = blob + Bf12Experts::TileOffset(tile, a.hidden, a.list_bytes) +
-                            neuron % kTileNeurons * Bf12Experts::NeuronBytes(a.hidden);
+                            size_t(neuron % kTileNeurons) * neuron_bytes;
+  for (int i = threadIdx.x * 16; i < neuron_bytes; i += kThreads * 16) {
+    *reinterpret_cast<uint4*>(packed + i) = *reinterpret_cast<const uint4*>(source + i);
+  }
+  __syncthreads();
   auto* target = reinterpret_cast<uint16_t*>(a.target + blockIdx.y * a.target_bytes) +
                  size_t{3} * neuron * a.target_row_values;
-  const auto& header = *reinterpret_cast<const Bf12Header*>(source);
+  const auto& header = *reinterpret_cast<const Bf12Header*>(packed);
   const int row = Bf12Experts::RowValues(a.hidden);
-  const int pieces = row / kBf12PairBlockValues * kPiecesPerBlock;
-  for (int i = threadIdx.x; i < 3 * pieces; i += kThreads) {
-    const int part = i / pieces;
-    const int block = i % pieces / kPiecesPerBlock;
-    const int column = block * kBf12PairBlockValues;
-    const std::byte* at = source + sizeof(Bf12Header) + part * Bf12Experts::RowBytes(a.hidden) +
-                          block * kBf12PairBlockBytes;
-    UnpackPiece(at, i % kPiecesPerBlock, Bf12BasePair(header.bases[part]),
-                a.target_row_values - column, target + part * a.target_row_values + column);
+  const int target_pieces = a.target_row_values / kPieceValues;
+  for (int part = 0; part < 3; ++part) {
+    const std::byte* blocks =
+        packed + sizeof(Bf12Header) + part * Bf12Experts::RowBytes(a.hidden);
+    const uint32_t base = Bf12BasePair(header.bases[part]);
+    auto* pieces = reinterpret_cast<uint4*>(target + part * a.target_row_values);
+    for (int i = threadIdx.x; i < target_pieces; i += kThreads) {
+      pieces[i] = UnpackPiece(blocks + i / kPiecesPerBlock * kBf12PairBlockBytes,
+                              i % kPiecesPerBlock, base);
+    }
   }
   __syncthreads();
   const int count = header.num_escapes;
@@ -90,8 +91,9 @@ UnpackExpertsArguments UnpackArguments(const ExpertFormat& format, const ExpertF
 }
 
 cudaError_t LaunchUnpackExperts(const UnpackExpertsArguments& arguments, cudaStream_t stream) {
-  UnpackExperts<<<dim3(arguments.intermediate, arguments.num_experts), kThreads, 0, stream>>>(
-      arguments);
+  const size_t shared_bytes = Bf12Experts::NeuronBytes(arguments.hidden);
+  UnpackExperts<<<dim3(arguments.intermediate, arguments.num_experts), kThreads, shared_bytes,
+                  stream>>>(arguments);
   return cudaGetLastError();
 }
 
