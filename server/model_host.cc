@@ -200,6 +200,7 @@ void LogPlan(const ServedModel& served, const model::ModelRunner& runner) {
   spdlog::info("expert format: {}, {:.1f} % of bf16's bytes", description.expert_format,
                100 * description.expert_stored_ratio);
   if (!runner.expert_format_note().empty()) spdlog::info("{}", runner.expert_format_note());
+  if (!runner.cold_path_note().empty()) spdlog::warn("{}", runner.cold_path_note());
   if (description.max_model_len < runner.config().max_positions) {
     spdlog::info("context: {} tokens, of the checkpoint's {}", description.max_model_len,
                  runner.config().max_positions);

@@ -141,7 +141,8 @@ class Backend {
   // Nullopt if the device computes in host memory.
   virtual std::optional<DeviceMemory> Memory() = 0;
 
-  // RESOURCE_EXHAUSTED, naming bytes and `what`, if the memory cannot be had.
+  // RESOURCE_EXHAUSTED, naming bytes and `what`, if the memory cannot be had; FAILED_PRECONDITION
+  // if host memory is there, but may not be pinned for the device.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes, MemoryKind kind, std::string_view what) = 0;
   virtual absl::Status CopyFromHost(std::span<const std::byte> source, std::byte* destination) = 0;
   // The same as CopyFromHost from any thread, beside the ops.
@@ -153,8 +154,6 @@ class Backend {
 
   // Whether Experts and CreateDeviceExperts have kernels for experts of this kind.
   virtual bool SupportsExpertFormat(ExpertFormatKind kind) const = 0;
-  // Whether these have shown on such a device that they are right; others serve on request alone.
-  virtual bool IsExpertFormatProven(ExpertFormatKind kind) const = 0;
 
   // Experts that the device finds by itself. `options` as described there; the memory it names must
   // outlive the result, and so must this backend. UNIMPLEMENTED for a shape or format that the

@@ -16,7 +16,9 @@ absl::StatusOr<std::optional<ColdPath>> ChooseColdPath(ColdPathPreference prefer
     case ColdPathPreference::kPage:
       return std::nullopt;
     case ColdPathPreference::kAuto:
-      if (circumstances.has_device && fits) path = ColdPath::kLink;
+      if (circumstances.has_device && fits) {
+        path = circumstances.cpus < kLeastHybridCpus ? ColdPath::kLink : ColdPath::kHybrid;
+      }
       return path;
     case ColdPathPreference::kLink:
       path = ColdPath::kLink;

@@ -16,18 +16,6 @@ using backend::ExpertFormat;
 using backend::ExpertFormatKind;
 
 constexpr char kNoKernels[] = "this device has no kernels for bf12";
-constexpr char kOnRequest[] =
-    "this device's kernels for bf12 are new and serve with --expert-format bf12 alone";
-
-bool TakesBf12(const ExpertFormatRequest& request) {
-  const bool automatic = request.preference == ExpertFormatPreference::kAuto;
-  return request.kernels_take_bf12 && !(automatic && request.on_request_only);
-}
-
-const char* WhyNoKernels(const ExpertFormatRequest& request) {
-  return request.kernels_take_bf12 ? kOnRequest : kNoKernels;
-}
-
 ServedExperts Recoded(std::unique_ptr<const ExpertSource> recoded, std::string note) {
   ServedExperts served;
   served.source = recoded.get();
@@ -72,13 +60,13 @@ std::string ConvertNote(const Checkpoint& checkpoint) {
 absl::StatusOr<ServedExperts> ChooseFromBf12(const Checkpoint& checkpoint,
                                              const ExpertFormatRequest& request) {
   const bool wants_bf16 = request.preference == ExpertFormatPreference::kBF16;
-  if (!wants_bf16 && TakesBf12(request)) return StoredExperts(checkpoint, "");
+  if (!wants_bf16 && request.kernels_take_bf12) return StoredExperts(checkpoint, "");
   if (request.preference == ExpertFormatPreference::kBF12) {
     return absl::UnimplementedError(absl::StrCat(
         kNoKernels, "; with --expert-format bf16 experts are decoded as they are read"));
   }
   std::string note = wants_bf16 ? ""
-                                : absl::StrCat(WhyNoKernels(request),
+                                : absl::StrCat(kNoKernels,
                                                ": experts are decoded to bf16 as they are read");
   return Recoded(std::make_unique<DecodedExperts>(checkpoint.experts()), std::move(note));
 }
@@ -101,7 +89,7 @@ absl::StatusOr<ServedExperts> EncodeIfItPays(const Checkpoint& checkpoint,
   const auto stays = [&](const std::string& why) {
     return StoredExperts(checkpoint, absl::StrCat("experts stay bf16: ", why));
   };
-  if (!TakesBf12(request)) return stays(WhyNoKernels(request));
+  if (!request.kernels_take_bf12) return stays(kNoKernels);
   const std::string why = WhyNot(SmallestBf12(checkpoint.experts().format()));
   if (!why.empty()) return stays(why);
   const auto format = SampleBf12Format(checkpoint.config(), checkpoint.experts());

@@ -20,7 +20,6 @@ struct ExpertFormatRequest {
   // What host memory may hold, for a device that keeps every expert there; 0: experts are paged
   // from files.
   int64_t host_store_bytes = 0;
-  bool on_request_only = false;  // the kernels: automatic is as if there were none
 };
 
 // Experts in the format in which they are served.

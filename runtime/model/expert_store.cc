@@ -5,6 +5,7 @@
 
 #include "absl/base/internal/raw_logging.h"
 #include "absl/time/clock.h"
+#include "runtime/model/uploaded_experts.h"
 
 namespace moed::model {
 namespace {
@@ -45,13 +46,19 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
   const size_t blob_bytes = source.format().blob_bytes();
   size_t arena_bytes = (*cache)->max_slots() * blob_bytes;
   if (on_device) arena_bytes += StagingBytes(static_cast<int64_t>(blob_bytes));
+  const bool in_device_memory = on_device || options.slots_on_device;
   auto arena = backend.Allocate(
-      arena_bytes, on_device ? backend::MemoryKind::kDevice : backend::MemoryKind::kHost,
+      arena_bytes, in_device_memory ? backend::MemoryKind::kDevice : backend::MemoryKind::kHost,
       "expert slots");
   if (!arena.ok()) return arena.status();
   if (!on_device) {
-    return std::unique_ptr<ExpertStore>(new ExpertStore(
-        source, *std::move(cache), *std::move(arena), ExpertsPerLayer(config), options.io_threads));
+    std::unique_ptr<const ExpertSource> uploaded;
+    if (in_device_memory) uploaded = std::make_unique<UploadedExperts>(source, backend);
+    std::unique_ptr<ExpertStore> store(
+        new ExpertStore(in_device_memory ? *uploaded : source, *std::move(cache),
+                        *std::move(arena), ExpertsPerLayer(config), options.io_threads));
+    store->uploaded_ = std::move(uploaded);
+    return store;
   }
   auto host = HostExperts::Load(source, ExpertsPerLayer(config), options.io_threads,
                                 options.progress, backend);

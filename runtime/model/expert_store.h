@@ -36,6 +36,7 @@ struct ExpertStoreOptions {
   int io_threads = 0;  // at least 1
   // Device-driven, for steps of at most this many tokens; 0: host-driven.
   int device_tokens = 0;
+  bool slots_on_device = false;  // host-driven: slots in the device's memory all the same
   // Device-driven: see DeviceExpertsOptions.
   backend::ColdPath cold_path = backend::ColdPath::kLink;
   int cold_threads = 0;
@@ -99,8 +100,9 @@ class ExpertStore {
   void SettleOne(const ExpertLoader::Completion& completion);
   void Abandon();
 
-  const ExpertSource& source_;  // host_experts_ if device-driven
+  const ExpertSource& source_;  // host_experts_ if device-driven, uploaded_ if slots are on a device
   std::unique_ptr<HostExperts> host_experts_;
+  std::unique_ptr<const ExpertSource> uploaded_;  // source_, host-driven with slots on a device
   backend::Buffer arena_;  // slots, then staging slots; blob_bytes each
   std::unique_ptr<cache::ExpertCache> cache_;
   std::unique_ptr<backend::DeviceExperts> device_;

@@ -18,7 +18,8 @@ namespace moed::model {
 class HostExperts : public ExpertSource {
  public:
   // Reads all experts of `source` by `io_threads` threads. `backend` must outlive this.
-  // RESOURCE_EXHAUSTED: no memory; the errors of source.Read.
+  // RESOURCE_EXHAUSTED: no memory; FAILED_PRECONDITION: none that the device can read; the errors
+  // of source.Read.
   static absl::StatusOr<std::unique_ptr<HostExperts>> Load(const ExpertSource& source,
                                                            std::span<const int> experts_per_layer,
                                                            int io_threads,

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/backend/cpu/cpu_count.h"
 #include "runtime/model/expert_budget.h"
 #include "runtime/model/for_each_expert.h"
 #include "runtime/model/kv_cache.h"
@@ -32,15 +33,15 @@ int IoThreads(const ModelRunnerOptions& options, const ServedExperts& served) {
   return std::max(threads, ExpertThreads(0, 2 * served.source->format().blob_bytes()));
 }
 
-// With a path, a GPU finds its experts itself; without, slots lie in host memory and are read from
-// files.
+// With a path, a GPU finds its experts itself; without, slots are filled from files before use.
 absl::StatusOr<std::optional<backend::ColdPath>> ColdPathFor(const ModelRunnerOptions& options,
                                                              const ModelSize& size,
                                                              int64_t expert_bytes,
                                                              backend::Backend& backend) {
   return ChooseColdPath(options.cold_path, {.has_device = backend.Memory().has_value(),
                                             .expert_bytes = size.num_experts * expert_bytes,
-                                            .host_memory_bytes = options.memory_limit_bytes});
+                                            .host_memory_bytes = options.memory_limit_bytes,
+                                            .cpus = backend::AvailableCpus()});
 }
 
 // Tokens of the largest step that goes without the host: a decode batch.
@@ -86,8 +87,10 @@ absl::StatusOr<MemoryPlan> Plan(const ModelRunnerOptions& options, const ModelCo
       Activations::Bytes(config, options.max_num_batched_tokens,
                          LogitsTileRows(config, options.max_num_seqs)) +
       Activations::BesideBytes(config, TokensBesidePass(options, device_driven));
+  if (const auto memory = backend.Memory(); memory.has_value()) {
+    limit_bytes = GpuLimitBytes(options, *memory);
+  }
   if (device_driven) {
-    limit_bytes = GpuLimitBytes(options, *backend.Memory());
     activation_bytes += Transformer::DeviceLogitsBytes(config, DeviceTokens(options)) +
                         ExpertStore::StagingBytes(expert_bytes);
   }
@@ -116,26 +119,37 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
     std::unique_ptr<backend::Backend> backend) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
-  const bool pages =
-      !backend->Memory().has_value() || options.cold_path == ColdPathPreference::kPage;
-  absl::StatusOr<ServedExperts> served = ChooseExperts(
-      *checkpoint,
-      {.preference = options.expert_format,
-       .kernels_take_bf12 = backend->SupportsExpertFormat(backend::ExpertFormatKind::kBF12),
-       .host_store_bytes = pages ? 0 : options.memory_limit_bytes,
-       .on_request_only = !backend->IsExpertFormatProven(backend::ExpertFormatKind::kBF12)});
-  if (!served.ok()) return served.status();
-  const bool automatic = options.expert_format == ExpertFormatPreference::kAuto;
+  const bool automatic = options.cold_path == ColdPathPreference::kAuto;
   std::unique_ptr<ModelRunner> runner(
       new ModelRunner(std::move(options), std::move(checkpoint), std::move(backend)));
-  absl::Status status = runner->Start(*std::move(served));
-  // An expert unlike the sample.
-  if (absl::IsOutOfRange(status) && automatic) {
-    status = runner->Start(
-        StoredExperts(*runner->checkpoint_, absl::StrCat("experts stay bf16: ", status.message())));
+  absl::Status status = runner->ChooseAndStart();
+  // Every expert is in host memory, which may not be pinned: then a part, which needs no pinning.
+  if (absl::IsFailedPrecondition(status) && automatic && runner->device_driven()) {
+    runner->cold_path_note_ =
+        absl::StrCat("experts are paged in from files (cold path page): ", status.message());
+    runner->options_.cold_path = ColdPathPreference::kPage;
+    status = runner->ChooseAndStart();
   }
   if (!status.ok()) return status;
   return runner;
+}
+
+absl::Status ModelRunner::ChooseAndStart() {
+  const bool pages =
+      !backend_->Memory().has_value() || options_.cold_path == ColdPathPreference::kPage;
+  absl::StatusOr<ServedExperts> served = ChooseExperts(
+      *checkpoint_,
+      {.preference = options_.expert_format,
+       .kernels_take_bf12 = backend_->SupportsExpertFormat(backend::ExpertFormatKind::kBF12),
+       .host_store_bytes = pages ? 0 : options_.memory_limit_bytes});
+  if (!served.ok()) return served.status();
+  absl::Status status = Start(*std::move(served));
+  // An expert unlike the sample.
+  if (absl::IsOutOfRange(status) && options_.expert_format == ExpertFormatPreference::kAuto) {
+    status =
+        Start(StoredExperts(*checkpoint_, absl::StrCat("experts stay bf16: ", status.message())));
+  }
+  return status;
 }
 
 ModelRunner::ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
@@ -203,6 +217,7 @@ absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
                                       .policy = options_.expert_policy,
                                       .io_threads = IoThreads(options_, served_),
                                       .device_tokens = device_driven() ? DeviceTokens(options_) : 0,
+                                      .slots_on_device = backend_->Memory().has_value(),
                                       .cold_path = cold_path_.value_or(backend::ColdPath::kLink),
                                       .cold_threads = options_.cold_threads,
                                       .progress = progress},

@@ -119,6 +119,8 @@ class ModelRunner : public StepRunner {
   const MemoryPlan& memory() const { return plan_; }
   std::string device() const { return backend_->Description(); }
   std::string_view cold_path() const { return ColdPathName(cold_path_); }
+  // Why it is not the one that would be best, for the log; mostly empty.
+  const std::string& cold_path_note() const { return cold_path_note_; }
   const backend::ExpertFormat& expert_format() const { return served_.source->format(); }
   // Why experts have this format and no smaller one; may be empty.
   const std::string& expert_format_note() const { return served_.note; }
@@ -137,6 +139,7 @@ class ModelRunner : public StepRunner {
   ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
               std::unique_ptr<backend::Backend> backend);
   // Plans and loads with these experts.
+  absl::Status ChooseAndStart();
   absl::Status Start(ServedExperts served);
   absl::Status Load();
   absl::Status LoadExperts(const LoadProgress& progress);
@@ -159,6 +162,7 @@ class ModelRunner : public StepRunner {
   ModelSize size_;
   MemoryPlan plan_;
   std::optional<backend::ColdPath> cold_path_;  // nullopt: host-driven
+  std::string cold_path_note_;
   Sampler sampler_;
   std::unique_ptr<ExpertStore> experts_;
   std::unique_ptr<Transformer> transformer_;

@@ -51,7 +51,6 @@ class CpuBackend : public Backend {
   absl::Status Synchronize() override { return absl::OkStatus(); }
 
   bool SupportsExpertFormat(ExpertFormatKind) const override { return true; }
-  bool IsExpertFormatProven(ExpertFormatKind) const override { return true; }
 
   absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
       const DeviceExpertsOptions& options) override {

@@ -27,7 +27,7 @@ namespace {
 
 class CudaBackend : public Backend {
  public:
-  static absl::StatusOr<std::unique_ptr<Backend>> Create(int device);
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaBackendOptions& options);
 
   std::string Description() const override { return properties_.name; }
 
@@ -44,9 +44,6 @@ class CudaBackend : public Backend {
     return MakeCudaLinear(weight, bias, *this);
   }
   bool SupportsExpertFormat(ExpertFormatKind) const override { return true; }
-  bool IsExpertFormatProven(ExpertFormatKind kind) const override {
-    return kind == ExpertFormatKind::kBF16;
-  }
   absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
       const DeviceExpertsOptions& options) override {
     return CudaDeviceExperts::Create(options, step_tables_, stream(),
@@ -132,6 +129,7 @@ class CudaBackend : public Backend {
   StepGraphs graphs_;
   UploadStreams uploads_;
   Workspace attention_workspace_{WorkspaceMemory::kDevice};
+  size_t most_pinned_bytes_ = 0;
   Buffer arrived_;  // [kMaxSplitGroups] i32: blocks that ended, zeros between launches
   Workspace rows_workspace_{WorkspaceMemory::kDevice};
   std::unique_ptr<CudaExperts> experts_;
@@ -139,8 +137,10 @@ class CudaBackend : public Backend {
   std::map<const void*, Buffer> frequencies_;
 };
 
-absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(int device) {
+absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOptions& options) {
+  const int device = options.device;
   auto backend = std::unique_ptr<CudaBackend>(new CudaBackend());
+  backend->most_pinned_bytes_ = options.most_pinned_bytes;
   absl::Status status = CudaStatus(cudaSetDevice(device), "choosing the CUDA device");
   status.Update(CudaStatus(cudaGetDeviceProperties(&backend->properties_, device),
                            "asking the CUDA device for its properties"));
@@ -172,7 +172,14 @@ std::optional<DeviceMemory> CudaBackend::Memory() {
 }
 
 absl::StatusOr<Buffer> CudaBackend::Allocate(size_t bytes, MemoryKind kind, std::string_view what) {
-  if (kind == MemoryKind::kHost) return AllocatePinnedMemory(bytes, what);
+  if (kind == MemoryKind::kHost) {
+    if (most_pinned_bytes_ == 0 || bytes <= most_pinned_bytes_) {
+      return AllocatePinnedMemory(bytes, what);
+    }
+    return absl::FailedPreconditionError(
+        absl::StrCat("pinning ", bytes, " bytes of host memory for ", std::string(what),
+                     " is not allowed; the limit is ", most_pinned_bytes_));
+  }
   if (bytes == 0) return Buffer();
   void* data = nullptr;
   absl::Status status =
@@ -318,13 +325,11 @@ void CudaBackend::Attention(const AttentionSpec& spec, std::span<const Attention
   Note(scratch.status());
   if (!scratch.ok()) return;
   arguments.scratch = reinterpret_cast<float*>(*scratch);
-  arguments.prompts_apart =
-      PromptAttentionSupports(spec.head_dim) &&
-      std::any_of(segments.begin(), segments.end(), [](const AttentionSegment& segment) {
-        return segment.num_tokens >= kLeastPromptTokens;
-      });
+  const PromptRuns runs = CountPromptRuns(segments);
+  arguments.prompts_apart = PromptAttentionSupports(spec.head_dim) && runs.tiled > 0;
   if (arguments.prompts_apart) {
     Note(CudaStatus(LaunchPromptAttention(arguments, stream()), "launching a prompt's attention"));
+    if (runs.others == 0) return;
   }
   if (!LaunchAttention(arguments, stream())) {
     Note(absl::UnimplementedError(
@@ -351,7 +356,7 @@ bool CudaAvailable() {
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options) {
-  return CudaBackend::Create(options.device);
+  return CudaBackend::Create(options);
 }
 
 }  // namespace moed::backend

@@ -1,6 +1,7 @@
 // The CUDA backend's entry point; with MOED_CUDA=OFF runtime/backend/no_cuda links in its place.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -10,6 +11,9 @@ namespace moed::backend {
 
 struct CudaBackendOptions {
   int device = 0;
+  // Of one allocation of host memory; larger ones are refused as if they could not be pinned. 0: no
+  // limit of moed's own.
+  size_t most_pinned_bytes = 0;
 };
 
 // True if this build has CUDA and a device answers.

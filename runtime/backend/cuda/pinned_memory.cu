@@ -15,7 +15,7 @@ absl::StatusOr<Buffer> AllocatePinnedMemory(size_t bytes, std::string_view what)
   const cudaError_t error = cudaHostRegister(pages->data(), bytes, cudaHostRegisterMapped);
   if (error != cudaSuccess) {
     cudaGetLastError();  // not sticky: nothing was done
-    return absl::ResourceExhaustedError(
+    return absl::FailedPreconditionError(
         absl::StrCat("pinning ", bytes, " bytes of host memory for ", std::string(what),
                      " failed: ", cudaGetErrorString(error),
                      "; raise the limit of locked memory (ulimit -l) or the container's memory"));

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "runtime/backend/cuda/attention_tiles.cuh"
 #include "runtime/backend/cuda/prompt_attention.h"
 #include "runtime/backend/cuda/prompt_runs.cuh"
@@ -308,6 +310,20 @@ cudaError_t Launch(const AttentionArguments& a, cudaStream_t stream) {
 }
 
 }  // namespace
+
+PromptRuns CountPromptRuns(std::span<const AttentionSegment> segments) {
+  PromptRuns runs;
+  for (const AttentionSegment& segment : segments) {
+    const int end = segment.first_row + segment.num_tokens;
+    for (int begin = segment.first_row; begin < end;) {
+      const int tile_end = (begin / kPromptTileTokens + 1) * kPromptTileTokens;
+      const int run_end = std::min(tile_end, end);
+      ++(run_end - begin >= kLeastPromptTokens ? runs.tiled : runs.others);
+      begin = run_end;
+    }
+  }
+  return runs;
+}
 
 bool PromptAttentionSupports(int head_dim) { return head_dim == 64 || head_dim == 128; }
 

@@ -5,6 +5,9 @@
 
 #include <cuda_runtime.h>
 
+#include <span>
+
+#include "runtime/backend/backend.h"
 #include "runtime/backend/cuda/attention.h"
 
 namespace moed::backend {
@@ -12,6 +15,13 @@ namespace moed::backend {
 // Tokens of a tile, and how many of a tile must follow one another to be worth one.
 inline constexpr int kPromptTileTokens = 16;
 inline constexpr int kLeastPromptTokens = 4;
+
+// How many runs of tokens within tiles this kernel takes, and how many it leaves.
+struct PromptRuns {
+  int tiled = 0;
+  int others = 0;
+};
+PromptRuns CountPromptRuns(std::span<const AttentionSegment> segments);
 
 // Head dimensions that the kernel is built for.
 bool PromptAttentionSupports(int head_dim);

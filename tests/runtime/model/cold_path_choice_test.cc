@@ -14,7 +14,9 @@ using Preference = ColdPathPreference;
 constexpr ColdPathCircumstances kCpu = {
     .has_device = false, .expert_bytes = 10, .host_memory_bytes = 10};
 constexpr ColdPathCircumstances kGpu = {
-    .has_device = true, .expert_bytes = 10, .host_memory_bytes = 10};
+    .has_device = true, .expert_bytes = 10, .host_memory_bytes = 10, .cpus = 4};
+constexpr ColdPathCircumstances kFewCpus = {
+    .has_device = true, .expert_bytes = 10, .host_memory_bytes = 10, .cpus = 3};
 constexpr ColdPathCircumstances kSmallHost = {
     .has_device = true, .expert_bytes = 10, .host_memory_bytes = 9};
 
@@ -25,7 +27,9 @@ TEST(ColdPathChoiceTest, FollowsThePreferenceWhereItCan) {
     std::optional<ColdPath> path;
   } cases[] = {
       {Preference::kAuto, kCpu, std::nullopt},       {Preference::kPage, kCpu, std::nullopt},
-      {Preference::kAuto, kGpu, ColdPath::kLink},    {Preference::kLink, kGpu, ColdPath::kLink},
+      {Preference::kAuto, kGpu, ColdPath::kHybrid},  {Preference::kLink, kGpu, ColdPath::kLink},
+      {Preference::kAuto, kFewCpus, ColdPath::kLink},
+      {Preference::kHybrid, kFewCpus, ColdPath::kHybrid},
       {Preference::kCpu, kGpu, ColdPath::kCpu},      {Preference::kHybrid, kGpu, ColdPath::kHybrid},
       {Preference::kPage, kGpu, std::nullopt},       {Preference::kAuto, kSmallHost, std::nullopt},
       {Preference::kPage, kSmallHost, std::nullopt},

@@ -44,17 +44,14 @@ TEST_F(ExpertFormatChoiceTest, FollowsWishFilesKernelsAndPlace) {
       {false, {kAuto, true, kAllInHostMemory}, kServedBf12, true, ""},
       {false, {kAuto, true, 1000}, kServedBf16, false, "moed convert"},
       {false, {kAuto, false, kAllInHostMemory}, kServedBf16, false, "no kernels"},
-      {false, {kAuto, true, kAllInHostMemory, true}, kServedBf16, false, "--expert-format bf12"},
-      {false, {kBF12, true, kAllInHostMemory, true}, kServedBf12, true, ""},
       {false, {kBF16, true, kAllInHostMemory}, kServedBf16, false, ""},
       {false, {kBF12, true, kPaged}, kServedBf12, true, ""},
       {false, {kBF12, true, kAllInHostMemory}, kServedBf12, true, ""},
       // From converted files.
       {true, {kAuto, true, kPaged}, kServedBf12, false, ""},
       {true, {kAuto, true, kAllInHostMemory}, kServedBf12, false, ""},
+      {true, {kBF12, true, kAllInHostMemory}, kServedBf12, false, ""},
       {true, {kAuto, false, kAllInHostMemory}, kServedBf16, false, "decoded"},
-      {true, {kAuto, true, kAllInHostMemory, true}, kServedBf16, false, "decoded"},
-      {true, {kBF12, true, kAllInHostMemory, true}, kServedBf12, false, ""},
       {true, {kBF16, true, kPaged}, kServedBf16, false, ""},
       {true, {kBF12, true, kPaged}, kServedBf12, false, ""},
   };
