@@ -21,6 +21,7 @@
 #include "runtime/backend/buffer.h"
 #include "runtime/backend/device_experts.h"
 #include "runtime/backend/expert_format.h"
+#include "runtime/backend/row_sampler.h"
 #include "runtime/backend/tensor.h"
 
 namespace moed::backend {
@@ -160,6 +161,11 @@ class Backend {
   // device's kernels cannot take.
   virtual absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
       const DeviceExpertsOptions& options) = 0;
+
+  // A sampler of rows of logits in the device's memory. UNIMPLEMENTED: they must be sampled on the
+  // host; RESOURCE_EXHAUSTED: memory.
+  virtual absl::StatusOr<std::unique_ptr<RowSampler>> CreateRowSampler(
+      const RowSamplerOptions& options) = 0;
 
   // Takes a copy of `weight` [out, in] (bf16, host memory) and `bias` [out] f32 (or empty).
   virtual absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(const Tensor& weight,

@@ -92,6 +92,7 @@ absl::StatusOr<MemoryPlan> Plan(const ModelRunnerOptions& options, const ModelCo
   }
   if (device_driven) {
     activation_bytes += Transformer::DeviceLogitsBytes(config, DeviceTokens(options)) +
+                        backend::RowSamplerBytes(DeviceTokens(options)) +
                         ExpertStore::StagingBytes(expert_bytes);
   }
   return PlanMemory(
@@ -157,8 +158,7 @@ ModelRunner::ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint>
     : options_(std::move(options)),
       checkpoint_(std::move(checkpoint)),
       backend_(std::move(backend)),
-      size_(ComputeModelSize(checkpoint_->config())),
-      sampler_(static_cast<int>(checkpoint_->config().vocab_size)) {}
+      size_(ComputeModelSize(checkpoint_->config())) {}
 
 absl::Status ModelRunner::Start(ServedExperts served) {
   served_ = std::move(served);
@@ -196,12 +196,30 @@ absl::Status ModelRunner::Load() {
                           *std::move(weights), *experts_, *backend_);
   if (!transformer.ok()) return transformer.status();
   transformer_ = *std::move(transformer);
+  status = CreateSampler();
+  if (!status.ok()) return status;
   report(total, 0);
   if (options_.record_routing) {
     experts_->cache().StartRecording(options_.model_name,
                                      static_cast<int64_t>(expert_format().blob_bytes()));
   }
   PublishSnapshot();
+  return absl::OkStatus();
+}
+
+absl::Status ModelRunner::CreateSampler() {
+  const auto vocab_size = static_cast<int>(config().vocab_size);
+  std::unique_ptr<backend::RowSampler> on_device;
+  if (device_driven() && options_.sample_on_device) {
+    auto sampler =
+        backend_->CreateRowSampler({.vocab_size = vocab_size, .max_rows = DeviceTokens(options_)});
+    if (sampler.ok()) {
+      on_device = *std::move(sampler);
+    } else if (!absl::IsUnimplemented(sampler.status())) {
+      return sampler.status();
+    }
+  }
+  sampler_ = std::make_unique<StepSampler>(vocab_size, std::move(on_device), *backend_);
   return absl::OkStatus();
 }
 
@@ -260,16 +278,9 @@ absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {
         absl::StrCat("the step has ", tokens, " tokens, and beside a ", "prefill the limit is ",
                      max_tokens_beside_pass()));
   }
-  result->chunks.assign(input.chunks.size(), ChunkResult{});
-  absl::Status status = transformer_->Forward(input, &shares_);
-  if (status.ok()) {
-    ListLogits(input);
-    status =
-        transformer_->ForEachLogits(logits_rows_, [&](size_t index, std::span<const float> logits) {
-          const LogitsUse& use = logits_uses_[index];
-          UseLogits(input.chunks[use.chunk], use, logits, &result->chunks[use.chunk]);
-        });
-  }
+  absl::Status status = transformer_->Forward(input);
+  if (status.ok()) status = sampler_->Sample(input, LogitsOf::kStep, *transformer_, result);
+  if (status.ok()) status = transformer_->EndStep(&shares_);
   if (!status.ok()) return status;
   EndStep(result);
   return absl::OkStatus();
@@ -314,40 +325,6 @@ absl::Status ModelRunner::CheckStep(const StepInput& input) const {
     }
   }
   return absl::OkStatus();
-}
-
-void ModelRunner::ListLogits(const StepInput& input) {
-  logits_rows_.clear();
-  logits_uses_.clear();
-  int32_t first_row = 0;
-  for (size_t i = 0; i < input.chunks.size(); ++i) {
-    const SequenceChunk& chunk = input.chunks[i];
-    const int32_t end_row = first_row + chunk.num_tokens;
-    for (int32_t row = first_row; chunk.prompt_logprobs >= 0 && row < end_row; ++row) {
-      const int32_t next = row + 1 < end_row ? input.token_ids[row + 1] : chunk.next_token;
-      if (next < 0) continue;
-      logits_rows_.push_back(row);
-      logits_uses_.push_back({.chunk = i, .prompt_token = next});
-    }
-    if (chunk.sampler != nullptr) {
-      logits_rows_.push_back(end_row - 1);
-      logits_uses_.push_back({.chunk = i});
-    }
-    first_row = end_row;
-  }
-}
-
-void ModelRunner::UseLogits(const SequenceChunk& chunk, const LogitsUse& use,
-                            std::span<const float> logits, ChunkResult* result) {
-  if (use.prompt_token >= 0) {
-    std::vector<TokenLogprob> logprobs =
-        sampler_.Logprobs(logits, use.prompt_token, chunk.prompt_logprobs);
-    if (logprobs.empty()) result->invalid = true;
-    result->prompt_logprobs.push_back(std::move(logprobs));
-    return;
-  }
-  sampler_.Sample(logits, *chunk.sampler, result);
-  if (result->token >= 0) chunk.sampler->Accept(result->token);
 }
 
 void ModelRunner::PublishSnapshot() {

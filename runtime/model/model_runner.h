@@ -29,8 +29,8 @@
 #include "runtime/model/load_progress.h"
 #include "runtime/model/memory_plan.h"
 #include "runtime/model/model_size.h"
-#include "runtime/model/sampler.h"
 #include "runtime/model/step.h"
+#include "runtime/model/step_sampler.h"
 #include "runtime/model/transformer.h"
 
 namespace moed::model {
@@ -50,10 +50,11 @@ struct ModelRunnerOptions {
   int cold_threads = 0;  // of the CPU's part in it; 0: as many as fit
   int max_num_seqs = 0;
   int64_t max_num_batched_tokens = 0;
-  int64_t max_model_len = 0;   // 0: the config's; cut to what the KV cache holds
-  int64_t kv_cache_bytes = 0;  // 0: auto, see PlanMemory
-  int io_threads = 0;          // that read experts; 0: as many as CPUs, from 2 to 8
-  bool warm_experts = true;    // fill the slots before the first request
+  int64_t max_model_len = 0;     // 0: the config's; cut to what the KV cache holds
+  int64_t kv_cache_bytes = 0;    // 0: auto, see PlanMemory
+  bool sample_on_device = true;  // where it can; else, and to compare, on the host
+  int io_threads = 0;            // that read experts; 0: as many as CPUs, from 2 to 8
+  bool warm_experts = true;      // fill the slots before the first request
   // What an earlier run learned: its residents are loaded first, none after the deadline.
   std::optional<cache::HotSet> hot_set = {};
   absl::Time warm_deadline = absl::InfiniteFuture();
@@ -129,13 +130,6 @@ class ModelRunner : public StepRunner {
   std::shared_ptr<const ExpertSnapshot> Snapshot() const;
 
  private:
-  // A row of logits that a step needs, and for what.
-  struct LogitsUse {
-    size_t chunk = 0;
-    // The prompt token whose log-probability the row gives; -1: the row is sampled.
-    int32_t prompt_token = -1;
-  };
-
   ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
               std::unique_ptr<backend::Backend> backend);
   // Plans and loads with these experts.
@@ -143,14 +137,12 @@ class ModelRunner : public StepRunner {
   absl::Status Start(ServedExperts served);
   absl::Status Load();
   absl::Status LoadExperts(const LoadProgress& progress);
+  absl::Status CreateSampler();
   absl::Status CheckSlots(int slots) const;
   bool device_driven() const { return cold_path_.has_value(); }
   absl::Status CheckStep(const StepInput& input) const;
-  void ListLogits(const StepInput& input);
   // Shares, recording and snapshot of what has just ended.
   void EndStep(StepResult* result);
-  void UseLogits(const SequenceChunk& chunk, const LogitsUse& use, std::span<const float> logits,
-                 ChunkResult* result);
   // Of the slots that were taken at start.
   absl::StatusOr<int> ResolveSlotsTaken(const ExpertBudget& budget) const;
   void PublishSnapshot();
@@ -163,11 +155,9 @@ class ModelRunner : public StepRunner {
   MemoryPlan plan_;
   std::optional<backend::ColdPath> cold_path_;  // nullopt: host-driven
   std::string cold_path_note_;
-  Sampler sampler_;
   std::unique_ptr<ExpertStore> experts_;
   std::unique_ptr<Transformer> transformer_;
-  std::vector<int32_t> logits_rows_;
-  std::vector<LogitsUse> logits_uses_;  // of each of logits_rows_
+  std::unique_ptr<StepSampler> sampler_;
   std::vector<ExpertShare> shares_;
   const StepInput* pass_ = nullptr;                                  // in flight
   std::shared_ptr<const std::vector<cache::LayerBalance>> balance_;  // as last published

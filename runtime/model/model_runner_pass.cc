@@ -21,13 +21,7 @@ absl::Status ModelRunner::FinishPass(StepResult* result) {
   ABSL_RAW_CHECK(pass_ != nullptr && transformer_->pass_layers_left() == 0,
                  "a pass is finished before its layers have run");
   const StepInput& input = *pass_;
-  result->chunks.assign(input.chunks.size(), ChunkResult{});
-  ListLogits(input);
-  absl::Status status = transformer_->ForEachPassLogits(
-      logits_rows_, [&](size_t index, std::span<const float> logits) {
-        const LogitsUse& use = logits_uses_[index];
-        UseLogits(input.chunks[use.chunk], use, logits, &result->chunks[use.chunk]);
-      });
+  absl::Status status = sampler_->Sample(input, LogitsOf::kPass, *transformer_, result);
   if (!status.ok()) return status;
   pass_ = nullptr;
   transformer_->EndPass(&shares_);

@@ -4,14 +4,8 @@
 #include <cmath>
 #include <limits>
 
-#include "runtime/model/counter_random.h"
-
 namespace moed::model {
 namespace {
-
-// Below this temperature decoding is greedy: scaled logits would overflow, and only exact ties
-// could still be chosen at random.
-constexpr float kGreedyTemperature = 1e-5f;
 
 // How many of the leading weights, in falling order, top-p and min-p keep; at least one.
 size_t CountKept(std::span<const float> weights, const SamplingParams& params) {
@@ -99,8 +93,8 @@ std::span<const float> Sampler::Adjust(std::span<const float> logits, const Samp
 int32_t Sampler::Choose(std::span<const float> logits, const RowMaximum& maximum,
                         const SamplerState& state) {
   const SamplingParams& params = state.params();
-  if (params.temperature < kGreedyTemperature) return maximum.id;
-  const double draw = UniformDraw(params.seed, static_cast<uint64_t>(state.num_accepted()));
+  if (state.greedy()) return maximum.id;
+  const double draw = state.Draw();
   const bool has_top_k = params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size();
   return has_top_k ? ChooseAmongHighest(logits, maximum.value, params, draw)
                    : ChooseAmongAll(logits, maximum.value, params, draw);

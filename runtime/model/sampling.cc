@@ -1,8 +1,10 @@
 #include "runtime/model/sampling.h"
 
+#include <algorithm>
 #include <string_view>
 
 #include "absl/strings/str_format.h"
+#include "runtime/model/counter_random.h"
 
 namespace moed::model {
 namespace {
@@ -56,8 +58,14 @@ absl::Status ValidateSamplingParams(const SamplingParams& params, int vocab_size
 
 SamplerState::SamplerState(SamplingParams params, std::span<const int32_t> prompt)
     : params_(std::move(params)) {
+  std::stable_sort(params_.logit_bias.begin(), params_.logit_bias.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
   if (!counts_prompt()) return;
   for (int32_t token : prompt) seen_[token].in_prompt = true;
+}
+
+double SamplerState::Draw() const {
+  return UniformDraw(params_.seed, static_cast<uint64_t>(num_accepted_));
 }
 
 void SamplerState::Accept(int32_t token) {

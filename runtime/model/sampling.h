@@ -37,7 +37,11 @@ class SamplerState {
   // `prompt` is only read here.
   SamplerState(SamplingParams params, std::span<const int32_t> prompt);
 
+  // Biases in rising order of tokens.
   const SamplingParams& params() const { return params_; }
+  // Below this temperature scaled logits would overflow, and only exact ties could still be chosen
+  // at random.
+  bool greedy() const { return params_.temperature < 1e-5f; }
   // Tokens that may not be chosen now (end tokens before min_tokens are reached).
   void Forbid(std::vector<int32_t> token_ids) { forbidden_ = std::move(token_ids); }
   const std::vector<int32_t>& forbidden() const { return forbidden_; }
@@ -45,6 +49,8 @@ class SamplerState {
   // Counts a chosen token for the penalties and moves to the next draw.
   void Accept(int32_t token);
   int64_t num_accepted() const { return num_accepted_; }
+  // Of the next token, uniform in [0, 1).
+  double Draw() const;
 
   struct Seen {
     bool in_prompt = false;

@@ -1,6 +1,7 @@
 #include "runtime/model/transformer.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "runtime/model/mlp.h"
@@ -49,6 +50,9 @@ absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(const ModelConf
                                    backend::MemoryKind::kDevice, "logits on the device");
     if (!logits.ok()) return logits.status();
     transformer->device_logits_ = *std::move(logits);
+    transformer->tile_rows_.resize(
+        std::min<int64_t>(options.logit_rows, experts.device()->max_tokens()));
+    std::iota(transformer->tile_rows_.begin(), transformer->tile_rows_.end(), 0);
   }
   return transformer;
 }
@@ -70,16 +74,12 @@ Transformer::Transformer(const ModelConfig& config, const TransformerOptions& op
       moe_layer_(config, options.max_num_batched_tokens, experts, backend, &heartbeat_),
       inverse_frequencies_(ComputeInverseFrequencies(config.rope)) {}
 
-absl::Status Transformer::Forward(const StepInput& input, std::vector<ExpertShare>* shares) {
+absl::Status Transformer::Forward(const StepInput& input) {
   tokens_ = ListSegments(input, &segments_);
   const AttentionStep step = MakeStep(segments_, tokens_);
   pass_.resumes = true;
   logits_on_device_ = moe_layer_.OnDevice(tokens_);
-  if (logits_on_device_) {
-    absl::Status status = ForwardOnDevice(input, step);
-    shares->assign(moe_layer_.shares().begin(), moe_layer_.shares().end());
-    return status;
-  }
+  if (logits_on_device_) return IssueStepOnDevice(input, step);
   const Activations& activations = StepActivations(tokens_);
   backend_.BeginStep(input.token_ids, segments_);
   moe_layer_.BeginStep(input);
@@ -92,6 +92,14 @@ absl::Status Transformer::Forward(const StepInput& input, std::vector<ExpertShar
     }
     absl::Status status = moe_layer_.Run(layer, weights_.layers[layer], tokens_, activations);
     if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Transformer::EndStep(std::vector<ExpertShare>* shares) {
+  if (logits_on_device_) {
+    if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
+    if (absl::Status status = moe_layer_.EndDeviceStep(tokens_); !status.ok()) return status;
   }
   shares->assign(moe_layer_.shares().begin(), moe_layer_.shares().end());
   return absl::OkStatus();
@@ -129,10 +137,6 @@ absl::Status Transformer::AdvancePass(int layers) {
   return backend_.Synchronize();
 }
 
-absl::Status Transformer::ForEachPassLogits(std::span<const int32_t> rows, LogitsVisitor visit) {
-  return VisitLogits(activations_, pass_.tokens, rows, visit);
-}
-
 void Transformer::EndPass(std::vector<ExpertShare>* shares) {
   moe_layer_.EndPass();
   shares->assign(moe_layer_.pass_shares().begin(), moe_layer_.pass_shares().end());
@@ -140,15 +144,14 @@ void Transformer::EndPass(std::vector<ExpertShare>* shares) {
 }
 
 // The host does not look at the step between its first op and its last.
-absl::Status Transformer::ForwardOnDevice(const StepInput& input, AttentionStep step) {
+absl::Status Transformer::IssueStepOnDevice(const StepInput& input, AttentionStep step) {
   step.tokens = moe_layer_.PaddedTokens(tokens_);
   padded_ids_.assign(input.token_ids.begin(), input.token_ids.end());
   padded_ids_.resize(step.tokens, 0);
   if (absl::Status status = moe_layer_.BeginDeviceStep(input); !status.ok()) return status;
   backend_.BeginStep(padded_ids_, segments_);
   backend_.RunRecorded(static_cast<uint64_t>(step.tokens), [&] { IssueOnDevice(step); });
-  if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
-  return moe_layer_.EndDeviceStep(tokens_);
+  return absl::OkStatus();
 }
 
 void Transformer::IssueOnDevice(const AttentionStep& step) {
@@ -191,23 +194,45 @@ absl::Status Transformer::VisitDeviceLogits(std::span<const int32_t> rows, Logit
   return absl::OkStatus();
 }
 
-absl::Status Transformer::ForEachLogits(std::span<const int32_t> rows, LogitsVisitor visit) {
-  if (logits_on_device_) return VisitDeviceLogits(rows, visit);
-  return VisitLogits(StepActivations(tokens_), tokens_, rows, visit);
+absl::Status Transformer::ForEachLogits(LogitsOf source, std::span<const int32_t> rows,
+                                        LogitsVisitor visit) {
+  const bool computed = source == LogitsOf::kStep && logits_on_device_;
+  return computed ? VisitDeviceLogits(rows, visit) : VisitLogits(source, rows, visit);
 }
 
-absl::Status Transformer::VisitLogits(const Activations& activations, int64_t tokens,
-                                      std::span<const int32_t> rows, LogitsVisitor visit) {
-  const auto tile = static_cast<size_t>(activations.logit_rows());
+DeviceLogits Transformer::IssueLogits(LogitsOf source, std::span<const int32_t> rows) {
+  const auto tensor_of = [&](int64_t count) {
+    return Tensor(device_logits_.data(), backend::DType::kF32, {count, config_.vocab_size});
+  };
+  if (source == LogitsOf::kStep && logits_on_device_) {
+    return {.logits = tensor_of(moe_layer_.PaddedTokens(tokens_)), .rows = rows};
+  }
+  const size_t count = std::min(rows.size(), tile_rows_.size());
+  const Tensor logits = tensor_of(static_cast<int64_t>(count));
+  heartbeat_.Beat();
+  IssueHead(source, rows.first(count), logits);
+  return {.logits = logits, .rows = std::span(tile_rows_).first(count)};
+}
+
+void Transformer::IssueHead(LogitsOf source, std::span<const int32_t> rows, const Tensor& logits) {
+  const bool of_pass = source == LogitsOf::kPass;
+  const int64_t tokens = of_pass ? pass_.tokens : tokens_;
+  const Activations& activations = of_pass ? activations_ : StepActivations(tokens);
+  RegionCutter phase = activations.Phase();
+  const HeadActivations act =
+      HeadActivations::Cut(config_, static_cast<int64_t>(rows.size()), &phase);
+  backend_.GatherRows(activations.residual(tokens), rows, act.rows);
+  backend_.RmsNorm(act.rows, weights_.final_norm.view, config_.norm_epsilon, act.normed, Tensor());
+  backend_.Linear(*weights_.lm_head, act.normed, logits, /*accumulate=*/false);
+}
+
+absl::Status Transformer::VisitLogits(LogitsOf source, std::span<const int32_t> rows,
+                                      LogitsVisitor visit) {
+  const auto tile = static_cast<size_t>(activations_.logit_rows());
   for (size_t begin = 0; begin < rows.size(); begin += tile) {
     const size_t count = std::min(tile, rows.size() - begin);
-    RegionCutter phase = activations.Phase();
-    const HeadActivations act = HeadActivations::Cut(config_, static_cast<int64_t>(count), &phase);
-    const Tensor logits = activations.logits(static_cast<int64_t>(count));
-    backend_.GatherRows(activations.residual(tokens), rows.subspan(begin, count), act.rows);
-    backend_.RmsNorm(act.rows, weights_.final_norm.view, config_.norm_epsilon, act.normed,
-                     Tensor());
-    backend_.Linear(*weights_.lm_head, act.normed, logits, /*accumulate=*/false);
+    const Tensor logits = activations_.logits(static_cast<int64_t>(count));
+    IssueHead(source, rows.subspan(begin, count), logits);
     if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
     heartbeat_.Beat();
     const auto width = static_cast<size_t>(config_.vocab_size);

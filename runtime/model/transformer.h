@@ -32,6 +32,16 @@ struct TransformerOptions {
   int64_t max_tokens_beside_pass = 0;
 };
 
+// Whose logits: of the last Forward's input, or of the pass's.
+enum class LogitsOf : uint8_t { kStep, kPass };
+
+// Logits in the device's memory, until others are issued: those of the first rows.size() of the
+// rows that were asked for, in order.
+struct DeviceLogits {
+  backend::Tensor logits;         // [any, V] f32
+  std::span<const int32_t> rows;  // where each lies in `logits`
+};
+
 class Transformer {
  public:
   // `config`, `experts` and `backend` must outlive it. RESOURCE_EXHAUSTED: no memory.
@@ -44,14 +54,21 @@ class Transformer {
   static int64_t DeviceLogitsBytes(const ModelConfig& config, int64_t rows);
 
   // Runs all layers over the tokens of `input`, at most max_num_batched_tokens (beside a pass
-  // max_tokens_beside_pass), and fills the KV cache with them. `shares` gets each chunk's part of
-  // the expert traffic.
-  absl::Status Forward(const StepInput& input, std::vector<ExpertShare>* shares);
+  // max_tokens_beside_pass), and fills the KV cache with them. What runs on a device may still be
+  // under way until EndStep, which comes next but for what reads logits.
+  absl::Status Forward(const StepInput& input);
+  // `shares` gets each chunk's part of the expert traffic. What was made of the logits is worthless
+  // if this fails.
+  absl::Status EndStep(std::vector<ExpertShare>* shares);
 
-  // Calls `visit` with the logits [V] of each of `rows`, rows of the last Forward's input, and its
-  // index in `rows`. The logits are gone after the call.
+  // Calls `visit` with the logits [V] of each of `rows`, rows of the step's or the pass's input,
+  // and its index in `rows`. The logits are gone after the call.
   using LogitsVisitor = absl::FunctionRef<void(size_t index, std::span<const float> logits)>;
-  absl::Status ForEachLogits(std::span<const int32_t> rows, LogitsVisitor visit);
+  absl::Status ForEachLogits(LogitsOf source, std::span<const int32_t> rows, LogitsVisitor visit);
+
+  // Issues the logits of the first of `rows`, as many as there is room for, but does not wait: for
+  // ops to read. Only if steps are device-driven.
+  DeviceLogits IssueLogits(LogitsOf source, std::span<const int32_t> rows);
 
   // A pass is a Forward in slices of a few layers, with other Forwards between them. It is
   // host-driven whatever its size. `input` must stay until the pass ends.
@@ -59,9 +76,8 @@ class Transformer {
   // The next `layers` layers, or as many as are left; they have ended when it returns.
   absl::Status AdvancePass(int layers);
   int pass_layers_left() const { return config_.num_layers() - pass_.next_layer; }
-  // As ForEachLogits, once no layer is left.
-  absl::Status ForEachPassLogits(std::span<const int32_t> rows, LogitsVisitor visit);
-  // Whether or not all layers have run: the shares are those of the ones that have.
+  // Once no layer is left, ForEachLogits and IssueLogits give those of the pass. Whether or not all
+  // layers have run: the shares are those of the ones that have.
   void EndPass(std::vector<ExpertShare>* shares);
 
   // StepRunner::progress: a layer, a group of experts, a tile of logits. Any thread.
@@ -85,12 +101,13 @@ class Transformer {
     return tokens <= max_tokens_beside_pass_ ? beside_ : activations_;
   }
   AttentionStep MakeStep(std::span<const backend::AttentionSegment> segments, int64_t tokens);
-  absl::Status ForwardOnDevice(const StepInput& input, AttentionStep step);
+  absl::Status IssueStepOnDevice(const StepInput& input, AttentionStep step);
   void IssueOnDevice(const AttentionStep& step);
   void RunAttentionOf(int layer, const AttentionStep& step, const Activations& activations);
   void RunDenseFfn(int layer, int64_t tokens, const Activations& activations);
-  absl::Status VisitLogits(const Activations& activations, int64_t tokens,
-                           std::span<const int32_t> rows, LogitsVisitor visit);
+  // The final norm and lm_head on `rows` of the residual.
+  void IssueHead(LogitsOf source, std::span<const int32_t> rows, const backend::Tensor& logits);
+  absl::Status VisitLogits(LogitsOf source, std::span<const int32_t> rows, LogitsVisitor visit);
   absl::Status VisitDeviceLogits(std::span<const int32_t> rows, LogitsVisitor visit);
 
   const ModelConfig& config_;
@@ -109,6 +126,7 @@ class Transformer {
   // Device-driven: logits of all rows of a step [rows, V], on the device.
   backend::Buffer device_logits_;
   bool logits_on_device_ = false;    // of the last Forward
+  std::vector<int32_t> tile_rows_;   // 0, 1, ...: where IssueHead puts rows in device_logits_
   std::vector<int32_t> padded_ids_;  // its token ids and padding
   Pass pass_;
 };

@@ -57,6 +57,10 @@ class CpuBackend : public Backend {
     return CpuDeviceExperts::Create(options, *this);
   }
 
+  absl::StatusOr<std::unique_ptr<RowSampler>> CreateRowSampler(const RowSamplerOptions&) override {
+    return absl::UnimplementedError("the CPU's memory is the host's, which samples there");
+  }
+
   absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(const Tensor& weight,
                                                               const Tensor& bias) override {
     return PackedWeight::Pack(pool_, weight, bias);

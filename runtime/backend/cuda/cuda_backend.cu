@@ -17,6 +17,7 @@
 #include "runtime/backend/cuda/prepare_qkv.h"
 #include "runtime/backend/cuda/prompt_attention.h"
 #include "runtime/backend/cuda/routing.h"
+#include "runtime/backend/cuda/row_sampler.h"
 #include "runtime/backend/cuda/step_graphs.h"
 #include "runtime/backend/cuda/step_tables.h"
 #include "runtime/backend/cuda/upload_streams.h"
@@ -48,6 +49,10 @@ class CudaBackend : public Backend {
       const DeviceExpertsOptions& options) override {
     return CudaDeviceExperts::Create(options, step_tables_, stream(),
                                      properties_.multiProcessorCount);
+  }
+  absl::StatusOr<std::unique_ptr<RowSampler>> CreateRowSampler(
+      const RowSamplerOptions& options) override {
+    return CudaRowSampler::Create(options, properties_.major, stream());
   }
 
   void BeginStep(std::span<const int32_t> token_ids,

@@ -15,6 +15,7 @@
 
 namespace moed::testing {
 
+using model::LogitsOf;
 using model::SequenceChunk;
 using model::StepInput;
 
@@ -130,14 +131,19 @@ absl::Status TestModel::RunStep(std::span<const TestSequence> sequences, size_t 
   }
 
   std::vector<model::ExpertShare> shares;
-  if (absl::Status status = transformer_->Forward(input, &shares); !status.ok()) return status;
-  AddShares(shares);
   std::vector<int32_t> rows(row_sequence.size());
   for (size_t row = 0; row < rows.size(); ++row) rows[row] = static_cast<int32_t>(row);
-  return transformer_->ForEachLogits(rows, [&](size_t row, std::span<const float> values) {
-    std::vector<float>& all = (*logits)[row_sequence[row]];
-    all.insert(all.end(), values.begin(), values.end());
-  });
+  absl::Status status = transformer_->Forward(input);
+  if (status.ok()) {
+    status = transformer_->ForEachLogits(LogitsOf::kStep, rows,
+                                         [&](size_t row, std::span<const float> values) {
+                                           std::vector<float>& all = (*logits)[row_sequence[row]];
+                                           all.insert(all.end(), values.begin(), values.end());
+                                         });
+  }
+  if (status.ok()) status = transformer_->EndStep(&shares);
+  AddShares(shares);
+  return status;
 }
 
 void TestModel::AddShares(std::span<const model::ExpertShare> shares) {
@@ -174,11 +180,15 @@ absl::StatusOr<std::vector<std::vector<float>>> TestModel::LogitsBesidePass(
   const auto step_beside = [&](size_t count) -> absl::Status {
     const StepInput input = InputOf(beside, progress, count, blocks_.size() / 2);
     progress += count;
-    if (absl::Status status = transformer_->Forward(input, &shares); !status.ok()) return status;
-    AddShares(shares);
     std::vector<int32_t> rows(count);
     std::iota(rows.begin(), rows.end(), 0);
-    return transformer_->ForEachLogits(rows, append_to(&logits[1]));
+    absl::Status status = transformer_->Forward(input);
+    if (status.ok()) {
+      status = transformer_->ForEachLogits(LogitsOf::kStep, rows, append_to(&logits[1]));
+    }
+    if (status.ok()) status = transformer_->EndStep(&shares);
+    AddShares(shares);
+    return status;
   };
   absl::Status status = step_beside(beside.chunk_tokens.front());
   const StepInput input = InputOf(pass, 0, pass.token_ids.size(), 0);
@@ -190,7 +200,9 @@ absl::StatusOr<std::vector<std::vector<float>>> TestModel::LogitsBesidePass(
   while (status.ok() && progress < beside.token_ids.size()) status = step_beside(1);
   std::vector<int32_t> rows(pass.token_ids.size());
   std::iota(rows.begin(), rows.end(), 0);
-  if (status.ok()) status = transformer_->ForEachPassLogits(rows, append_to(&logits[0]));
+  if (status.ok()) {
+    status = transformer_->ForEachLogits(LogitsOf::kPass, rows, append_to(&logits[0]));
+  }
   transformer_->EndPass(&shares);
   AddShares(shares);
   if (!status.ok()) return status;

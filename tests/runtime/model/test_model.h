@@ -63,6 +63,8 @@ class TestModel {
 
   const model::ModelConfig& config() const { return checkpoint_->config(); }
   model::ExpertStore& experts() { return *experts_; }
+  model::Transformer& transformer() { return *transformer_; }
+  backend::Backend& backend() { return *backend_; }
   // Shares of all chunks of all steps so far.
   const model::ExpertShare& share_total() const { return share_total_; }
 
