@@ -1,6 +1,7 @@
 // Chooses the next token from a row of logits, on the host. Options apply in the order of Hugging
 // Face transformers: repetition penalty, presence and frequency penalties, logit bias, forbidden
-// tokens, temperature, top-k, top-p, min-p. Owned by the model runner; engine thread only.
+// tokens, temperature, top-k, top-p, min-p. The reference of backend/row_sampler.h. Owned by the
+// step sampler; engine thread only.
 #pragma once
 
 #include <cstdint>

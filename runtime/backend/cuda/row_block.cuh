@@ -27,7 +27,7 @@ struct RowHistogram {
 
 // What others read is there twice: while a slow block reads the one, a fast one writes the other.
 struct RowShared {
-  uint64_t exchanged[2];
+  uint64_t exchanged[2][2];
   uint64_t bin_mass[2][kBins];
   uint32_t bin_count[2][kBins];
   uint32_t num_gathered[2];
@@ -48,6 +48,11 @@ struct RowBlock {
   int rank = 0;
   int vocab_size = 0;
   int phase = 0;  // counts ClusterSync, for the choice between the two of each
+  // Of the values as they are: the row's highest key (row_select.cuh), the highest value that this
+  // thread passes over, and the lowest such one of all threads.
+  uint64_t highest = 0;
+  float peak = 0;
+  float lowest_peak = 0;
 };
 
 struct MaxOf {
@@ -100,20 +105,36 @@ __device__ inline uint64_t BlockSumBefore(const RowBlock& block, uint64_t value)
   return before;
 }
 
-// Lane r of every warp gets the value of block r, lanes beyond the blocks 0.
-__device__ inline uint64_t Exchange(RowBlock& block, uint64_t value) {
-  uint64_t* place = &block.shared->exchanged[block.phase % 2];
-  if (threadIdx.x == 0) *place = value;
+struct Pair {
+  uint64_t first = 0;
+  uint64_t second = 0;
+};
+
+// Lane r of every warp gets the values of block r, lanes beyond the blocks 0.
+__device__ inline Pair Exchange(RowBlock& block, Pair values) {
+  uint64_t* place = block.shared->exchanged[block.phase % 2];
+  if (threadIdx.x == 0) {
+    place[0] = values.first;
+    place[1] = values.second;
+  }
   ClusterSync();
   ++block.phase;
   const int lane = threadIdx.x % 32;
-  return lane < kRowBlocks ? *InBlock(place, lane) : 0;
+  if (lane >= kRowBlocks) return {};
+  const uint64_t* of_lane = InBlock(place, lane);
+  return {of_lane[0], of_lane[1]};
 }
 
-// Over all threads of all blocks.
+// Over all threads of all blocks; 0 is neutral.
+template <typename Op>
+__device__ Pair RowReduce(RowBlock& block, Pair values, Op op) {
+  const Pair of_lane = Exchange(
+      block, {BlockReduce(block, values.first, op), BlockReduce(block, values.second, op)});
+  return {WarpReduce(of_lane.first, op), WarpReduce(of_lane.second, op)};
+}
 template <typename Op>
 __device__ uint64_t RowReduce(RowBlock& block, uint64_t value, Op op) {
-  return WarpReduce(Exchange(block, BlockReduce(block, value, op)), op);
+  return WarpReduce(Exchange(block, {BlockReduce(block, value, op), 0}).first, op);
 }
 
 struct RowSum {
@@ -124,7 +145,7 @@ struct RowSum {
 __device__ inline RowSum RowSumBefore(RowBlock& block, uint64_t value) {
   const uint64_t in_block = BlockSumBefore(block, value);
   const uint64_t block_total = BlockReduce(block, value, SumOf());
-  const uint64_t of_lane = Exchange(block, block_total);
+  const uint64_t of_lane = Exchange(block, {block_total, 0}).first;
   const bool is_before = int(threadIdx.x % 32) < block.rank;
   return {in_block + WarpReduce(is_before ? of_lane : 0, SumOf()), WarpReduce(of_lane, SumOf())};
 }

@@ -1,78 +1,16 @@
 // Selection in the order of ranks, higher score first and lower id first among equal ones, without
-// sorting a row: histograms of 256 bins narrow the keys down, eight bits at a time, until what is
-// left fits a small sort. Random rows take two histograms; ties go on into the bits of the id.
+// sorting a row. The few highest are found by the threads' peaks: a histogram of one value a thread
+// gives a bound that few values exceed. In general, histograms of 256 bins narrow the keys down,
+// eight bits at a time, until what is left fits a small sort: random rows take two, ties go on into
+// the bits of the id.
 #pragma once
 
 #include <cstdint>
 
 #include "runtime/backend/cuda/row_block.cuh"
+#include "runtime/backend/cuda/row_keys.cuh"
 
 namespace moed::backend {
-
-// Rises with the float; -0 and 0 are equal.
-__device__ inline uint32_t OrderedBits(float value) {
-  const uint32_t bits = __float_as_uint(__fadd_rn(value, 0.0f));
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-// Rises from one that ranks after to one that ranks before. Never 0.
-__device__ inline uint64_t RankKey(float score, int id) {
-  return uint64_t{OrderedBits(score)} << 32 | ~uint32_t(id);
-}
-__device__ inline int IdOf(uint64_t key) { return int(~uint32_t(key)); }
-__device__ inline float ScoreOf(uint64_t key) {
-  const auto ordered = uint32_t(key >> 32);
-  return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
-}
-
-// Weights from 0 to 1 as integers.
-__device__ inline uint64_t ToFixed(float weight) {
-  return __float2ull_rn(weight * 8796093022208.0f);  // 2^43
-}
-__device__ inline double FromFixed(uint64_t sum) { return double(sum) * 0x1p-43; }
-
-// exp(x) for x <= 0: logits_row.cc's, operation by operation, so that weights are the host's.
-__device__ inline float Exponential(float x) {
-  const float round = 12582912.0f;  // 1.5 * 2^23
-  const float clamped = x < -86.0f ? -86.0f : x;
-  const float scaled = __fmul_rn(clamped, 1.44269504f);
-  const float shifted = __fadd_rn(scaled, round);
-  const float f = __fsub_rn(scaled, __fsub_rn(shifted, round));
-  float power = 1.5403530e-4f;
-  power = __fadd_rn(__fmul_rn(power, f), 1.3333558e-3f);
-  power = __fadd_rn(__fmul_rn(power, f), 9.6181291e-3f);
-  power = __fadd_rn(__fmul_rn(power, f), 5.5504109e-2f);
-  power = __fadd_rn(__fmul_rn(power, f), 2.4022651e-1f);
-  power = __fadd_rn(__fmul_rn(power, f), 6.9314718e-1f);
-  power = __fadd_rn(__fmul_rn(power, f), 1.0f);
-  const int exponent = int(__float_as_uint(shifted) - __float_as_uint(round));
-  const float scale = __uint_as_float(uint32_t(exponent + 127) << 23);
-  return x < -86.0f ? 0.0f : __fmul_rn(power, scale);
-}
-
-// What a selection adds up, of a key.
-struct CountMeasure {
-  static constexpr bool kCounts = true;
-  __device__ uint64_t operator()(uint64_t) const { return 1; }
-};
-// The values are weights.
-struct WeightMeasure {
-  static constexpr bool kCounts = false;
-  __device__ uint64_t operator()(uint64_t key) const { return ToFixed(ScoreOf(key)); }
-};
-// The values are logits, of which those from `floor` on count.
-struct ExponentialMeasure {
-  static constexpr bool kCounts = false;
-  float maximum = 0;
-  float inverse_temperature = 1;
-  uint64_t floor = 0;
-  __device__ float Weight(float logit) const {
-    return Exponential(__fmul_rn(__fsub_rn(logit, maximum), inverse_temperature));
-  }
-  __device__ uint64_t operator()(uint64_t key) const {
-    return key >= floor ? ToFixed(Weight(ScoreOf(key))) : 0;
-  }
-};
 
 // Keys from `low` to `high`, and the measure and number of all that are higher.
 struct KeyRange {
@@ -83,14 +21,18 @@ struct KeyRange {
   uint32_t members = 0;
 };
 
+__device__ inline void ClearHistogram(const RowBlock& block) {
+  __syncthreads();  // what shares its memory has been read
+  auto* words = reinterpret_cast<uint32_t*>(&block.shared->histogram);
+  for (int i = threadIdx.x; i < int(sizeof(RowHistogram) / 4); i += kRowThreads) words[i] = 0;
+  __syncthreads();
+}
+
 template <typename Measure>
 __device__ void FillHistogram(const RowBlock& block, const Measure& measure, const KeyRange& range,
                               int shift) {
   RowHistogram& histogram = block.shared->histogram;
-  __syncthreads();  // what shares its memory has been read
-  auto* words = reinterpret_cast<uint32_t*>(&histogram);
-  for (int i = threadIdx.x; i < int(sizeof(histogram) / 4); i += kRowThreads) words[i] = 0;
-  __syncthreads();
+  ClearHistogram(block);
   const int replica = threadIdx.x % kReplicas;
   for (int i = threadIdx.x; i < block.width; i += kRowThreads) {
     const uint64_t key = RankKey(block.values[i], block.first + i);
@@ -104,13 +46,21 @@ __device__ void FillHistogram(const RowBlock& block, const Measure& measure, con
     const uint32_t high = uint32_t(mass >> 32) + (before + low < before ? 1 : 0);
     if (high != 0) atomicAdd(&histogram.mass_high[bin][replica], high);
   }
-  __syncthreads();
 }
 
-// The bin of all blocks' histograms in which the measure from the top reaches `wanted`.
+struct FoundBin {
+  int bin = 0;
+  uint64_t above = 0;  // the measure of higher bins, and of what was above them
+  uint32_t num_above = 0;
+  uint32_t members = 0;
+};
+
+// The bin of all blocks' histograms in which the measure from the top, begun with `above`, reaches
+// `wanted`.
 template <typename Measure>
-__device__ KeyRange EnterBin(RowBlock& block, const KeyRange& range, uint64_t wanted, int shift) {
+__device__ FoundBin FindBin(RowBlock& block, uint64_t above, uint64_t wanted) {
   RowShared& shared = *block.shared;
+  __syncthreads();  // the histogram is complete
   const int parity = block.phase % 2;
   const int bin = kBins - 1 - int(threadIdx.x);  // of the first threads, from the top
   if (bin >= 0) {
@@ -134,21 +84,15 @@ __device__ KeyRange EnterBin(RowBlock& block, const KeyRange& range, uint64_t wa
     }
   }
   const uint64_t count_before = BlockSumBefore(block, count);
-  const uint64_t above =
-      range.above + (Measure::kCounts ? count_before : BlockSumBefore(block, mass));
+  above += Measure::kCounts ? count_before : BlockSumBefore(block, mass);
   if (above < wanted && wanted <= above + mass) {
     shared.found[0] = uint64_t(bin);
     shared.found[1] = above;
     shared.found[2] = count_before << 32 | count;
   }
   __syncthreads();
-  KeyRange entered;
-  entered.low = range.low | shared.found[0] << shift;
-  entered.high = entered.low | ((uint64_t{1} << shift) - 1);
-  entered.above = shared.found[1];
-  entered.num_above = range.num_above + uint32_t(shared.found[2] >> 32);
-  entered.members = uint32_t(shared.found[2]);
-  return entered;
+  return {int(shared.found[0]), shared.found[1], uint32_t(shared.found[2] >> 32),
+          uint32_t(shared.found[2])};
 }
 
 // A range of at most kMaxCandidates keys, those above it included if `with_above`, in which the
@@ -161,7 +105,12 @@ __device__ KeyRange Narrow(RowBlock& block, const Measure& measure, uint64_t wan
   for (int shift = 56; shift >= 0; shift -= 8) {
     if (range.members + (with_above ? range.num_above : 0) <= kMaxCandidates) break;
     FillHistogram(block, measure, range, shift);
-    range = EnterBin<Measure>(block, range, wanted, shift);
+    const FoundBin found = FindBin<Measure>(block, range.above, wanted);
+    range.low |= uint64_t(found.bin) << shift;
+    range.high = range.low | ((uint64_t{1} << shift) - 1);
+    range.above = found.above;
+    range.num_above += found.num_above;
+    range.members = found.members;
   }
   return range;
 }
@@ -189,22 +138,26 @@ __device__ inline void SortFalling(const RowBlock& block, int count) {
   }
 }
 
-// Puts the row's keys from `low` to `high`, at most kMaxCandidates, into shared->sorted of every
-// block in falling order. Returns their number.
-__device__ inline int GatherSorted(RowBlock& block, uint64_t low, uint64_t high) {
+// Puts the keys `key_of(value, id)` of the row, but for zeros, into shared->sorted of every block
+// in falling order. Returns their number; if that exceeds kMaxCandidates, nothing is there.
+template <typename KeyOf>
+__device__ int GatherSorted(RowBlock& block, const KeyOf& key_of) {
   RowShared& shared = *block.shared;
   const int parity = block.phase % 2;
   if (threadIdx.x == 0) shared.num_gathered[parity] = 0;
   __syncthreads();
   for (int i = threadIdx.x; i < block.width; i += kRowThreads) {
-    const uint64_t key = RankKey(block.values[i], block.first + i);
-    if (key < low || key > high) continue;
-    shared.gathered[parity][atomicAdd(&shared.num_gathered[parity], 1u)] = key;
+    const uint64_t key = key_of(block.values[i], block.first + i);
+    if (key == 0) continue;
+    const uint32_t place = atomicAdd(&shared.num_gathered[parity], 1u);
+    if (place < kMaxCandidates) shared.gathered[parity][place] = key;
   }
   ClusterSync();
   ++block.phase;
   const int lane = threadIdx.x % 32;
   const int of_lane = lane < kRowBlocks ? int(*InBlock(&shared.num_gathered[parity], lane)) : 0;
+  const int total = int(WarpReduce(uint64_t(of_lane), SumOf()));
+  if (total > kMaxCandidates) return total;
   int count = 0;
   for (int rank = 0; rank < kRowBlocks; ++rank) {
     const int in_block = __shfl_sync(0xffffffffu, of_lane, rank);
@@ -212,8 +165,15 @@ __device__ inline int GatherSorted(RowBlock& block, uint64_t low, uint64_t high)
     for (int i = threadIdx.x; i < in_block; i += kRowThreads) shared.sorted[count + i] = keys[i];
     count += in_block;
   }
-  SortFalling(block, count);
-  return count;
+  SortFalling(block, total);
+  return total;
+}
+
+__device__ inline int GatherRange(RowBlock& block, uint64_t low, uint64_t high) {
+  return GatherSorted(block, [=](float value, int id) {
+    const uint64_t key = RankKey(value, id);
+    return key >= low && key <= high ? key : 0;
+  });
 }
 
 // Each thread has the measures of two places of shared->sorted, 2 * threadIdx.x and the next. The
@@ -235,7 +195,7 @@ __device__ inline int PlaceReaching(const RowBlock& block, const uint64_t (&meas
 template <typename Measure>
 __device__ uint64_t SelectKey(RowBlock& block, const Measure& measure, uint64_t wanted) {
   const KeyRange range = Narrow(block, measure, wanted, /*with_above=*/false);
-  const int count = GatherSorted(block, range.low, range.high);
+  const int count = GatherRange(block, range.low, range.high);
   uint64_t measures[2];
   for (int i = 0; i < 2; ++i) {
     const int place = 2 * int(threadIdx.x) + i;
@@ -244,10 +204,49 @@ __device__ uint64_t SelectKey(RowBlock& block, const Measure& measure, uint64_t 
   return block.shared->sorted[PlaceReaching(block, measures, range.above, wanted)];
 }
 
+// Bins of equal width from the row's highest value down.
+struct ValueBins {
+  float highest = 0;
+  float scale = 0;
+  __device__ int Of(float value) const {
+    const float distance = __fmul_rn(__fsub_rn(highest, value), scale);
+    return kBins - 1 - int(fminf(distance, float(kBins - 1)));
+  }
+};
+
+// Whatever ranks among the `count` highest is in bin `lowest` or above: as many peaks are. Few
+// other values are, since `count` is small beside the number of threads.
+struct PeakBins {
+  ValueBins bins;
+  int lowest = 0;
+  bool valid = false;
+};
+
+__device__ inline PeakBins FindPeakBins(RowBlock& block, int count) {
+  const float highest = ScoreOf(block.highest);
+  const float lowest = block.lowest_peak;
+  // Of a longer row, at least so many threads have a value.
+  if (block.vocab_size <= kMaxCandidates || count > kMaxCandidates) return {};
+  if (!(highest > lowest && highest - lowest < __builtin_huge_valf())) return {};
+  const ValueBins bins = {highest, float(kBins - 1) / (highest - lowest)};
+  ClearHistogram(block);
+  if (int(threadIdx.x) < block.width) {
+    atomicAdd(&block.shared->histogram.count[bins.Of(block.peak)][threadIdx.x % kReplicas], 1u);
+  }
+  return {bins, FindBin<CountMeasure>(block, 0, uint64_t(count)).bin, true};
+}
+
 // Puts the `count` highest keys, at most kMaxCandidates and the row's, first into shared->sorted.
 __device__ inline void GatherHighest(RowBlock& block, int count) {
+  const PeakBins peaks = FindPeakBins(block, count);
+  if (peaks.valid) {
+    const int gathered = GatherSorted(block, [&](float value, int id) {
+      return peaks.bins.Of(value) >= peaks.lowest ? RankKey(value, id) : 0;
+    });
+    if (gathered <= kMaxCandidates) return;
+  }
   const KeyRange range = Narrow(block, CountMeasure(), uint64_t(count), /*with_above=*/true);
-  GatherSorted(block, range.low, ~uint64_t{0});
+  GatherRange(block, range.low, ~uint64_t{0});
 }
 
 }  // namespace moed::backend

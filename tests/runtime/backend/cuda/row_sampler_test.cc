@@ -307,7 +307,9 @@ TEST_F(RowSamplerTest, GivesTheHostsTokenForThousandsOfDraws) {
     if (!Create(vocab_size)) return;
     const std::vector<float> row = RandomRow(vocab_size, 11, 2.0f);
     for (const SamplingParams& params :
-         {SamplingParams{}, SamplingParams{.top_p = 0.9f}, SamplingParams{.top_k = 40},
+         {SamplingParams{}, SamplingParams{.top_p = 0.9f},
+          SamplingParams{.temperature = 0.4f, .top_p = 0.9f, .min_p = 0.001f},
+          SamplingParams{.top_k = 40},
           SamplingParams{.temperature = 0.7f, .top_k = 200, .top_p = 0.8f, .min_p = 0.02f}}) {
       SamplerState state(params, {});
       for (int call = 0; call < 32; ++call) {
@@ -363,7 +365,8 @@ TEST_F(RowSamplerTest, GivesLogprobsOfGivenTokens) {
           model::Sampler(vocab_size)
               .Logprobs(std::span(logits).subspan(size_t(asked[i].row) * vocab_size, vocab_size),
                         asked[i].token, asked[i].logprobs);
-      ChunkResult result = {.token = asked[i].token, .logprob = want.front().logprob};
+      ChunkResult result;
+      result.logprob = want.front().logprob;
       result.top_logprobs.assign(want.begin() + 1, want.end());
       EXPECT_EQ(got[i].invalid, 0);
       EXPECT_EQ(got[i].token, asked[i].token);
