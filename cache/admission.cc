@@ -1,7 +1,10 @@
 #include "cache/admission.h"
 
 #include <algorithm>
-#include <utility>
+#include <array>
+#include <cmath>
+#include <functional>
+#include <limits>
 
 namespace moed::cache {
 namespace {
@@ -12,70 +15,161 @@ constexpr size_t kMaxDonors = 256;
 constexpr int64_t kDonorSteps = 8;
 constexpr size_t kMaxDonorsShown = 16;
 
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// In four lanes, for a chain of comparisons is as slow as it is long.
+double Largest(std::span<const double> values) {
+  std::array<double, 4> largest = {-kInfinity, -kInfinity, -kInfinity, -kInfinity};
+  size_t i = 0;
+  for (; i + 4 <= values.size(); i += 4) {
+    for (size_t lane = 0; lane < 4; ++lane) {
+      largest[lane] = std::max(largest[lane], values[i + lane]);
+    }
+  }
+  for (; i < values.size(); ++i) largest[0] = std::max(largest[0], values[i]);
+  return std::max(std::max(largest[0], largest[1]), std::max(largest[2], largest[3]));
+}
+
 }  // namespace
 
-Admission AdmissionPlanner::Decide(int layer, std::span<const int> misses, int free_slots) {
-  StartView(layer, misses);
+const Admission& AdmissionPlanner::Decide(int layer, std::span<const int> misses, int free_slots) {
+  StartView(layer, misses, free_slots);
   if (static_cast<size_t>(free_slots) < misses.size()) {
-    AddOwnResidents(layer);
-    AddDonors(layer, misses.size());
+    ShowResidents();
+    ShowDonors();
   }
-  return AskPolicy(layer, free_slots);
+  ShowCandidates();
+  return AskPolicy();
 }
 
-Admission AdmissionPlanner::DecideWithoutVictims(int layer, std::span<const int> misses,
-                                                 int free_slots) {
-  StartView(layer, misses);
-  return AskPolicy(layer, free_slots);
+const Admission& AdmissionPlanner::DecideWithoutVictims(int layer, std::span<const int> misses,
+                                                        int free_slots) {
+  StartView(layer, misses, free_slots);
+  ShowCandidates();
+  return AskPolicy();
 }
 
-void AdmissionPlanner::StartView(int layer, std::span<const int> misses) {
+void AdmissionPlanner::StartView(int layer, std::span<const int> misses, int free_slots) {
+  layer_ = layer;
+  misses_ = misses;
+  free_slots_ = free_slots;
+  owed_ = std::max(0, state_.floors[layer] - state_.slots.layer_resident()[layer]);
+  only_worth_more_ = AdmitsOnlyWorthMore(state_.policy);
+  state_.Rank(layer, &ranking_);
+  miss_worths_.resize(misses.size());
+  for (size_t i = 0; i < misses.size(); ++i) miss_worths_[i] = ranking_.worths[misses[i]];
   candidates_.clear();
   evictable_.clear();
   evictable_slots_.clear();
-  for (int expert : misses) candidates_.push_back(state_.View({layer, expert}));
+  least_worth_ = kInfinity;
 }
 
-Admission AdmissionPlanner::AskPolicy(int layer, int free_slots) const {
-  Plan plan = MakePlan(state_.policy, {.layer = layer,
-                                       .candidates = candidates_,
-                                       .evictable = evictable_,
-                                       .free_slots = free_slots,
-                                       .layer_resident = state_.slots.layer_resident(),
-                                       .layer_floor = state_.floors});
-  for (int32_t& eviction : plan.evictions) eviction = evictable_slots_[eviction];
-  return {std::move(plan.admissions), std::move(plan.evictions)};
-}
-
-void AdmissionPlanner::AddOwnResidents(int layer) {
-  for (int32_t slot : state_.slots.SlotsOfLayer(layer)) {
-    if (slot < 0 || !state_.Evictable(slot)) continue;
-    evictable_.push_back(state_.View(state_.slots.slot(slot).key));
-    evictable_slots_.push_back(slot);
+// Those that the best of the misses may displace; never what is kept, whose worth is infinite.
+void AdmissionPlanner::ShowResidents() {
+  below_ = only_worth_more_ ? Largest(miss_worths_) : kInfinity;
+  // Without a branch on what no predictor can know.
+  residents_.resize(ranking_.worths.size());
+  size_t num_residents = 0;
+  state_.slots.VisitAdmitted(layer_, [&](int expert, int32_t slot) {
+    residents_[num_residents] = expert;
+    num_residents += static_cast<size_t>(ranking_.worths[expert] < below_) &
+                     static_cast<size_t>(state_.slots.Evictable(slot));
+  });
+  residents_.resize(num_residents);
+  for (int expert : residents_) {
+    SetView(expert, AddResident(state_.slots.SlotOf({layer_, expert}), ranking_.worths[expert]));
   }
 }
 
-void AdmissionPlanner::AddDonors(int layer, size_t wanted) {
+// As many as there may be admissions.
+void AdmissionPlanner::ShowDonors() {
   const size_t own = evictable_.size();
   const int64_t age = state_.routing.step() - donors_step_;
   if (age >= kDonorSteps) FindDonors();
-  ShowDonors(layer, wanted);
-  const bool owed = state_.slots.layer_resident()[layer] < state_.floors[layer];
-  if (owed && evictable_.size() == own && age > 0) {
+  const auto show = [&] {
+    size_t wanted = kMaxDonorsShown;
+    size_t shown = 0;
+    for (size_t i = 0; i < donors_.size() && shown < wanted; ++i) {
+      const ExpertKey key = state_.slots.slot(donors_[i]).key;
+      if (!Donates(donors_[i]) || key.layer == layer_) continue;
+      const ExpertView expert = state_.View(key);
+      const double worth = Worth(state_.policy, expert);
+      if (worth < below_ || owed_ > 0) *AddResident(donors_[i], worth) = expert;
+      if (++shown == 1) wanted = std::min(wanted, MostAdmissions());
+    }
+  };
+  show();
+  if (owed_ > 0 && evictable_.size() == own && age > 0) {
     FindDonors();
-    ShowDonors(layer, wanted);
+    show();
   }
 }
 
-void AdmissionPlanner::ShowDonors(int layer, size_t wanted) {
-  size_t shown = 0;
-  for (int32_t slot : donors_) {
-    if (shown == std::min(wanted, kMaxDonorsShown)) return;
-    if (!Donates(slot) || state_.slots.slot(slot).key.layer == layer) continue;
-    evictable_.push_back(state_.View(state_.slots.slot(slot).key));
-    evictable_slots_.push_back(slot);
-    ++shown;
+// Returns its view, to be set.
+ExpertView* AdmissionPlanner::AddResident(int32_t slot, double worth) {
+  evictable_slots_.push_back(slot);
+  least_worth_ = std::min(least_worth_, worth);
+  return &evictable_.emplace_back();
+}
+
+size_t AdmissionPlanner::MostAdmissions() const {
+  if (!only_worth_more_) return misses_.size();
+  size_t worth_more = 0;
+  for (double worth : miss_worths_) worth_more += worth > least_worth_ ? 1 : 0;
+  return std::min(misses_.size(), worth_more + free_slots_ + owed_);
+}
+
+// Those for which there may be a place: the best for free slots and floors, and what is worth more
+// than some resident.
+void AdmissionPlanner::ShowCandidates() {
+  double above = only_worth_more_ ? least_worth_ : -kInfinity;
+  const auto places = static_cast<size_t>(free_slots_ + owed_);
+  if (places >= misses_.size()) {
+    above = -kInfinity;
+  } else if (places > 0) {
+    best_.resize(places);
+    std::partial_sort_copy(miss_worths_.begin(), miss_worths_.end(), best_.begin(), best_.end(),
+                           std::greater<>());
+    above = std::min(above, std::nextafter(best_.back(), -kInfinity));
   }
+  // Without a branch on what no predictor can know.
+  candidate_misses_.resize(misses_.size());
+  size_t num_candidates = 0;
+  for (size_t i = 0; i < misses_.size(); ++i) {
+    candidate_misses_[num_candidates] = static_cast<int32_t>(i);
+    num_candidates += miss_worths_[i] > above ? 1 : 0;
+  }
+  candidate_misses_.resize(num_candidates);
+  candidates_.resize(num_candidates);
+  for (size_t i = 0; i < num_candidates; ++i) {
+    SetView(misses_[candidate_misses_[i]], &candidates_[i]);
+  }
+}
+
+const Admission& AdmissionPlanner::AskPolicy() {
+  admission_.admitted.clear();
+  admission_.victims.clear();
+  if (candidates_.empty()) return admission_;
+  const Plan plan = MakePlan(state_.policy, {.layer = layer_,
+                                             .candidates = candidates_,
+                                             .evictable = evictable_,
+                                             .free_slots = free_slots_,
+                                             .layer_resident = state_.slots.layer_resident(),
+                                             .layer_floor = state_.floors});
+  for (int32_t candidate : plan.admissions) {
+    admission_.admitted.push_back(candidate_misses_[candidate]);
+  }
+  for (int32_t resident : plan.evictions) admission_.victims.push_back(evictable_slots_[resident]);
+  return admission_;
+}
+
+// In place: built elsewhere and copied, it would be read back before it is written.
+void AdmissionPlanner::SetView(int expert, ExpertView* view) const {
+  view->key = {layer_, expert};
+  view->last_use_step = state_.routing.last_use_steps(layer_)[expert];
+  view->heat = state_.routing.raw_heats(layer_)[expert];
+  view->recent_heat = ranking_.recent_heats[expert];
+  view->keep = state_.keep[state_.index.Of({layer_, expert})] != 0;
 }
 
 bool AdmissionPlanner::Donates(int32_t slot) const {
@@ -86,39 +180,38 @@ bool AdmissionPlanner::Donates(int32_t slot) const {
 
 void AdmissionPlanner::FindDonors() {
   donors_step_ = state_.routing.step();
-  std::vector<int32_t> slots;
-  for (int32_t slot = 0; slot < state_.slots.max_slots(); ++slot) {
-    if (Donates(slot)) slots.push_back(slot);
-  }
-  donors_ = ByRisingWorth(std::move(slots), kMaxDonors);
+  std::vector<RankedSlot> donors = AllDonors();
+  const size_t kept = std::min(donors.size(), kMaxDonors);
+  std::nth_element(donors.begin(), donors.begin() + kept, donors.end());
+  std::sort(donors.begin(), donors.begin() + kept);
+  donors_.clear();
+  for (size_t i = 0; i < kept; ++i) donors_.push_back(donors[i].second);
 }
 
-std::vector<int32_t> AdmissionPlanner::ByRisingWorth(std::vector<int32_t> slots,
-                                                     size_t count) const {
-  std::vector<std::pair<double, int32_t>> ranked;
-  ranked.reserve(slots.size());
-  for (int32_t slot : slots) {
-    ranked.emplace_back(Worth(state_.policy, state_.View(state_.slots.slot(slot).key)), slot);
+// Each resident that its layer may lose.
+std::vector<AdmissionPlanner::RankedSlot> AdmissionPlanner::AllDonors() const {
+  std::vector<RankedSlot> donors;
+  donors.reserve(state_.slots.total_resident());
+  CacheState::Ranking ranking;
+  for (int layer = 0; layer < state_.index.num_layers(); ++layer) {
+    if (state_.slots.layer_resident()[layer] <= state_.floors[layer]) continue;
+    state_.Rank(layer, &ranking);
+    state_.slots.VisitAdmitted(layer, [&](int expert, int32_t slot) {
+      if (state_.Evictable(slot)) donors.emplace_back(ranking.worths[expert], slot);
+    });
   }
-  count = std::min(count, ranked.size());
-  std::partial_sort(ranked.begin(), ranked.begin() + count, ranked.end());
-  slots.resize(count);
-  for (size_t i = 0; i < count; ++i) slots[i] = ranked[i].second;
-  return slots;
+  return donors;
 }
 
 std::vector<int32_t> AdmissionPlanner::Surplus(int32_t limit) const {
   std::vector<int32_t> surplus;
   int32_t excess = state_.slots.total_resident() - limit;
   if (excess <= 0) return surplus;
-  std::vector<int32_t> slots;
-  for (int32_t slot = 0; slot < state_.slots.max_slots(); ++slot) {
-    if (Donates(slot)) slots.push_back(slot);
-  }
-  const size_t all = slots.size();
+  std::vector<RankedSlot> donors = AllDonors();
+  std::sort(donors.begin(), donors.end());
   std::vector<int32_t> resident(state_.slots.layer_resident().begin(),
                                 state_.slots.layer_resident().end());
-  for (int32_t slot : ByRisingWorth(std::move(slots), all)) {
+  for (const auto& [worth, slot] : donors) {
     const int layer = state_.slots.slot(slot).key.layer;
     if (excess == 0) break;
     if (resident[layer] <= state_.floors[layer]) continue;

@@ -1,13 +1,15 @@
 // Builds the policy's view of one layer's misses and brings its plan back as slots. Used by both
 // drivers; engine thread only.
 //
-// A layer's own residents are looked at afresh each time. Of other layers only donors are shown:
-// the least worthy residents above their layers' floors, found by one pass over all slots every few
-// steps, because that pass costs more than everything else here.
+// A layer is ranked afresh each time, and the policy is shown only those of its misses and
+// residents that can change places: the others would not change its plan. Of other layers it is
+// shown donors, the least worthy residents above their layers' floors, which are found by ranking
+// all layers every few steps, because that costs more than everything else here.
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "cache/cache_state.h"
@@ -24,33 +26,54 @@ class AdmissionPlanner {
   explicit AdmissionPlanner(const CacheState* state) : state_(*state) {}
 
   // Which of `misses` (distinct experts of `layer` without a slot) shall become resident, if
-  // `free_slots` may be taken and the victims' slots follow. Nothing is changed.
-  Admission Decide(int layer, std::span<const int> misses, int free_slots);
+  // `free_slots` may be taken and the victims' slots follow. Nothing is changed. Valid until the
+  // next call.
+  const Admission& Decide(int layer, std::span<const int> misses, int free_slots);
 
   // The same without evictions.
-  Admission DecideWithoutVictims(int layer, std::span<const int> misses, int free_slots);
+  const Admission& DecideWithoutVictims(int layer, std::span<const int> misses, int free_slots);
 
   // The slots whose eviction brings the residents down to `limit`, the least worthy first and no
   // layer below its floor; fewer if pins are in the way.
   std::vector<int32_t> Surplus(int32_t limit) const;
 
  private:
-  void StartView(int layer, std::span<const int> misses);
-  Admission AskPolicy(int layer, int free_slots) const;
-  void AddOwnResidents(int layer);
-  void AddDonors(int layer, size_t wanted);
-  void ShowDonors(int layer, size_t wanted);
+  using RankedSlot = std::pair<double, int32_t>;  // worth, slot
+
+  void StartView(int layer, std::span<const int> misses, int free_slots);
+  void ShowResidents();
+  void ShowDonors();
+  void ShowCandidates();
+  ExpertView* AddResident(int32_t slot, double worth);
+  // At most so many of the misses find a place.
+  size_t MostAdmissions() const;
+  const Admission& AskPolicy();
+
+  void SetView(int expert, ExpertView* view) const;
   bool Donates(int32_t slot) const;
   void FindDonors();
-  std::vector<int32_t> ByRisingWorth(std::vector<int32_t> slots, size_t count) const;
+  std::vector<RankedSlot> AllDonors() const;
 
   const CacheState& state_;
   std::vector<int32_t> donors_;  // slots, the least worthy first, as of donors_step_
   int64_t donors_step_ = -1;
-  // Of the view under construction; kept for their memory.
+  // Of the decision under way; kept for their memory.
+  int layer_ = 0;
+  int32_t free_slots_ = 0;
+  int32_t owed_ = 0;  // slots that the layer may take from others, whatever the worth
+  bool only_worth_more_ = true;
+  std::span<const int> misses_;
+  CacheState::Ranking ranking_;
+  std::vector<double> miss_worths_;  // of each miss
   std::vector<ExpertView> candidates_;
+  std::vector<int32_t> candidate_misses_;  // of each candidate: its place in the misses
+  std::vector<int> residents_;
   std::vector<ExpertView> evictable_;
   std::vector<int32_t> evictable_slots_;
+  double least_worth_ = 0;  // of evictable_
+  double below_ = 0;        // the best miss: what is worth no less stays
+  std::vector<double> best_;
+  Admission admission_;
 };
 
 }  // namespace moed::cache

@@ -50,17 +50,15 @@ struct CacheState {
   int32_t resident_limit() const { return slots.budget() - scratch_slots; }
 
   void BeginStep() {
+    balance.EndStep(routing);
     curve.BeginStep(routing);
     routing.BeginStep();
-    balance.BeginStep();
     if (log != nullptr) log->BeginStep();
   }
   void Observe(int layer, std::span<const ExpertLoad> experts) {
     curve.ObserveLayer(layer, experts);
     routing.ObserveLayer(layer, experts);
-    balance.ObserveLayer(layer, experts);
     if (log != nullptr) log->ObserveLayer(layer, experts);
-    for (const ExpertLoad& load : experts) counters[layer].tokens_total += load.tokens;
   }
 
   ExpertView View(ExpertKey key) const {
@@ -69,6 +67,23 @@ struct CacheState {
             .heat = routing.raw_heat(key),
             .recent_heat = routing.raw_recent_heat(key),
             .keep = keep[index.Of(key)] != 0};
+  }
+  // [experts of the layer]: what RoutingStats and then the policy say of each.
+  struct Ranking {
+    std::vector<double> recent_heats;
+    std::vector<double> worths;
+  };
+  void Rank(int layer, Ranking* ranking) const {
+    const auto experts = static_cast<size_t>(index.num_experts(layer));
+    ranking->recent_heats.resize(experts);
+    ranking->worths.resize(experts);
+    routing.RawRecentHeats(layer, ranking->recent_heats);
+    Worths(policy,
+           {.last_use_step = routing.last_use_steps(layer),
+            .heat = routing.raw_heats(layer),
+            .recent_heat = ranking->recent_heats,
+            .keep = {keep.data() + index.FirstOf(layer), num_kept > 0 ? experts : 0}},
+           ranking->worths);
   }
   bool Evictable(int32_t slot) const {
     return slots.Evictable(slot) && keep[index.Of(slots.slot(slot).key)] == 0;
@@ -85,7 +100,7 @@ struct CacheState {
   SlotTable slots;
   std::vector<uint8_t> keep;  // [all experts]: 1 if an operator pinned it
   int32_t num_kept = 0;
-  std::vector<LayerStats> counters;  // [layers]; resident and floor are set when read
+  std::vector<LayerStats> counters;  // [layers]; tokens, resident and floor are set when read
   int32_t scratch_slots = 0;
   std::vector<int32_t> floors;            // [layers]
   std::unique_ptr<RoutingLogWriter> log;  // null: nothing is recorded

@@ -9,9 +9,8 @@ namespace moed::cache {
 namespace {
 
 // What is known of an expert between two updates.
-constexpr uint8_t kMissed = 1;   // in LayerPlan::missed
-constexpr uint8_t kAllowed = 2;  // in LayerPlan::allowed
-constexpr uint8_t kWanted = 4;   // within Allow
+constexpr uint8_t kAllowed = 1;  // in LayerPlan::allowed
+constexpr uint8_t kWanted = 2;   // within Allow
 
 absl::Status Contradiction(const DeviceUse& use, absl::string_view what) {
   return absl::InternalError(absl::StrCat("the device's trace contradicts the host's table: layer ",
@@ -38,48 +37,57 @@ absl::Status DeviceResidency::Replay(const DeviceTrace& trace) {
     return absl::InternalError(absl::StrCat("the device's trace names table ", trace.table_number,
                                             "; expected ", number_in_use_, " to ", number_));
   }
-  for (const DeviceUse& use : trace.uses) {
-    if (!state_.index.Contains({use.layer, use.expert}))
-      return Contradiction(use, "is unknown, in");
-  }
   number_in_use_ = trace.table_number;
-  Observe(trace.uses);
-  for (const DeviceUse& use : trace.uses) {
-    if (absl::Status status = ReplayUse(use, trace.table_number); !status.ok()) return status;
+  ++num_replayed_;
+  state_.BeginStep();
+  const std::span<const DeviceUse> uses = trace.uses;
+  for (size_t begin = 0, end = 0; begin < uses.size(); begin = end) {
+    while (end < uses.size() && uses[end].layer == uses[begin].layer) ++end;
+    const absl::Status status = ReplayLayer(uses.subspan(begin, end - begin), trace.table_number);
+    if (!status.ok()) return status;
   }
   ReclaimUpTo(trace.table_number);
   return absl::OkStatus();
 }
 
-void DeviceResidency::Observe(const std::vector<DeviceUse>& uses) {
-  state_.BeginStep();
-  for (size_t begin = 0, end = 0; begin < uses.size(); begin = end) {
-    const int layer = uses[begin].layer;
-    loads_.clear();
-    for (; end < uses.size() && uses[end].layer == layer; ++end) {
-      loads_.push_back({uses[end].expert, uses[end].tokens, uses[end].weight});
+absl::Status DeviceResidency::ReplayLayer(std::span<const DeviceUse> uses, uint64_t table_number) {
+  const int layer = uses.front().layer;
+  if (layer < 0 || layer >= state_.index.num_layers()) {
+    return Contradiction(uses.front(), "is unknown, in");
+  }
+  LayerPlan& plan = layers_[layer];
+  loads_.resize(uses.size());
+  warm_.resize(uses.size());
+  plan.missed.resize(plan.missed.size() + uses.size());
+  int* const warm = warm_.data();
+  int* const cold = plan.missed.data() + plan.missed.size() - uses.size();
+  size_t num_warm = 0;
+  for (size_t i = 0; i < uses.size(); ++i) {
+    const DeviceUse& use = uses[i];
+    if (!state_.index.Contains({layer, use.expert})) return Contradiction(use, "is unknown, in");
+    loads_[i] = {use.expert, use.tokens, use.weight};
+    // Without a branch on what no predictor can know.
+    warm[num_warm] = static_cast<int>(i);
+    cold[i - num_warm] = use.expert;
+    num_warm += use.kind != DeviceUseKind::kCold ? 1 : 0;
+  }
+  plan.missed.resize(plan.missed.size() - num_warm);
+  state_.Observe(layer, loads_);
+  int64_t hits = 0;
+  for (size_t i = 0; i < num_warm; ++i) {
+    const DeviceUse& use = uses[warm[i]];
+    absl::Status status;
+    if (use.kind == DeviceUseKind::kFilled) {
+      status = ReplayFill(use);
+    } else if (use.kind != DeviceUseKind::kHit || !MayRead(use, table_number)) {
+      status = Contradiction(use, "was read from");
     }
-    state_.Observe(layer, loads_);
+    if (!status.ok()) return status;
+    hits += use.kind == DeviceUseKind::kHit ? 1 : 0;
   }
-}
-
-absl::Status DeviceResidency::ReplayUse(const DeviceUse& use, uint64_t table_number) {
-  LayerStats& counters = state_.counters[use.layer];
-  uint8_t& flag = Flag(use.layer, use.expert);
-  switch (use.kind) {
-    case DeviceUseKind::kHit:
-      ++counters.hits_total;
-      return MayRead(use, table_number) ? absl::OkStatus() : Contradiction(use, "was read from");
-    case DeviceUseKind::kFilled:
-      ++counters.misses_total;
-      return ReplayFill(use);
-    case DeviceUseKind::kCold:
-      ++counters.misses_total;
-      if ((flag & kMissed) == 0) layers_[use.layer].missed.push_back(use.expert);
-      flag |= kMissed;
-      return absl::OkStatus();
-  }
-  return Contradiction(use, "has an unknown kind of use, in");
+  state_.counters[layer].hits_total += hits;
+  state_.counters[layer].misses_total += static_cast<int64_t>(uses.size()) - hits;
+  return absl::OkStatus();
 }
 
 // Resident, or evicted by an update that the step had not seen.
@@ -104,13 +112,14 @@ absl::Status DeviceResidency::ReplayFill(const DeviceUse& use) {
       slot.key.layer != use.layer) {
     return Contradiction(use, "was written into");
   }
-  std::erase(layer.offered, use.slot);
+  // A withdrawal that came too late is void: the slot is taken.
+  if (std::erase(layer.offered, use.slot) == 0) {
+    std::erase_if(leaving_, [&](const Leaving& leaving) { return leaving.slot == use.slot; });
+  }
   ++layer.filled;
   uint8_t& flag = Flag(use.layer, use.expert);
   if ((flag & kAllowed) != 0) std::erase(layer.allowed, use.expert);
   flag &= static_cast<uint8_t>(~kAllowed);
-  // A withdrawal that came too late is void: the slot is taken.
-  std::erase_if(leaving_, [&](const Leaving& leaving) { return leaving.slot == use.slot; });
   // If the host filled the expert meanwhile, the device has ignored or will ignore that insert.
   if (const int32_t by_host = state_.slots.SlotOf(key); by_host >= 0) {
     state_.slots.Supersede(by_host);
@@ -141,6 +150,7 @@ bool DeviceResidency::Publish(TableUpdate* update) {
   for (int layer = 0; layer < state_.index.num_layers() && !over_budget; ++layer) {
     if (!layers_[layer].missed.empty() || !layers_[layer].allowed.empty()) PlanLayer(layer);
   }
+  if (!over_budget) num_replayed_ = 0;
   if (edits_.empty()) return false;
   update->number = ++number_;
   update->edits = std::exchange(edits_, {});
@@ -171,18 +181,33 @@ void DeviceResidency::CutToBudget() {
 
 void DeviceResidency::PlanLayer(int layer) {
   LayerPlan& plan = layers_[layer];
-  std::vector<int> candidates = std::exchange(plan.missed, {});
-  for (int expert : plan.allowed) {
-    if ((Flag(layer, expert) & kMissed) == 0) candidates.push_back(expert);
+  uint8_t* const flags = flags_.data() + state_.index.FirstOf(layer);
+  const std::span<const int32_t> slots = state_.slots.SlotsOfLayer(layer);
+  if (num_replayed_ > 1) {
+    std::sort(plan.missed.begin(), plan.missed.end());
+    plan.missed.erase(std::unique(plan.missed.begin(), plan.missed.end()), plan.missed.end());
   }
-  for (int expert : candidates) Flag(layer, expert) &= static_cast<uint8_t>(~kMissed);
-  std::erase_if(candidates, [&](int expert) { return state_.slots.SlotOf({layer, expert}) >= 0; });
+  // The host may have filled some meanwhile.
+  candidates_.resize(plan.missed.size() + plan.allowed.size());
+  int* const candidates = candidates_.data();
+  size_t num_candidates = 0;
+  for (int expert : plan.missed) {
+    candidates[num_candidates] = expert;
+    num_candidates += slots[expert] < 0 && (flags[expert] & kAllowed) == 0 ? 1 : 0;
+  }
+  for (int expert : plan.allowed) {
+    candidates[num_candidates] = expert;
+    num_candidates += slots[expert] < 0 ? 1 : 0;
+  }
+  candidates_.resize(num_candidates);
+  plan.missed.clear();
   AdaptMostEmpty(&plan);
   const int32_t empty = static_cast<int32_t>(plan.offered.size()) + plan.coming;
-  const Admission admission = planner_.Decide(layer, candidates, empty + state_.slots.free_slots());
-  std::vector<int> wanted;
-  for (int32_t index : admission.admitted) wanted.push_back(candidates[index]);
-  Allow(layer, wanted);
+  const Admission& admission =
+      planner_.Decide(layer, candidates_, empty + state_.slots.free_slots());
+  wanted_.clear();
+  for (int32_t index : admission.admitted) wanted_.push_back(candidates_[index]);
+  Allow(layer, wanted_);
   // Coldest first. What is not evicted now may be when the empty slots are filled.
   const auto room = static_cast<size_t>(std::max(plan.most_empty - empty, 0));
   for (size_t i = 0; i < std::min(room, admission.victims.size()); ++i) {

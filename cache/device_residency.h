@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -46,7 +47,7 @@ class DeviceResidency {
 
  private:
   struct LayerPlan {
-    std::vector<int> missed;       // cold experts used since the last Publish, distinct
+    std::vector<int> missed;       // cold experts used since the last Publish, step by step
     std::vector<int> allowed;      // experts with permission to fill
     std::vector<int32_t> offered;  // slots that the device may fill and has not
     int32_t coming = 0;            // slots retiring in favour of this layer
@@ -65,8 +66,7 @@ class DeviceResidency {
     uint32_t generation;
   };
 
-  void Observe(const std::vector<DeviceUse>& uses);
-  absl::Status ReplayUse(const DeviceUse& use, uint64_t table_number);
+  absl::Status ReplayLayer(std::span<const DeviceUse> uses, uint64_t table_number);
   absl::Status ReplayFill(const DeviceUse& use);
   bool MayRead(const DeviceUse& use, uint64_t table_number) const;
   void ReclaimUpTo(uint64_t table_number);
@@ -86,12 +86,17 @@ class DeviceResidency {
   AdmissionPlanner& planner_;
   uint64_t number_ = 0;         // of the last update that had edits
   uint64_t number_in_use_ = 0;  // of the last trace
+  int num_replayed_ = 0;        // traces since the last Publish
   std::vector<TableEdit> edits_;
   std::vector<LayerPlan> layers_;  // [layers]
   std::deque<Leaving> leaving_;    // by rising number
   std::vector<HostFill> inserts_;
-  std::vector<uint8_t> flags_;     // [all experts]
-  std::vector<ExpertLoad> loads_;  // of the layer being observed; kept for its memory
+  std::vector<uint8_t> flags_;  // [all experts]
+  // Of the layer being replayed or planned; kept for their memory.
+  std::vector<ExpertLoad> loads_;
+  std::vector<int> warm_;
+  std::vector<int> candidates_;
+  std::vector<int> wanted_;
 };
 
 }  // namespace moed::cache

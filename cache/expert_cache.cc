@@ -50,8 +50,7 @@ ExpertCache::ExpertCache(const ExpertCacheOptions& options, PolicyKind policy)
     : state_(ExpertIndex(options.experts_per_layer), options.top_k, policy, options.driver,
              options.division, Slots(options, options.num_slots),
              Slots(options, std::max(options.num_slots, options.max_slots))),
-      planner_(&state_),
-      refused_step_(state_.index.total_experts(), -1) {
+      planner_(&state_) {
   if (options.driver == CacheDriver::kDevice) {
     device_ = std::make_unique<DeviceResidency>(&state_, &planner_);
   }
@@ -76,85 +75,111 @@ void ExpertCache::Observe(int layer, std::span<const ExpertLoad> experts) {
   state_.Observe(layer, experts);
 }
 
-DemandResult ExpertCache::Demand(int layer, std::span<const int> experts) {
-  EvictSurplus();
-  LayerStats& counters = state_.counters[layer];
-  DemandResult result;
-  result.grants.reserve(experts.size());
-  misses_.clear();
-  refused_.clear();
-  for (int expert : experts) {
-    const ExpertKey key{layer, expert};
-    const int32_t slot = state_.slots.SlotOf(key);
-    if (slot < 0) {
-      // The policy speaks once a step: later waves do not ask again.
-      const bool refused = refused_step_[state_.index.Of(key)] == state_.routing.step();
-      (refused ? refused_ : misses_).push_back(expert);
-      continue;
-    }
-    result.grants.push_back(MakeGrant(key, slot));
-    ++(result.grants.back().resident ? counters.hits_total : counters.misses_total);
-  }
-  if (!misses_.empty()) AdmitMisses(layer, result.grants);
-  for (int expert : refused_) {
-    if (state_.slots.free_slots() == 0) {
-      result.deferred.push_back(expert);
-      continue;
-    }
-    const ExpertKey key{layer, expert};
-    result.grants.push_back(MakeGrant(key, state_.slots.Take(key, /*admitted=*/false)));
-    result.grants.back().to_fill = true;
-    ++counters.misses_total;
-    ++counters.refused_admissions_total;
-  }
-  return result;
+inline void ExpertCache::GrantHeld(ExpertKey key, int32_t slot, LayerDemand* demand) {
+  const Slot& s = state_.slots.slot(slot);
+  const bool resident = s.state == SlotState::kResident;
+  LayerStats& counters = state_.counters[key.layer];
+  ++(resident ? counters.hits_total : counters.misses_total);
+  demand->grants.push_back({.key = key,
+                            .slot = slot,
+                            .generation = s.generation,
+                            .resident = resident,
+                            .admitted = !s.scratch,
+                            .pin = state_.slots.Pin(slot)});
 }
 
-// Grants those of misses_ that the policy admits, and adds the others to refused_.
-void ExpertCache::AdmitMisses(int layer, std::vector<Grant>& grants) {
-  const Admission admission = Decide(layer, misses_);
+inline Grant ExpertCache::GrantToFill(ExpertKey key, bool admitted) {
+  ExpertPin pin = state_.slots.Take(key, admitted);
+  const int32_t slot = pin.slot();
+  return {.key = key,
+          .slot = slot,
+          .generation = state_.slots.slot(slot).generation,
+          .to_fill = true,
+          .admitted = admitted,
+          .pin = std::move(pin)};
+}
+
+void ExpertCache::Demand(int layer, std::span<const int> experts, LayerDemand* demand) {
+  demand->layer = layer;
+  demand->grants.clear();
+  EvictSurplus();
+  // Without a branch on what no predictor can know.
+  const std::span<const int32_t> slots = state_.slots.SlotsOfLayer(layer);
+  held_.resize(experts.size());
+  demand->deferred.resize(experts.size());
+  int* const held = held_.data();
+  int* const missed = demand->deferred.data();
+  size_t num_held = 0;
+  for (size_t i = 0; i < experts.size(); ++i) {
+    held[num_held] = experts[i];
+    missed[i - num_held] = experts[i];
+    num_held += slots[experts[i]] >= 0 ? 1 : 0;
+  }
+  held_.resize(num_held);
+  demand->deferred.resize(experts.size() - num_held);
+  for (int expert : held_) GrantHeld({layer, expert}, slots[expert], demand);
+  if (demand->deferred.empty()) return;
+  AdmitMisses(demand);
+  GrantScratch(demand);
+}
+
+void ExpertCache::DemandDeferred(LayerDemand* demand) {
+  demand->grants.clear();
+  EvictSurplus();
+  GrantScratch(demand);
+}
+
+// Grants what the policy admits of demand->deferred.
+void ExpertCache::AdmitMisses(LayerDemand* demand) {
+  const Admission& admission = Decide(demand->layer, demand->deferred);
   Evict(admission.victims);
   for (int32_t index : admission.admitted) {
-    grants.push_back(Admit({layer, misses_[index]}));
-    ++state_.counters[layer].misses_total;
-    misses_[index] = -1;
+    demand->grants.push_back(
+        GrantToFill({demand->layer, demand->deferred[index]}, /*admitted=*/true));
+    demand->deferred[index] = -1;
   }
-  for (int expert : misses_) {
-    if (expert < 0) continue;
-    refused_step_[state_.index.Of({layer, expert})] = state_.routing.step();
-    refused_.push_back(expert);
+  if (admission.admitted.empty()) return;
+  std::erase(demand->deferred, -1);
+  LayerStats& counters = state_.counters[demand->layer];
+  counters.misses_total += static_cast<int64_t>(admission.admitted.size());
+  counters.admissions_total += static_cast<int64_t>(admission.admitted.size());
+}
+
+// Grants free slots to what the policy refused, the last first.
+void ExpertCache::GrantScratch(LayerDemand* demand) {
+  const std::span<const int32_t> slots = state_.slots.SlotsOfLayer(demand->layer);
+  const std::vector<int>& deferred = demand->deferred;
+  int64_t granted = 0;
+  size_t left = deferred.size();
+  for (; left > 0; --left) {
+    const ExpertKey key{demand->layer, deferred[left - 1]};
+    if (slots[key.expert] >= 0) {  // somebody else asked for it since
+      GrantHeld(key, slots[key.expert], demand);
+      continue;
+    }
+    if (!state_.slots.has_free_slot()) break;
+    demand->grants.push_back(GrantToFill(key, /*admitted=*/false));
+    ++granted;
   }
+  demand->deferred.resize(left);
+  state_.counters[demand->layer].misses_total += granted;
+  state_.counters[demand->layer].refused_admissions_total += granted;
 }
 
 std::optional<Grant> ExpertCache::Prefetch(ExpertKey key) {
   if (state_.slots.SlotOf(key) >= 0) return std::nullopt;
   EvictSurplus();
-  const Admission admission = Decide(key.layer, {&key.expert, 1});
+  const Admission& admission = Decide(key.layer, {&key.expert, 1});
   if (admission.admitted.empty()) return std::nullopt;
   Evict(admission.victims);
-  return Admit(key);
-}
-
-Grant ExpertCache::MakeGrant(ExpertKey key, int32_t slot) {
-  const Slot& s = state_.slots.slot(slot);
-  return {.key = key,
-          .slot = slot,
-          .generation = s.generation,
-          .resident = s.state == SlotState::kResident,
-          .admitted = !s.scratch,
-          .pin = state_.slots.Pin(slot)};
-}
-
-Grant ExpertCache::Admit(ExpertKey key) {
-  Grant grant = MakeGrant(key, state_.slots.Take(key, /*admitted=*/true));
-  grant.to_fill = true;
   ++state_.counters[key.layer].admissions_total;
-  return grant;
+  return GrantToFill(key, /*admitted=*/true);
 }
 
-Admission ExpertCache::Decide(int layer, std::span<const int> misses) {
+const Admission& ExpertCache::Decide(int layer, std::span<const int> misses) {
   // While pins hold what a smaller budget cut, a victim's slot is parked and not to be had.
-  if (state_.slots.in_service() > state_.slots.budget()) return {};
+  static const Admission kNothing;
+  if (state_.slots.in_service() > state_.slots.budget()) return kNothing;
   const int32_t spare = state_.resident_limit() - state_.slots.total_resident();
   int32_t free_slots = std::clamp(spare, 0, state_.slots.free_slots());
   if (state_.division == SlotDivision::kEqualPerLayer) {
@@ -178,12 +203,6 @@ void ExpertCache::EvictSurplus() {
   if (device_ == nullptr && state_.slots.total_resident() > state_.resident_limit()) {
     Evict(planner_.Surplus(state_.resident_limit()));
   }
-}
-
-bool ExpertCache::Filled(int32_t slot, uint32_t generation) {
-  if (!state_.slots.Filled(slot, generation)) return false;
-  if (device_ != nullptr) device_->HostFilled(slot);
-  return true;
 }
 
 bool ExpertCache::FillFailed(int32_t slot, uint32_t generation) {

@@ -12,11 +12,11 @@
 //   cache.BeginStep();
 //   for each MoE layer:
 //     cache.Observe(layer, loads);               // what the router chose, before Demand
-//     for (pending = distinct experts; !pending.empty();) {
-//       DemandResult wave = cache.Demand(layer, pending);
+//     cache.Demand(layer, distinct experts, &demand);
+//     for (;; cache.DemandDeferred(&demand)) {   // the last wave's pins are given back
 //       start reading every grant to_fill; compute the resident ones meanwhile;
 //       as reads end: cache.Filled(grant.slot, grant.generation), compute;
-//       pending = wave.deferred;                 // `wave` dies: its pins are given back
+//       if (demand.deferred.empty()) break;
 //     }
 #pragma once
 
@@ -68,9 +68,12 @@ struct Grant {
   ExpertPin pin;
 };
 
-struct DemandResult {
+// What the experts of one layer were granted, wave by wave. Kept from layer to layer for its
+// memory.
+struct LayerDemand {
+  int layer = 0;
   std::vector<Grant> grants;  // those that hold or are getting their expert first, then to_fill
-  std::vector<int> deferred;  // no slot is free: ask again once pins were let go
+  std::vector<int> deferred;  // no slot is free: DemandDeferred, once pins were let go
 };
 
 class ExpertCache {
@@ -89,10 +92,13 @@ class ExpertCache {
 
   // Pins what is resident of `experts` (distinct, of `layer`) and gives each other one a slot to
   // fill: admitted, if one is free or the policy finds something colder to evict, else scratch.
-  // What finds no slot is deferred. Host-driven with no other pins held, at least one expert is
-  // granted: any legal budget makes progress. Each expert is counted as hit or miss when it is
-  // granted.
-  DemandResult Demand(int layer, std::span<const int> experts);
+  // What finds no slot is deferred. Grants that `demand` still holds are let go first. Host-driven
+  // with no other pins held, at least one expert is granted: any legal budget makes progress. Each
+  // expert is counted as hit or miss when it is granted.
+  void Demand(int layer, std::span<const int> experts, LayerDemand* demand);
+  // The next wave: lets demand->grants go, and grants what was deferred while slots are free. The
+  // policy is not asked again.
+  void DemandDeferred(LayerDemand* demand);
 
   // A slot to fill for an expert that nobody demanded yet (lookahead, warm start): only if it is
   // not in a slot already and the policy admits it. Not counted as hit or miss.
@@ -105,7 +111,11 @@ class ExpertCache {
   // The fill of a granted slot ended. Returns false, changing nothing, if the grant is stale: the
   // slot's pins were let go before. After FillFailed the expert is not resident, and its slot is
   // free for others once the last pin is gone.
-  bool Filled(int32_t slot, uint32_t generation);
+  bool Filled(int32_t slot, uint32_t generation) {
+    if (!state_.slots.Filled(slot, generation)) return false;
+    if (device_ != nullptr) device_->HostFilled(slot);
+    return true;
+  }
   bool FillFailed(int32_t slot, uint32_t generation);
 
   // INTERNAL, naming both, unless the slot holds `key` at `generation` and is pinned. A debug build
@@ -150,7 +160,7 @@ class ExpertCache {
     state_.balance.ObserveProbabilities(layer, sums, rows);
   }
   // [layers]
-  std::vector<LayerBalance> Balance() const { return state_.balance.Balance(); }
+  std::vector<LayerBalance> Balance() const { return state_.balance.Balance(state_.routing); }
 
   // From now on every step's routing is recorded. The bytes since the last call are those of
   // routing_log.h; empty if nothing was recorded.
@@ -169,21 +179,18 @@ class ExpertCache {
   ExpertCache(const ExpertCacheOptions& options, PolicyKind policy);
 
   absl::Status CheckBudget(int num_slots, int kept) const;
-  Grant MakeGrant(ExpertKey key, int32_t slot);
-  Grant Admit(ExpertKey key);
-  Admission Decide(int layer, std::span<const int> misses);
-  void AdmitMisses(int layer, std::vector<Grant>& grants);
+  void GrantHeld(ExpertKey key, int32_t slot, LayerDemand* demand);
+  Grant GrantToFill(ExpertKey key, bool admitted);
+  const Admission& Decide(int layer, std::span<const int> misses);
+  void AdmitMisses(LayerDemand* demand);
+  void GrantScratch(LayerDemand* demand);
   void Evict(std::span<const int32_t> slots);
   void EvictSurplus();
 
   CacheState state_;
   AdmissionPlanner planner_;
   std::unique_ptr<DeviceResidency> device_;  // null if host-driven
-  // [all experts]: the last step in which the policy refused admission.
-  std::vector<int64_t> refused_step_;
-  // Of the Demand under way; kept for their memory.
-  std::vector<int> misses_;
-  std::vector<int> refused_;
+  std::vector<int> held_;                    // of the Demand under way; kept for its memory
 };
 
 }  // namespace moed::cache

@@ -1,5 +1,7 @@
 // The side of ExpertCache that operators see: pins, budget, hot set, numbers.
 #include <algorithm>
+#include <numeric>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -94,6 +96,8 @@ CacheStats ExpertCache::Stats() const {
                    .steps_total = state_.routing.step(),
                    .layers = state_.counters};
   for (int layer = 0; layer < state_.index.num_layers(); ++layer) {
+    const std::span<const int64_t> tokens = state_.routing.tokens_totals(layer);
+    stats.layers[layer].tokens_total = std::accumulate(tokens.begin(), tokens.end(), int64_t{0});
     stats.layers[layer].resident = state_.slots.layer_resident()[layer];
     stats.layers[layer].floor = state_.floors[layer];
   }
@@ -103,11 +107,13 @@ CacheStats ExpertCache::Stats() const {
 ExpertStats ExpertCache::PerExpertStats() const {
   ExpertStats stats;
   for (int layer = 0; layer < state_.index.num_layers(); ++layer) {
-    auto& tokens = stats.tokens_total.emplace_back();
+    const std::span<const int64_t> tokens = state_.routing.tokens_totals(layer);
+    stats.tokens_total.emplace_back(tokens.begin(), tokens.end());
     auto& is_resident = stats.resident.emplace_back();
-    for (int expert = 0; expert < state_.index.num_experts(layer); ++expert) {
-      tokens.push_back(state_.routing.tokens_total({layer, expert}));
-      is_resident.push_back(resident({layer, expert}) ? 1 : 0);
+    is_resident.reserve(tokens.size());
+    for (int32_t slot : state_.slots.SlotsOfLayer(layer)) {
+      const bool resident = slot >= 0 && state_.slots.slot(slot).state == SlotState::kResident;
+      is_resident.push_back(resident ? 1 : 0);
     }
   }
   return stats;
@@ -115,6 +121,7 @@ ExpertStats ExpertCache::PerExpertStats() const {
 
 void ExpertCache::ResetCounters() {
   state_.counters.assign(state_.index.num_layers(), LayerStats{});
+  state_.balance.BeforeReset(state_.routing);
   state_.routing.ResetTotals();
 }
 

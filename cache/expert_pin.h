@@ -1,5 +1,6 @@
 // The right to use one slot: while an ExpertPin lives, its slot keeps its expert. Handed out by
-// ExpertCache, held by whoever reads or fills the slot, engine thread only.
+// ExpertCache, held by whoever reads or fills the slot, engine thread only. Include
+// cache/slot_table.h or what includes it.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +28,9 @@ class ExpertPin {
   }
   ~ExpertPin() { Release(); }
 
-  void Release();
+  void Release();  // defined beside SlotTable
   bool held() const { return slots_ != nullptr; }
+  int32_t slot() const { return slot_; }  // once held
 
  private:
   friend class SlotTable;

@@ -1,5 +1,6 @@
 // How evenly the routers use their experts, over a window of some hundred steps: for people and
-// dashboards, no policy reads it. Owned by the cache, engine thread only.
+// dashboards, no policy reads it. Owned by the cache, engine thread only. What the experts were
+// given is taken from the statistics' totals now and then, so that steps cost nothing.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,7 @@
 #include <vector>
 
 #include "cache/expert_index.h"
-#include "cache/routing_trace.h"
+#include "cache/routing_stats.h"
 
 namespace moed::cache {
 
@@ -28,22 +29,25 @@ class LoadBalance {
 
   explicit LoadBalance(const ExpertIndex& index);
 
-  void BeginStep();
-  void ObserveLayer(int layer, std::span<const ExpertLoad> experts);
+  // A step of `stats` ended.
+  void EndStep(const RoutingStats& stats);
   // Sums over `rows` tokens of the probabilities of each expert. `probabilities`: [experts].
   void ObserveProbabilities(int layer, std::span<const float> sums, int rows);
 
-  // [layers]; empty vectors for a layer without a router.
-  std::vector<LayerBalance> Balance() const;
+  // Before the totals of `stats` become zero.
+  void BeforeReset(const RoutingStats& stats);
+
+  // [layers], as of now; empty vectors for a layer without a router.
+  std::vector<LayerBalance> Balance(const RoutingStats& stats) const;
 
  private:
-  LayerBalance BalanceOf(int layer) const;
+  LayerBalance BalanceOf(int layer, const RoutingStats& stats) const;
+  void TakeTokens(const RoutingStats& stats);
 
   ExpertIndex index_;
   std::vector<float> probability_;  // [all experts], fading sums
   std::vector<float> tokens_;       // [all experts], fading sums
-  std::vector<int64_t> last_use_;   // [all experts], -1: never
-  int64_t step_ = 0;
+  std::vector<int64_t> taken_;      // [all experts]: the totals that tokens_ has in it
 };
 
 }  // namespace moed::cache

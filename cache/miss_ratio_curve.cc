@@ -1,10 +1,10 @@
 #include "cache/miss_ratio_curve.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <numeric>
-#include <utility>
 
-#include "cache/policy.h"
 #include "cache/slot_floors.h"
 
 namespace moed::cache {
@@ -12,6 +12,10 @@ namespace {
 
 // A sample weighs 1/e after this many more: some 4000 steps.
 constexpr float kFade = 1 - 1.0F / 128;
+
+// The bits of a float that is not negative order as the float does: this less these bits rises as
+// worth falls, and is this for no worth at all.
+constexpr uint32_t kNeverUsed = 0x7FFFFFFF;
 
 }  // namespace
 
@@ -38,36 +42,47 @@ void MissRatioCurve::BeginStep(const RoutingStats& stats) {
 }
 
 void MissRatioCurve::TakeDepths(const RoutingStats& stats) {
-  struct Expert {
-    int32_t tier;  // rank within its layer, as far as floors reach
-    double worth;
-    int32_t index;
-  };
-  std::vector<Expert> experts;
-  experts.reserve(index_.total_experts());
-  for (int layer = 0; layer < index_.num_layers(); ++layer) {
-    const auto first = static_cast<int64_t>(experts.size());
-    for (int expert = 0; expert < index_.num_experts(layer); ++expert) {
-      const ExpertKey key{layer, expert};
-      const ExpertView view{.key = key,
-                            .last_use_step = stats.last_use_step(key),
-                            .heat = stats.raw_heat(key),
-                            .recent_heat = stats.raw_recent_heat(key)};
-      const double worth = Worth(PolicyKind::kRecencyFrequency, view);
-      experts.push_back({largest_floor_, worth, index_.Of(key)});
-    }
-    const auto begin = experts.begin() + first;
-    const int64_t ranked = std::min<int64_t>(largest_floor_, experts.end() - begin);
-    std::partial_sort(begin, begin + ranked, experts.end(),
-                      [](const Expert& a, const Expert& b) { return a.worth > b.worth; });
-    for (int64_t rank = 0; rank < ranked; ++rank) begin[rank].tier = static_cast<int32_t>(rank);
+  SortByWorth(stats);
+  // By rank within its layer, as far as floors reach, and then by worth: a counting sort.
+  std::vector<int32_t> seen(index_.num_layers(), 0);
+  std::vector<int32_t> tier_begin(largest_floor_ + 2, 0);
+  for (Ranked& expert : ranked_) {
+    expert.tier = std::min(seen[expert.layer]++, largest_floor_);
+    ++tier_begin[expert.tier + 1];
   }
-  std::sort(experts.begin(), experts.end(), [](const Expert& a, const Expert& b) {
-    return std::pair(a.tier, -a.worth) < std::pair(b.tier, -b.worth);
-  });
-  for (size_t i = 0; i < experts.size(); ++i) {
-    const bool never_used = experts[i].worth == 0;
-    depth_[experts[i].index] = never_used ? index_.total_experts() : static_cast<int32_t>(i);
+  std::partial_sum(tier_begin.begin(), tier_begin.end(), tier_begin.begin());
+  for (const Ranked& expert : ranked_) {
+    const int32_t depth = tier_begin[expert.tier]++;
+    depth_[expert.index] = expert.coldness == kNeverUsed ? index_.total_experts() : depth;
+  }
+}
+
+// Fills ranked_, the most worthy first, by a radix sort.
+void MissRatioCurve::SortByWorth(const RoutingStats& stats) {
+  ranked_.clear();
+  std::vector<double> recent_heats;
+  for (int layer = 0; layer < index_.num_layers(); ++layer) {
+    const std::span<const double> heats = stats.raw_heats(layer);
+    recent_heats.resize(heats.size());
+    stats.RawRecentHeats(layer, recent_heats);
+    for (size_t expert = 0; expert < heats.size(); ++expert) {
+      const auto worth = static_cast<float>((heats[expert] + recent_heats[expert]) * stats.unit());
+      ranked_.push_back({.coldness = kNeverUsed - std::bit_cast<uint32_t>(worth),
+                         .index = index_.FirstOf(layer) + static_cast<int32_t>(expert),
+                         .layer = layer});
+    }
+  }
+  constexpr int kDigitBits = 11;
+  constexpr uint32_t kDigits = 1 << kDigitBits;
+  sorted_.resize(ranked_.size());
+  for (int shift = 0; shift < 32; shift += kDigitBits) {
+    std::array<int32_t, kDigits + 1> begin = {};
+    for (const Ranked& expert : ranked_) ++begin[(expert.coldness >> shift) % kDigits + 1];
+    std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    for (const Ranked& expert : ranked_) {
+      sorted_[begin[(expert.coldness >> shift) % kDigits]++] = expert;
+    }
+    ranked_.swap(sorted_);
   }
 }
 

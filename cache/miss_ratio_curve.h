@@ -8,7 +8,7 @@
 // layer's second, down to the largest floor; then the rest by heat over all layers.
 //
 // Depths cost one sort of all experts, so they are taken only every kSampleSteps steps; memory is
-// two numbers an expert, whatever the length of the run.
+// some 40 bytes an expert, whatever the length of the run.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,15 @@ class MissRatioCurve {
   std::shared_ptr<const BudgetEstimate> Estimate();
 
  private:
+  struct Ranked {
+    uint32_t coldness = 0;  // rises as worth falls
+    int32_t index = 0;
+    int32_t layer = 0;
+    int32_t tier = 0;  // rank within its layer, as far as floors reach
+  };
+
   void TakeDepths(const RoutingStats& stats);
+  void SortByWorth(const RoutingStats& stats);
   int32_t Residents(int32_t num_slots) const;
 
   ExpertIndex index_;
@@ -59,6 +67,8 @@ class MissRatioCurve {
   int32_t largest_floor_;
   int64_t step_ = 0;
   bool sampling_ = false;
+  std::vector<Ranked> ranked_;  // [all experts], of TakeDepths; kept for its memory
+  std::vector<Ranked> sorted_;
   std::vector<int32_t> depth_;  // [all experts], as of the sampled step
   std::vector<float> uses_;     // [all experts + 1]: uses by depth, fading; the last: first uses
   double demands_ = 0;          // of sampled steps, fading

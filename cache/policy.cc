@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 
@@ -57,50 +58,72 @@ struct Ranked {
 };
 
 // Ties go by last use and then by key, so that a plan depends on nothing but the view.
-bool WorthLess(const Ranked& a, const Ranked& b) {
-  if (a.worth != b.worth) return a.worth < b.worth;
-  if (a.last_use_step != b.last_use_step) return a.last_use_step < b.last_use_step;
-  return a.key < b.key;
-}
-bool WorthMore(const Ranked& a, const Ranked& b) { return WorthLess(b, a); }
+struct WorthLess {
+  bool operator()(const Ranked& a, const Ranked& b) const {
+    if (a.worth != b.worth) return a.worth < b.worth;
+    if (a.last_use_step != b.last_use_step) return a.last_use_step < b.last_use_step;
+    return a.key < b.key;
+  }
+};
+struct WorthMore {
+  bool operator()(const Ranked& a, const Ranked& b) const { return WorthLess()(b, a); }
+};
 
 double WorthBy(const Ranking& ranking, const ExpertView& expert) {
   return expert.keep ? std::numeric_limits<double>::infinity() : ranking.worth(expert);
 }
 
-Ranked Rank(const Ranking& ranking, const ExpertView& expert, int32_t index) {
-  return {WorthBy(ranking, expert), expert.last_use_step, expert.key, index};
-}
-
-// Experts of which only the first few by `kBehind` are ever asked for: a heap, so that a plan that
-// changes nothing, the common case, costs one pass.
-template <bool (*kBehind)(const Ranked&, const Ranked&)>
+// Experts of which mostly the first few by `Before` are asked for, out of a few: looked for one
+// after the other. Of many all may be asked for: sorted.
+template <typename Before>
 class RankedQueue {
  public:
-  void Reserve(size_t count) { heap_.reserve(count); }
-  void Add(const Ranked& ranked) { heap_.push_back(ranked); }
-  void Arrange() { std::make_heap(heap_.begin(), heap_.end(), kBehind); }
-  bool empty() const { return heap_.empty(); }
-  const Ranked& front() const { return heap_.front(); }
+  void Add(double worth, const ExpertView& expert, size_t index) {
+    Ranked& ranked = experts_.emplace_back();
+    ranked.worth = worth;
+    ranked.last_use_step = expert.last_use_step;
+    ranked.key = expert.key;
+    ranked.index = static_cast<int32_t>(index);
+  }
+  void Arrange() {
+    sorted_ = experts_.size() > kFew;
+    if (sorted_) {
+      std::sort(experts_.begin(), experts_.end(),
+                [](const Ranked& a, const Ranked& b) { return Before()(b, a); });
+    }
+    FindFirst();
+  }
+  bool empty() const { return experts_.empty(); }
+  const Ranked& front() const { return experts_[first_]; }
   void Pop() {
-    std::pop_heap(heap_.begin(), heap_.end(), kBehind);
-    heap_.pop_back();
+    experts_[first_] = experts_.back();
+    experts_.pop_back();
+    FindFirst();
   }
 
  private:
-  std::vector<Ranked> heap_;
+  static constexpr size_t kFew = 32;
+
+  void FindFirst() {
+    first_ = experts_.size() - 1;
+    for (size_t i = 0; i + 1 < experts_.size() && !sorted_; ++i) {
+      if (Before()(experts_[i], experts_[first_])) first_ = i;
+    }
+  }
+
+  absl::InlinedVector<Ranked, kFew> experts_;
+  size_t first_ = 0;
+  bool sorted_ = false;
 };
 
 // The residents that the view's layer may take slots from, the least worthy first.
 class Victims {
  public:
   Victims(const Ranking& ranking, const CacheView& view)
-      : view_(view), resident_(view.layer_resident.begin(), view.layer_resident.end()) {
-    own_.Reserve(view.evictable.size());
-    others_.Reserve(view.evictable.size());
+      : view_(view), owed_(view.layer_floor[view.layer] - view.layer_resident[view.layer]) {
     for (size_t i = 0; i < view.evictable.size(); ++i) {
-      const bool own = view.evictable[i].key.layer == view.layer;
-      (own ? own_ : others_).Add(Rank(ranking, view.evictable[i], static_cast<int32_t>(i)));
+      const ExpertView& expert = view.evictable[i];
+      (expert.key.layer == view.layer ? own_ : others_).Add(WorthBy(ranking, expert), expert, i);
     }
     own_.Arrange();
     others_.Arrange();
@@ -109,46 +132,40 @@ class Victims {
   // The slot of `victim` goes to `candidate`, or false if none is to be had for it.
   bool Take(const Ranked& candidate, bool only_if_worth_more, int32_t* victim) {
     while (!others_.empty() && AtFloor(others_.front().key.layer)) others_.Pop();
-    const bool owed = resident_[view_.layer] < view_.layer_floor[view_.layer];
-    if (owed && !others_.empty()) return TakeFrom(others_, victim);
+    if (owed_ > 0 && !others_.empty()) return TakeFromOther(victim);
     if (own_.empty() && others_.empty()) return false;
     const bool own_first =
-        others_.empty() || (!own_.empty() && WorthLess(own_.front(), others_.front()));
-    auto& queue = own_first ? own_ : others_;
-    if (only_if_worth_more && !(candidate.worth > queue.front().worth)) return false;
-    return TakeFrom(queue, victim);
+        others_.empty() || (!own_.empty() && WorthLess()(own_.front(), others_.front()));
+    const Ranked& first = own_first ? own_.front() : others_.front();
+    if (only_if_worth_more && !(candidate.worth > first.worth)) return false;
+    if (!own_first) return TakeFromOther(victim);
+    *victim = own_.front().index;
+    own_.Pop();
+    return true;
   }
-  void AdmittedToFreeSlot() { ++resident_[view_.layer]; }
+  void AdmittedToFreeSlot() { --owed_; }
 
  private:
   // Only the view's layer grows, so what is at its floor stays there.
-  bool AtFloor(int layer) const { return resident_[layer] <= view_.layer_floor[layer]; }
+  bool AtFloor(int layer) const {
+    return view_.layer_resident[layer] - std::count(gave_.begin(), gave_.end(), layer) <=
+           view_.layer_floor[layer];
+  }
 
-  bool TakeFrom(RankedQueue<WorthMore>& queue, int32_t* victim) {
-    *victim = queue.front().index;
-    --resident_[queue.front().key.layer];
-    ++resident_[view_.layer];
-    queue.Pop();
+  bool TakeFromOther(int32_t* victim) {
+    *victim = others_.front().index;
+    gave_.push_back(others_.front().key.layer);
+    --owed_;
+    others_.Pop();
     return true;
   }
 
   const CacheView& view_;
-  std::vector<int32_t> resident_;  // [layers], as the plan so far leaves them
-  RankedQueue<WorthMore> own_;
-  RankedQueue<WorthMore> others_;
+  int32_t owed_;                          // slots that the view's layer lacks to its floor
+  absl::InlinedVector<int32_t, 8> gave_;  // the layer of each slot taken from another
+  RankedQueue<WorthLess> own_;
+  RankedQueue<WorthLess> others_;
 };
-
-// Whether no candidate can displace anything: the common case, seen in one pass.
-bool ChangesNothing(const Ranking& ranking, const CacheView& view) {
-  const bool owed = view.layer_resident[view.layer] < view.layer_floor[view.layer];
-  if (view.free_slots > 0 || !ranking.only_if_worth_more || owed) return false;
-  double most = -std::numeric_limits<double>::infinity();
-  for (const ExpertView& expert : view.candidates) {
-    most = std::max(most, WorthBy(ranking, expert));
-  }
-  return std::all_of(view.evictable.begin(), view.evictable.end(),
-                     [&](const ExpertView& expert) { return WorthBy(ranking, expert) >= most; });
-}
 
 }  // namespace
 
@@ -171,15 +188,39 @@ absl::string_view PolicyName(PolicyKind kind) {
 
 double Worth(PolicyKind kind, const ExpertView& expert) { return WorthBy(RankingOf(kind), expert); }
 
+void Worths(PolicyKind kind, const ExpertRows& experts, std::span<double> worths) {
+  switch (kind) {
+    case PolicyKind::kRecencyFrequency:
+      for (size_t i = 0; i < worths.size(); ++i) {
+        worths[i] = experts.heat[i] + experts.recent_heat[i];
+      }
+      break;
+    case PolicyKind::kLru:
+      for (size_t i = 0; i < worths.size(); ++i) {
+        worths[i] = static_cast<double>(experts.last_use_step[i]);
+      }
+      break;
+    case PolicyKind::kLfu:
+      std::copy(experts.heat.begin(), experts.heat.end(), worths.begin());
+      break;
+    case PolicyKind::kStatic:
+      std::fill(worths.begin(), worths.end(), 0.0);
+      break;
+  }
+  for (size_t i = 0; i < experts.keep.size(); ++i) {
+    if (experts.keep[i] != 0) worths[i] = std::numeric_limits<double>::infinity();
+  }
+}
+
+bool AdmitsOnlyWorthMore(PolicyKind kind) { return RankingOf(kind).only_if_worth_more; }
+
 double HalfLifeSteps(PolicyKind kind) { return kind == PolicyKind::kLfu ? 1024 : 32; }
 
 Plan MakePlan(PolicyKind kind, const CacheView& view) {
   const Ranking ranking = RankingOf(kind);
-  if (ChangesNothing(ranking, view)) return {};
-  RankedQueue<WorthLess> candidates;
-  candidates.Reserve(view.candidates.size());
+  RankedQueue<WorthMore> candidates;
   for (size_t i = 0; i < view.candidates.size(); ++i) {
-    candidates.Add(Rank(ranking, view.candidates[i], static_cast<int32_t>(i)));
+    candidates.Add(WorthBy(ranking, view.candidates[i]), view.candidates[i], i);
   }
   candidates.Arrange();
   Victims victims(ranking, view);

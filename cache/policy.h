@@ -4,8 +4,8 @@
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "cache/expert_key.h"
@@ -53,13 +53,28 @@ struct CacheView {
 // the slot of one eviction, in order. No layer loses a slot to another at or below its floor, and a
 // layer below its floor is given one whatever the heat.
 struct Plan {
-  std::vector<int32_t> admissions;  // into candidates, most wanted first
-  std::vector<int32_t> evictions;   // into evictable
+  absl::InlinedVector<int32_t, 8> admissions;  // into candidates, most wanted first
+  absl::InlinedVector<int32_t, 8> evictions;   // into evictable
 };
+
+// Whether a miss must be worth more than its victim: then MakePlan neither admits what is worth no
+// more than the least resident nor evicts what is worth no less than the best miss, except for free
+// slots and floors.
+bool AdmitsOnlyWorthMore(PolicyKind kind);
 
 Plan MakePlan(PolicyKind kind, const CacheView& view);
 
 // What MakePlan compares: the resident of least worth leaves first.
 double Worth(PolicyKind kind, const ExpertView& expert);
+
+// The properties of a layer's experts that an ExpertView has: [experts] each.
+struct ExpertRows {
+  std::span<const int64_t> last_use_step;
+  std::span<const double> heat;
+  std::span<const double> recent_heat;
+  std::span<const uint8_t> keep;  // or empty: none
+};
+// Worth of each: [experts].
+void Worths(PolicyKind kind, const ExpertRows& experts, std::span<double> worths);
 
 }  // namespace moed::cache

@@ -1,6 +1,6 @@
 #include "cache/routing_replay.h"
 
-#include <utility>
+#include <algorithm>
 #include <vector>
 
 namespace moed::cache {
@@ -19,17 +19,19 @@ HitCount Count(const CacheStats& stats) {
 
 void ReplayStep(const RoutingTrace& trace, ExpertCache& cache) {
   cache.BeginStep();
-  std::vector<int> pending;
+  std::vector<int> experts;
+  LayerDemand demand;
   for (const LayerRouting& routing : trace.layers) {
     cache.Observe(routing.layer, routing.experts);
-    pending.clear();
-    for (const ExpertLoad& load : routing.experts) pending.push_back(load.expert);
-    while (!pending.empty()) {
-      DemandResult wave = cache.Demand(routing.layer, pending);
-      for (const Grant& grant : wave.grants) {
+    experts.resize(routing.experts.size());
+    std::transform(routing.experts.begin(), routing.experts.end(), experts.begin(),
+                   [](const ExpertLoad& load) { return load.expert; });
+    cache.Demand(routing.layer, experts, &demand);
+    for (;; cache.DemandDeferred(&demand)) {
+      for (const Grant& grant : demand.grants) {
         if (grant.to_fill) cache.Filled(grant.slot, grant.generation);
       }
-      pending = std::move(wave.deferred);
+      if (demand.deferred.empty()) break;
     }
   }
 }

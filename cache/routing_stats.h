@@ -1,5 +1,6 @@
 // How hot every expert is, from what the routers chose: last use, decayed frequencies, totals.
-// Owned by the cache, engine thread only. Observing costs O(experts touched); decay is lazy.
+// Owned by the cache, engine thread only. Each property is a row of numbers per layer: observing a
+// layer is one pass over the experts touched, ranking it a few passes over short arrays.
 //
 // Heat after step n is the sum over past uses of weight * 2^-((n - use) / half_life): an
 // exponentially decayed frequency. Stored as forward decay (Cormode et al., "Forward Decay", ICDE
@@ -45,52 +46,61 @@ class RoutingStats {
   void ResetTotals();
 
   int64_t step() const { return step_; }  // steps begun so far
-  int64_t last_use_step(ExpertKey key) const { return At(key).last_use_step; }  // -1: never
-  int64_t tokens_total(ExpertKey key) const { return At(key).tokens_total; }
+  int64_t last_use_step(ExpertKey key) const {
+    return last_use_step_[index_.Of(key)];
+  }  // -1: never
+  int64_t tokens_total(ExpertKey key) const { return tokens_total_[index_.Of(key)]; }
   // Comparable with each other until the next BeginStep.
-  double raw_heat(ExpertKey key) const { return At(key).raw_heat; }
+  double raw_heat(ExpertKey key) const { return raw_heat_[index_.Of(key)]; }
   // What recent uses add to the worth of an expert, on the scale of raw_heat.
-  double raw_recent_heat(ExpertKey key) const {
-    return scale_ * (layers_[key.layer].recent_weight * RecentHeat(At(key)) +
-                     successor_weight_ * NextUse(key));
-  }
+  double raw_recent_heat(ExpertKey key) const;
   // In uses: a use in this step counts its weight in full.
-  double heat(ExpertKey key) const { return At(key).raw_heat / scale_; }
+  double heat(ExpertKey key) const { return raw_heat(key) / scale_; }
+
+  // The same of all experts of a layer: [experts].
+  std::span<const int64_t> last_use_steps(int layer) const { return Row(last_use_step_, layer); }
+  std::span<const int64_t> tokens_totals(int layer) const { return Row(tokens_total_, layer); }
+  std::span<const double> raw_heats(int layer) const { return Row(raw_heat_, layer); }
+  void RawRecentHeats(int layer, std::span<double> raw_recent_heats) const;
+  // Uses for each unit of raw heat.
+  double unit() const { return 1 / scale_; }
+
   int64_t bytes() const;
 
  private:
   // Simulated on the demo model's routing: 0.5 to 0.8 are alike within half a percent.
   static constexpr float kTokenTrust = 0.6F;
 
-  struct Entry {
-    double raw_heat = 0;
-    double recent_heat = 0;  // as of last_use_step
-    int64_t last_use_step = -1;
-    int64_t tokens_total = 0;
-  };
   // Of one layer, fading: uses, those of experts used the step before, those expected of heat.
   struct Persistence {
     double uses = 0;
     double repeats = 0;
     double expected_repeats = 0;
     double recent_weight = 0;
+    double recent_fade = 0;  // what recent_heat_ has faded to since the layer was observed
+
+    void Add(double new_uses, double new_repeats, double new_expected_repeats);
   };
-  double RecentHeat(const Entry& entry) const {
-    const int64_t age = step_ - entry.last_use_step;
-    return age >= 32 ? 0 : entry.recent_heat / static_cast<double>(int64_t{1} << age);
+  // What the parts of a layer's raw recent heat weigh: recent_heat_, and the probabilities that the
+  // next step uses an expert, going by the experts and by the token of this one.
+  struct RecentWeights {
+    double recent_heat = 0;
+    double after_experts = 0;
+    double after_token = 0;
+  };
+  RecentWeights WeightsOf(int layer) const;
+
+  template <typename T>
+  std::span<const T> Row(const std::vector<T>& values, int layer) const {
+    return {values.data() + index_.FirstOf(layer), static_cast<size_t>(index_.num_experts(layer))};
   }
-  // The probability that the next step uses the expert: what followed the experts, and of a token
-  // that came before mostly what followed it.
-  float NextUse(ExpertKey key) const {
-    const float after_experts = successors_.NextUse(key);
-    const float after_token = tokens_.NextUse(key);
-    return after_experts + kTokenTrust * tokens_.Belief(key.layer) * (after_token - after_experts);
-  }
-  const Entry& At(ExpertKey key) const { return entries_[index_.Of(key)]; }
 
   ExpertIndex index_;
-  std::vector<Entry> entries_;       // [all experts]
-  std::vector<Persistence> layers_;  // [layers]
+  std::vector<double> raw_heat_;        // [all experts]
+  std::vector<double> recent_heat_;     // [all experts]
+  std::vector<int64_t> last_use_step_;  // [all experts]
+  std::vector<int64_t> tokens_total_;   // [all experts]
+  std::vector<Persistence> layers_;     // [layers]
   Successors successors_;
   TokenSuccessors tokens_;
   double growth_;            // 2^(1 / half_life)

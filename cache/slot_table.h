@@ -1,5 +1,6 @@
 // The state machine of slots: which expert each one holds, at which generation, who pins it. It
 // knows no policy and counts nothing; both drivers of the cache act through it. Engine thread only.
+// What a step does for each expert is inline: thousands of times it is a few instructions.
 //
 //             Take            Filled             Evict
 //   free ──────────► filling ────────► resident ───────► free
@@ -12,17 +13,20 @@
 // slot that becomes free while there are more than the budget is parked instead.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
+#include "absl/base/internal/raw_logging.h"
 #include "cache/expert_index.h"
 #include "cache/expert_key.h"
 #include "cache/expert_pin.h"
 
 namespace moed::cache {
 
-enum class SlotState : uint8_t {
+enum class SlotState : int32_t {
   kParked,    // outside of the budget
   kFree,      // holds nothing
   kFilling,   // the host is writing into it
@@ -52,6 +56,7 @@ class SlotTable {
   // Slots in use or free: more than the budget only while pins hold what a smaller budget cut.
   int32_t in_service() const { return in_service_; }
   int32_t free_slots() const { return static_cast<int32_t>(free_.size()); }
+  bool has_free_slot() const { return !free_.empty(); }
   const Slot& slot(int32_t slot) const { return slots_[slot]; }
   // The slot that holds `key` or is being filled with it, or -1.
   int32_t SlotOf(ExpertKey key) const { return slot_of_[index_.Of(key)]; }
@@ -60,17 +65,32 @@ class SlotTable {
     return {slot_of_.data() + index_.FirstOf(layer),
             static_cast<size_t>(index_.num_experts(layer))};
   }
+  // Calls visit(expert, slot) for each expert of the layer that has a slot which is not scratch, by
+  // rising expert.
+  template <typename Visit>
+  void VisitAdmitted(int layer, Visit visit) const {
+    const int32_t* const slots = slot_of_.data() + index_.FirstOf(layer);
+    for (int32_t word = first_word_[layer]; word < first_word_[layer + 1]; ++word) {
+      const int first = (word - first_word_[layer]) * 64;
+      for (uint64_t bits = admitted_[word]; bits != 0; bits &= bits - 1) {
+        const int expert = first + std::countr_zero(bits);
+        visit(expert, slots[expert]);
+      }
+    }
+  }
   // [layers]: slots filling or resident, scratch not counted.
   std::span<const int32_t> layer_resident() const { return layer_resident_; }
   int32_t total_resident() const { return total_resident_; }
 
   bool Evictable(int32_t slot) const {
     const Slot& s = slots_[slot];
-    return s.state == SlotState::kResident && s.pins == 0 && !s.scratch;
+    // Without a branch: often asked of many slots, whose answers no predictor can know.
+    return (static_cast<int>(s.state == SlotState::kResident) & static_cast<int>(s.pins == 0) &
+            static_cast<int>(!s.scratch)) != 0;
   }
 
-  // REQUIRES: free_slots() > 0 and SlotOf(key) < 0. The slot is filling; pin it at once.
-  int32_t Take(ExpertKey key, bool admitted);
+  // A slot that is filling, pinned. REQUIRES: free_slots() > 0 and SlotOf(key) < 0.
+  ExpertPin Take(ExpertKey key, bool admitted);
   // REQUIRES: filling or resident.
   ExpertPin Pin(int32_t slot);
   // False if the slot is not being filled at this generation.
@@ -98,7 +118,8 @@ class SlotTable {
  private:
   friend class ExpertPin;
   void Unpin(int32_t slot);
-  void Forget(int32_t slot);   // removes the slot from slot_of_ and the resident counts
+  void Admitted(ExpertKey key);
+  void Forget(int32_t slot);   // removes the slot from slot_of_ and from what is admitted
   void Release(int32_t slot);  // to the free list, or parked if there are too many
 
   ExpertIndex index_;
@@ -106,10 +127,80 @@ class SlotTable {
   std::vector<int32_t> slot_of_;  // [all experts]
   std::vector<int32_t> free_;     // last in, first out: the most recently used memory first
   std::vector<int32_t> parked_;
+  std::vector<uint64_t> admitted_;  // a bit for each expert, layers beginning at words of their own
+  std::vector<int32_t> first_word_;  // [layers + 1]
   std::vector<int32_t> layer_resident_;
   int32_t total_resident_ = 0;
   int32_t budget_ = 0;
   int32_t in_service_ = 0;
 };
+
+inline ExpertPin SlotTable::Take(ExpertKey key, bool admitted) {
+  ABSL_RAW_CHECK(!free_.empty(), "no free slot to take");
+  int32_t& slot_of = slot_of_[index_.Of(key)];
+  ABSL_RAW_CHECK(slot_of < 0, "the expert has a slot already");
+  const int32_t slot = free_.back();
+  free_.pop_back();
+  slot_of = slot;
+  Slot& s = slots_[slot];
+  s.key = key;
+  ++s.generation;
+  s.pins = 1;
+  s.state = SlotState::kFilling;
+  s.scratch = !admitted;
+  if (admitted) Admitted(key);
+  return ExpertPin(this, slot);
+}
+
+inline void SlotTable::Admitted(ExpertKey key) {
+  admitted_[first_word_[key.layer] + key.expert / 64] |= uint64_t{1} << key.expert % 64;
+  ++layer_resident_[key.layer];
+  ++total_resident_;
+}
+
+inline ExpertPin SlotTable::Pin(int32_t slot) {
+  ++slots_[slot].pins;
+  return ExpertPin(this, slot);
+}
+
+inline bool SlotTable::Filled(int32_t slot, uint32_t generation) {
+  Slot& s = slots_[slot];
+  if (s.state != SlotState::kFilling || s.generation != generation) return false;
+  s.state = SlotState::kResident;
+  return true;
+}
+
+inline void SlotTable::Unpin(int32_t slot) {
+  Slot& s = slots_[slot];
+  ABSL_RAW_CHECK(s.pins > 0, "the slot has no pin to give back");
+  if (--s.pins > 0 || (s.state == SlotState::kResident && !s.scratch)) return;
+  if (s.state != SlotState::kDropped) Forget(slot);
+  Release(slot);
+}
+
+inline void SlotTable::Forget(int32_t slot) {
+  Slot& s = slots_[slot];
+  int32_t& slot_of = slot_of_[index_.Of(s.key)];
+  if (slot_of == slot) slot_of = -1;  // it may be superseded
+  if (s.scratch) return;
+  admitted_[first_word_[s.key.layer] + s.key.expert / 64] &= ~(uint64_t{1} << s.key.expert % 64);
+  --layer_resident_[s.key.layer];
+  --total_resident_;
+}
+
+inline void SlotTable::Release(int32_t slot) {
+  if (in_service_ > budget_) {
+    slots_[slot].state = SlotState::kParked;
+    parked_.push_back(slot);
+    --in_service_;
+    return;
+  }
+  slots_[slot].state = SlotState::kFree;
+  free_.push_back(slot);
+}
+
+inline void ExpertPin::Release() {
+  if (SlotTable* slots = std::exchange(slots_, nullptr)) slots->Unpin(slot_);
+}
 
 }  // namespace moed::cache

@@ -5,8 +5,10 @@
 namespace moed::cache {
 namespace {
 
-// What an expert's uses weigh against new ones: it remembers about the last thousand.
+// An expert remembers about its last thousand uses: from then on each new one counts more than the
+// one before, which is to fade the old ones, until the sums are scaled back.
 constexpr float kMaxUses = 1000;
+constexpr float kMaxWeight = 1e6F;
 // Uses before an expert's successors are believed in half.
 constexpr float kPriorUses = 4;
 
@@ -21,44 +23,49 @@ Successors::Successors(const ExpertIndex& index) : index_(index) {
   if (pairs > kMaxPairs) return;
   pairs_.resize(pairs, 0);
   uses_.resize(index.total_experts(), 0);
+  use_weight_.resize(index.total_experts(), 1);
   next_.resize(index.total_experts(), 0);
   previous_.resize(index.num_layers());
 }
 
 void Successors::ObserveLayer(int layer, std::span<const ExpertLoad> experts) {
   if (pairs_.empty()) return;
-  float* const next = next_.data() + index_.FirstOf(layer);
-  std::fill_n(next, index_.num_experts(layer), 0.0F);
   if (experts.size() > kMaxExperts) {
     previous_[layer].clear();
     return;
   }
-  Learn(layer, experts);
-  Predict(layer, experts);
-}
-
-void Successors::Learn(int layer, std::span<const ExpertLoad> experts) {
-  const int count = index_.num_experts(layer);
-  for (int32_t before : previous_[layer]) {
-    float& uses = uses_[index_.Of({layer, before})];
-    uses = std::min(uses + 1, kMaxUses);
-    float* const row = RowOf(layer, before);
-    const float fade = 1 - 1 / uses;
-    for (int expert = 0; expert < count; ++expert) row[expert] *= fade;
-    for (const ExpertLoad& load : experts) row[load.expert] += 1 / uses;
-  }
+  for (int32_t before : previous_[layer]) Learn(layer, before, experts);
   previous_[layer].clear();
   for (const ExpertLoad& load : experts) previous_[layer].push_back(load.expert);
+  Predict(layer);
 }
 
-void Successors::Predict(int layer, std::span<const ExpertLoad> experts) {
+void Successors::Learn(int layer, int32_t before, std::span<const ExpertLoad> experts) {
+  const int32_t expert = index_.Of({layer, before});
+  float* const row = RowOf(layer, before);
+  float& weight = use_weight_[expert];
+  if (weight > kMaxWeight) {
+    for (int i = 0; i < index_.num_experts(layer); ++i) row[i] /= weight;
+    uses_[expert] /= weight;
+    weight = 1;
+  }
+  if (uses_[expert] >= kMaxUses * weight) weight *= kMaxUses / (kMaxUses - 1);
+  uses_[expert] += weight;
+  for (const ExpertLoad& load : experts) row[load.expert] += weight;
+}
+
+void Successors::Predict(int layer) {
   const int count = index_.num_experts(layer);
   float* const next = next_.data() + index_.FirstOf(layer);
-  for (const ExpertLoad& load : experts) {
-    const float uses = uses_[index_.Of({layer, load.expert})];
-    const float belief = uses / (uses + kPriorUses) / static_cast<float>(experts.size());
-    const float* const row = RowOf(layer, load.expert);
-    for (int expert = 0; expert < count; ++expert) next[expert] += belief * row[expert];
+  std::fill_n(next, count, 0.0F);
+  for (int32_t before : previous_[layer]) {
+    const int32_t expert = index_.Of({layer, before});
+    if (uses_[expert] == 0) continue;
+    const float uses = uses_[expert] / use_weight_[expert];
+    const float belief = uses / (uses + kPriorUses) / static_cast<float>(previous_[layer].size());
+    const float share = belief / uses_[expert];
+    const float* const row = RowOf(layer, before);
+    for (int i = 0; i < count; ++i) next[i] += share * row[i];
   }
 }
 

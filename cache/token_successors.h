@@ -29,6 +29,11 @@ class TokenSuccessors {
   // The share, 0 to 1, of the times that this step's token came before after which the next step
   // used `key`. Of a layer that was observed in this step.
   float NextUse(ExpertKey key) const { return next_.empty() ? 0 : next_[index_.Of(key)]; }
+  // [experts of the layer], or empty: nothing is known of the token.
+  std::span<const float> NextUses(int layer) const {
+    if (Belief(layer) == 0) return {};
+    return {next_.data() + index_.FirstOf(layer), static_cast<size_t>(index_.num_experts(layer))};
+  }
   // What that is worth for the layer, 0 to 1: it grows with those times; 0: the token is new.
   float Belief(int layer) const { return belief_.empty() ? 0 : belief_[layer]; }
 

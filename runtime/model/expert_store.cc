@@ -148,10 +148,10 @@ absl::Status ExpertStore::ForEach(int layer, std::span<const int> experts,
                                   absl::FunctionRef<void(std::span<const Ready>)> compute,
                                   LayerTraffic* traffic) {
   traffic->Clear();
-  pending_.assign(experts.begin(), experts.end());
-  while (!pending_.empty() || !loading_.empty()) {
+  cache_->Demand(layer, experts, &demand_);
+  TakeGrants(traffic);
+  while (!ready_.empty() || !loading_.empty() || !demand_.deferred.empty()) {
     // Every read that can begin does, before anything is computed.
-    if (!pending_.empty()) Demand(layer, traffic);
     if (device_ != nullptr) Stage(layer, traffic);
     const bool idle = ready_.empty();
     Compute(compute);
@@ -162,6 +162,9 @@ absl::Status ExpertStore::ForEach(int layer, std::span<const int> experts,
       return status;
     }
     Compute(compute);
+    if (demand_.deferred.empty()) continue;
+    cache_->DemandDeferred(&demand_);
+    TakeGrants(traffic);
   }
   if (traffic->stall_seconds > 0) cache_->CountStall(layer, traffic->stall_seconds);
   return absl::OkStatus();
@@ -172,10 +175,8 @@ std::span<std::byte> ExpertStore::Slot(int32_t slot) const {
   return {arena_.data() + slot * blob_bytes, blob_bytes};
 }
 
-void ExpertStore::Demand(int layer, LayerTraffic* traffic) {
-  cache::DemandResult result = cache_->Demand(layer, pending_);
-  pending_ = std::move(result.deferred);
-  for (cache::Grant& grant : result.grants) {
+void ExpertStore::TakeGrants(LayerTraffic* traffic) {
+  for (cache::Grant& grant : demand_.grants) {
     if (grant.resident) {
       traffic->hits.push_back(grant.key.expert);
       ready_.push_back(std::move(grant));
@@ -190,9 +191,9 @@ void ExpertStore::Demand(int layer, LayerTraffic* traffic) {
 
 // Streams experts that have no slot: device-driven, slots in use are not given up to a prompt.
 void ExpertStore::Stage(int layer, LayerTraffic* traffic) {
-  while (!pending_.empty() && !idle_staging_slots_.empty()) {
-    const int expert = pending_.back();
-    pending_.pop_back();
+  while (!demand_.deferred.empty() && !idle_staging_slots_.empty()) {
+    const int expert = demand_.deferred.back();
+    demand_.deferred.pop_back();
     cache::Grant grant;
     grant.key = {layer, expert};
     grant.slot = idle_staging_slots_.back();
@@ -274,7 +275,7 @@ void ExpertStore::Abandon() {
     if (IsStaging(grant.slot)) idle_staging_slots_.push_back(grant.slot);
   }
   ready_.clear();
-  pending_.clear();
+  demand_.deferred.clear();
 }
 
 }  // namespace moed::model

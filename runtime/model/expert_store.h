@@ -92,7 +92,7 @@ class ExpertStore {
   bool IsStaging(int32_t slot) const { return device_ != nullptr && slot >= first_staging_slot_; }
   std::vector<cache::ExpertKey> WarmOrder(std::span<const cache::ExpertKey> hot) const;
   void StartPrefetch(cache::ExpertKey key);
-  void Demand(int layer, LayerTraffic* traffic);
+  void TakeGrants(LayerTraffic* traffic);
   void Stage(int layer, LayerTraffic* traffic);
   void Compute(absl::FunctionRef<void(std::span<const Ready>)> compute);
   absl::Status TakeCompletions(int layer, bool wait, LayerTraffic* traffic);
@@ -113,7 +113,7 @@ class ExpertStore {
   // pins must go first.
   std::vector<cache::Grant> loading_;
   std::vector<cache::Grant> ready_;
-  std::vector<int> pending_;  // experts that found no slot yet
+  cache::LayerDemand demand_;  // of the layer under way: its deferred experts found no slot yet
   std::vector<Ready> group_;
   std::vector<ExpertLoader::Completion> completions_;
   ExpertLoader loader_;  // last: its threads write into the arena

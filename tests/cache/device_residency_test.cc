@@ -109,7 +109,8 @@ TEST_F(DeviceResidencyTest, HostDemandEvictsNothing) {
   Step({{0, 0}});
   Step({{0, 0}});
   cache_->BeginStep();
-  const DemandResult demand = cache_->Demand(0, std::vector<int>{4});
+  LayerDemand demand;
+  cache_->Demand(0, std::vector<int>{4}, &demand);
   EXPECT_THAT(demand.grants, IsEmpty());
   EXPECT_THAT(demand.deferred, ElementsAre(4));
   EXPECT_TRUE(cache_->resident({0, 0}));

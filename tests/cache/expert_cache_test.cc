@@ -27,13 +27,19 @@ ExpertCacheOptions OneLayer(int experts, int num_slots) {
   return {.experts_per_layer = {experts}, .top_k = 2, .num_slots = num_slots};
 }
 
+LayerDemand Demand(ExpertCache& cache, int layer, const std::vector<int>& experts) {
+  LayerDemand demand;
+  cache.Demand(layer, experts, &demand);
+  return demand;
+}
+
 // A step in which each of `experts` gets one token; returns the demand with all its fills done.
-DemandResult Use(ExpertCache& cache, int layer, const std::vector<int>& experts) {
+LayerDemand Use(ExpertCache& cache, int layer, const std::vector<int>& experts) {
   std::vector<ExpertLoad> loads;
   for (int expert : experts) loads.push_back({.expert = expert, .tokens = 1, .weight = 1});
   cache.BeginStep();
   cache.Observe(layer, loads);
-  DemandResult result = cache.Demand(layer, experts);
+  LayerDemand result = Demand(cache, layer, experts);
   for (const Grant& grant : result.grants) {
     EXPECT_EQ(cache.Filled(grant.slot, grant.generation), grant.to_fill);
   }
@@ -79,12 +85,12 @@ TEST(ExpertCacheTest, RefusesOptionsThatMakeNoSense) {
 TEST(ExpertCacheTest, MissIsFilledOnceAndHitsAfterwards) {
   auto cache = MakeCache(OneLayer(8, 8));
   {
-    const DemandResult first = Use(*cache, 0, {3, 5});
+    const LayerDemand first = Use(*cache, 0, {3, 5});
     ASSERT_THAT(first.grants, SizeIs(2));
     EXPECT_TRUE(first.grants[0].to_fill);
     EXPECT_TRUE(first.grants[0].admitted);
   }
-  const DemandResult second = Use(*cache, 0, {3, 5});
+  const LayerDemand second = Use(*cache, 0, {3, 5});
   EXPECT_TRUE(second.grants[0].resident);
   EXPECT_FALSE(second.grants[0].to_fill);
   const LayerStats stats = cache->Stats().layers[0];
@@ -111,7 +117,7 @@ TEST(ExpertCacheTest, PinnedExpertIsNeverEvicted) {
   ExpertCacheOptions options = OneLayer(8, 4);
   options.policy = "lru";
   auto cache = MakeCache(options);
-  const DemandResult pinned = Use(*cache, 0, {0});
+  const LayerDemand pinned = Use(*cache, 0, {0});
   for (int expert = 1; expert < 8; ++expert) Use(*cache, 0, {expert});
   EXPECT_TRUE(cache->resident({0, 0}));
   EXPECT_TRUE(cache->Verify({0, 0}, pinned.grants[0].slot, pinned.grants[0].generation).ok());
@@ -121,7 +127,7 @@ TEST(ExpertCacheTest, ColdMissIsComputedFromScratchAndNotKept) {
   auto cache = MakeCache(OneLayer(8, 4));
   for (int i = 0; i < 3; ++i) Use(*cache, 0, {0, 1, 2});
   {
-    const DemandResult cold = Use(*cache, 0, {7});
+    const LayerDemand cold = Use(*cache, 0, {7});
     ASSERT_THAT(cold.grants, SizeIs(1));
     EXPECT_FALSE(cold.grants[0].admitted);
     EXPECT_TRUE(cache->resident({0, 7}));
@@ -134,17 +140,16 @@ TEST(ExpertCacheTest, ColdMissIsComputedFromScratchAndNotKept) {
 TEST(ExpertCacheTest, MoreExpertsThanSlotsRunInWaves) {
   auto cache = MakeCache(OneLayer(8, 2));
   cache->BeginStep();
-  std::vector<int> pending = {0, 1, 2, 3, 4, 5, 6, 7};
   std::vector<int> computed;
-  while (!pending.empty()) {
-    const DemandResult wave = cache->Demand(0, pending);
+  LayerDemand wave = Demand(*cache, 0, {0, 1, 2, 3, 4, 5, 6, 7});
+  for (;; cache->DemandDeferred(&wave)) {
     ASSERT_FALSE(wave.grants.empty());
     ASSERT_LE(wave.grants.size(), 2);
     for (const Grant& grant : wave.grants) {
       ASSERT_TRUE(cache->Filled(grant.slot, grant.generation));
       computed.push_back(grant.key.expert);
     }
-    pending = wave.deferred;
+    if (wave.deferred.empty()) break;
   }
   EXPECT_THAT(computed, ::testing::UnorderedElementsAre(0, 1, 2, 3, 4, 5, 6, 7));
   EXPECT_EQ(cache->Stats().layers[0].misses_total, 8);
@@ -152,8 +157,8 @@ TEST(ExpertCacheTest, MoreExpertsThanSlotsRunInWaves) {
 
 TEST(ExpertCacheTest, EverythingIsDeferredWhileAllSlotsArePinned) {
   auto cache = MakeCache(OneLayer(8, 2));
-  const DemandResult held = Use(*cache, 0, {0, 1});
-  const DemandResult blocked = cache->Demand(0, std::vector<int>{2, 3});
+  const LayerDemand held = Use(*cache, 0, {0, 1});
+  const LayerDemand blocked = Demand(*cache, 0, {2, 3});
   EXPECT_THAT(blocked.grants, IsEmpty());
   EXPECT_THAT(blocked.deferred, ElementsAre(2, 3));
 }
@@ -161,13 +166,13 @@ TEST(ExpertCacheTest, EverythingIsDeferredWhileAllSlotsArePinned) {
 TEST(ExpertCacheTest, StaleFillIsIgnored) {
   auto cache = MakeCache(OneLayer(8, 2));
   cache->BeginStep();
-  DemandResult demand = cache->Demand(0, std::vector<int>{4});
+  LayerDemand demand = Demand(*cache, 0, {4});
   const int32_t slot = demand.grants[0].slot;
   const uint32_t generation = demand.grants[0].generation;
   demand.grants.clear();
   EXPECT_FALSE(cache->Filled(slot, generation));
   EXPECT_FALSE(cache->resident({0, 4}));
-  const DemandResult again = cache->Demand(0, std::vector<int>{5});
+  const LayerDemand again = Demand(*cache, 0, {5});
   EXPECT_EQ(again.grants[0].slot, slot);
   EXPECT_FALSE(cache->Filled(slot, generation));
   EXPECT_FALSE(cache->FillFailed(slot, generation));
@@ -178,18 +183,18 @@ TEST(ExpertCacheTest, FailedFillFreesItsSlotWithTheLastPin) {
   auto cache = MakeCache(OneLayer(8, 2));
   cache->BeginStep();
   {
-    const DemandResult demand = cache->Demand(0, std::vector<int>{4});
+    const LayerDemand demand = Demand(*cache, 0, {4});
     const Grant& grant = demand.grants[0];
     EXPECT_TRUE(cache->FillFailed(grant.slot, grant.generation));
     EXPECT_FALSE(cache->resident({0, 4}));
     EXPECT_FALSE(cache->Verify({0, 4}, grant.slot, grant.generation).ok());
   }
-  EXPECT_THAT(cache->Demand(0, std::vector<int>{4, 5}).grants, SizeIs(2));
+  EXPECT_THAT(Demand(*cache, 0, {4, 5}).grants, SizeIs(2));
 }
 
 TEST(ExpertCacheTest, VerifyNamesBothSides) {
   auto cache = MakeCache(OneLayer(8, 4));
-  const DemandResult demand = Use(*cache, 0, {6});
+  const LayerDemand demand = Use(*cache, 0, {6});
   const Grant& grant = demand.grants[0];
   EXPECT_TRUE(cache->Verify(grant.key, grant.slot, grant.generation).ok());
   const absl::Status wrong = cache->Verify({0, 1}, grant.slot, grant.generation);
@@ -206,7 +211,7 @@ TEST(ExpertCacheTest, PrefetchedExpertIsWaitedForNotFilledTwice) {
   std::optional<Grant> prefetch = cache->Prefetch({0, 3});
   ASSERT_TRUE(prefetch.has_value());
   EXPECT_FALSE(cache->Prefetch({0, 3}).has_value());
-  const DemandResult demand = cache->Demand(0, std::vector<int>{3});
+  const LayerDemand demand = Demand(*cache, 0, {3});
   EXPECT_FALSE(demand.grants[0].resident);
   EXPECT_FALSE(demand.grants[0].to_fill);
   EXPECT_TRUE(cache->Filled(prefetch->slot, prefetch->generation));
@@ -225,19 +230,19 @@ TEST(ExpertCacheTest, BigPrefillDoesNotFlushTheDecodeSet) {
   const std::vector<int> decode_set = Residents(*cache, 0, 8);
   for (int chunk = 0; chunk < 8; ++chunk) {
     std::vector<ExpertLoad> loads;
-    std::vector<int> pending;
+    std::vector<int> experts;
     for (int expert = 0; expert < 32; ++expert) {
       loads.push_back({.expert = expert, .tokens = 256, .weight = 2.0f / 32});
-      pending.push_back(expert);
+      experts.push_back(expert);
     }
     cache->BeginStep();
     cache->Observe(0, loads);
-    while (!pending.empty()) {
-      const DemandResult wave = cache->Demand(0, pending);
+    LayerDemand wave = Demand(*cache, 0, experts);
+    for (;; cache->DemandDeferred(&wave)) {
       for (const Grant& grant : wave.grants) {
         if (grant.to_fill) cache->Filled(grant.slot, grant.generation);
       }
-      pending = wave.deferred;
+      if (wave.deferred.empty()) break;
     }
   }
   EXPECT_EQ(Residents(*cache, 0, 8), decode_set);
@@ -279,13 +284,13 @@ TEST(ExpertCacheTest, ShrinkingEvictsTheColdestAndGrowingBringsSlotsBack) {
 TEST(ExpertCacheTest, ShrinkingLeavesPinnedSlotsUntilTheirPinsGo) {
   auto cache = MakeCache(OneLayer(8, 8));
   {
-    const DemandResult held = Use(*cache, 0, {0, 1, 2, 3, 4, 5, 6, 7});
+    const LayerDemand held = Use(*cache, 0, {0, 1, 2, 3, 4, 5, 6, 7});
     ASSERT_TRUE(cache->SetBudget(2).ok());
     EXPECT_THAT(Residents(*cache, 0, 8), SizeIs(8));
   }
   cache->BeginStep();
   EXPECT_THAT(Residents(*cache, 0, 8), SizeIs(1));
-  EXPECT_THAT(cache->Demand(0, std::vector<int>{0, 1, 2, 3, 4, 5, 6, 7}).grants, SizeIs(2));
+  EXPECT_THAT(Demand(*cache, 0, {0, 1, 2, 3, 4, 5, 6, 7}).grants, SizeIs(2));
 }
 
 TEST(ExpertCacheTest, GrowingBeyondTheReservedSlotsIsRefused) {

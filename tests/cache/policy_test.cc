@@ -143,6 +143,30 @@ TEST(PolicyTest, LayerBelowItsFloorIsGivenAnothersSlotThoughColder) {
   EXPECT_THAT(plan.evictions, ElementsAre(1));
 }
 
+TEST(PolicyTest, WorthsOfARowAreThoseOfItsExperts) {
+  const std::vector<int64_t> last_use_step = {3, -1, 7, 5};
+  const std::vector<double> heat = {1.5, 0, 2, 0.25};
+  const std::vector<double> recent_heat = {0.5, 0, 1, 4};
+  const std::vector<uint8_t> keep = {0, 1, 0, 0};
+  for (PolicyKind kind : kAllPolicies) {
+    for (const std::vector<uint8_t>& kept : {keep, std::vector<uint8_t>{}}) {
+      std::vector<double> worths(4);
+      Worths(
+          kind,
+          {.last_use_step = last_use_step, .heat = heat, .recent_heat = recent_heat, .keep = kept},
+          worths);
+      for (int i = 0; i < 4; ++i) {
+        const ExpertView expert = {.key = {0, i},
+                                   .last_use_step = last_use_step[i],
+                                   .heat = heat[i],
+                                   .recent_heat = recent_heat[i],
+                                   .keep = !kept.empty() && kept[i] != 0};
+        EXPECT_EQ(worths[i], Worth(kind, expert)) << PolicyName(kind) << " expert " << i;
+      }
+    }
+  }
+}
+
 // The rules of policy.h by exhaustive search, one admission at a time.
 Plan NaivePlan(PolicyKind kind, const CacheView& view) {
   const auto rank = [&](const ExpertView& e) {

@@ -57,6 +57,9 @@ class RandomHost {
       case 8:
         KeepSome();
         break;
+      case 9:
+        DemandMore();
+        break;
       default:
         may_evict = false;
         Below(2) == 0 ? EndFill() : LetGo();
@@ -97,11 +100,25 @@ class RandomHost {
     cache_->Observe(layer, loads);
     served_layer_ = layer;
     const bool nothing_held = held_.empty();
-    DemandResult result = cache_->Demand(layer, experts);
-    ASSERT_EQ(result.grants.size() + result.deferred.size(), experts.size());
-    ASSERT_FALSE(nothing_held && result.grants.empty()) << "no progress";
-    granted_ += result.grants.size();
-    for (Grant& grant : result.grants) Hold(std::move(grant));
+    demand_.deferred.clear();
+    cache_->Demand(layer, experts, &demand_);
+    ASSERT_EQ(demand_.grants.size() + demand_.deferred.size(), experts.size());
+    ASSERT_FALSE(nothing_held && demand_.grants.empty()) << "no progress";
+    HoldGrants();
+  }
+  // The next wave of the last demand, whatever happened meanwhile.
+  void DemandMore() {
+    const bool nothing_held = held_.empty();
+    const size_t deferred = demand_.deferred.size();
+    served_layer_ = demand_.layer;
+    cache_->DemandDeferred(&demand_);
+    ASSERT_EQ(demand_.grants.size() + demand_.deferred.size(), deferred);
+    ASSERT_FALSE(nothing_held && deferred > 0 && demand_.grants.empty()) << "no progress";
+    HoldGrants();
+  }
+  void HoldGrants() {
+    granted_ += demand_.grants.size();
+    for (Grant& grant : demand_.grants) Hold(std::move(grant));
   }
   void LetAllGo() {
     for (const Grant& grant : held_) arena_.EndRead(grant.slot);
@@ -183,6 +200,7 @@ class RandomHost {
   std::mt19937 random_;
   ReferenceArena arena_;
   std::unique_ptr<ExpertCache> cache_;
+  LayerDemand demand_;
   std::vector<Grant> held_;
   int served_layer_ = -1;
   int64_t granted_ = 0;
