@@ -43,7 +43,7 @@ absl::Status DeviceResidency::Replay(const DeviceTrace& trace) {
   const std::span<const DeviceUse> uses = trace.uses;
   for (size_t begin = 0, end = 0; begin < uses.size(); begin = end) {
     while (end < uses.size() && uses[end].layer == uses[begin].layer) ++end;
-    const absl::Status status = ReplayLayer(uses.subspan(begin, end - begin), trace.table_number);
+    absl::Status status = ReplayLayer(uses.subspan(begin, end - begin), trace.table_number);
     if (!status.ok()) return status;
   }
   ReclaimUpTo(trace.table_number);
@@ -195,6 +195,7 @@ void DeviceResidency::PlanLayer(int layer) {
     candidates[num_candidates] = expert;
     num_candidates += slots[expert] < 0 && (flags[expert] & kAllowed) == 0 ? 1 : 0;
   }
+  const auto num_missed = static_cast<int64_t>(num_candidates);
   for (int expert : plan.allowed) {
     candidates[num_candidates] = expert;
     num_candidates += slots[expert] < 0 ? 1 : 0;
@@ -206,7 +207,12 @@ void DeviceResidency::PlanLayer(int layer) {
   const Admission& admission =
       planner_.Decide(layer, candidates_, empty + state_.slots.free_slots());
   wanted_.clear();
-  for (int32_t index : admission.admitted) wanted_.push_back(candidates_[index]);
+  int64_t refused = num_missed;
+  for (int32_t index : admission.admitted) {
+    wanted_.push_back(candidates_[index]);
+    refused -= index < num_missed ? 1 : 0;
+  }
+  state_.counters[layer].refused_admissions_total += refused;
   Allow(layer, wanted_);
   // Coldest first. What is not evicted now may be when the empty slots are filled.
   const auto room = static_cast<size_t>(std::max(plan.most_empty - empty, 0));

@@ -70,8 +70,10 @@ TEST_F(DeviceResidencyTest, WithoutSlotsEverythingStaysCold) {
 TEST_F(DeviceResidencyTest, ColdExpertGetsNoPermissionOverHotterResidents) {
   Start({8}, 2);
   for (int i = 0; i < 10; ++i) Step({{0, 0}, {0, 1}});
+  const int64_t refused = cache_->Stats().layers[0].refused_admissions_total;
   EXPECT_THAT(Step({{0, 7}}), ElementsAre(DeviceUseKind::kCold));
   EXPECT_FALSE(Publish().has_value());
+  EXPECT_EQ(cache_->Stats().layers[0].refused_admissions_total, refused + 1);
 }
 
 TEST_F(DeviceResidencyTest, EvictedSlotIsReusedOnlyAfterATraceShowsTheEviction) {
