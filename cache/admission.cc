@@ -123,7 +123,7 @@ size_t AdmissionPlanner::MostAdmissions() const {
 // than some resident.
 void AdmissionPlanner::ShowCandidates() {
   double above = only_worth_more_ ? least_worth_ : -kInfinity;
-  const auto places = static_cast<size_t>(free_slots_ + owed_);
+  const size_t places = static_cast<size_t>(free_slots_) + static_cast<size_t>(owed_);
   if (places >= misses_.size()) {
     above = -kInfinity;
   } else if (places > 0) {

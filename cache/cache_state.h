@@ -77,7 +77,7 @@ struct CacheState {
     const auto experts = static_cast<size_t>(index.num_experts(layer));
     ranking->recent_heats.resize(experts);
     ranking->worths.resize(experts);
-    routing.RawRecentHeats(layer, ranking->recent_heats);
+    routing.RawRecentHeats(layer, /*prediction_share=*/1, ranking->recent_heats);
     Worths(policy,
            {.last_use_step = routing.last_use_steps(layer),
             .heat = routing.raw_heats(layer),

@@ -56,6 +56,7 @@ void LoadBalance::ObserveProbabilities(int layer, std::span<const float> sums, i
 
 std::vector<LayerBalance> LoadBalance::Balance(const RoutingStats& stats) const {
   std::vector<LayerBalance> balance;
+  balance.reserve(index_.num_layers());
   for (int layer = 0; layer < index_.num_layers(); ++layer) {
     balance.push_back(BalanceOf(layer, stats));
   }

@@ -7,8 +7,10 @@
 // for storage hierarchies", 1970). Floors keep that true: first every layer's hottest, then every
 // layer's second, down to the largest floor; then the rest by heat over all layers.
 //
-// Depths cost one sort of all experts, so they are taken only every kSampleSteps steps; memory is
-// some 40 bytes an expert, whatever the length of the run.
+// Depths cost one sort of all experts, so only some steps are sampled: one at random of as many as
+// make the cost of a step the same for models of all sizes, for text has rhythms that a fixed
+// distance would meet again and again; and at first all, so that the cold start counts for what it
+// is. Memory is some 40 bytes an expert, whatever the length of the run.
 #pragma once
 
 #include <cstdint>
@@ -32,10 +34,12 @@ struct BudgetEstimate {
 
 class MissRatioCurve {
  public:
-  static constexpr int64_t kSampleSteps = 32;
-
   // `has_scratch`: a budget's scratch slots (ScratchSlots) hold no residents.
   MissRatioCurve(const ExpertIndex& index, int top_k, bool has_scratch);
+
+  // Steps of which one is sampled, once there were as many.
+  int64_t sample_steps() const { return sample_steps_; }
+  int64_t bytes() const;
 
   // A step begins; `stats` does not know its routing yet.
   void BeginStep(const RoutingStats& stats);
@@ -56,6 +60,7 @@ class MissRatioCurve {
     int32_t tier = 0;  // rank within its layer, as far as floors reach
   };
 
+  bool Samples(int64_t step) const;
   void TakeDepths(const RoutingStats& stats);
   void SortByWorth(const RoutingStats& stats);
   int32_t Residents(int32_t num_slots) const;
@@ -65,8 +70,10 @@ class MissRatioCurve {
   bool has_scratch_;
   int layers_with_experts_ = 0;
   int32_t largest_floor_;
+  int64_t sample_steps_;
   int64_t step_ = 0;
   bool sampling_ = false;
+  float weight_ = 1;            // of the step that is being sampled
   std::vector<Ranked> ranked_;  // [all experts], of TakeDepths; kept for its memory
   std::vector<Ranked> sorted_;
   std::vector<int32_t> depth_;  // [all experts], as of the sampled step

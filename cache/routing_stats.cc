@@ -112,7 +112,8 @@ double RoutingStats::raw_recent_heat(ExpertKey key) const {
          weights.after_token * tokens_.NextUse(key);
 }
 
-void RoutingStats::RawRecentHeats(int layer, std::span<double> raw_recent_heats) const {
+void RoutingStats::RawRecentHeats(int layer, double prediction_share,
+                                  std::span<double> raw_recent_heats) const {
   const RecentWeights weights = WeightsOf(layer);
   const double* const recent_heat = recent_heat_.data() + index_.FirstOf(layer);
   for (size_t i = 0; i < raw_recent_heats.size(); ++i) {
@@ -120,11 +121,11 @@ void RoutingStats::RawRecentHeats(int layer, std::span<double> raw_recent_heats)
   }
   const std::span<const float> after_experts = successors_.NextUses(layer);
   for (size_t i = 0; i < after_experts.size(); ++i) {
-    raw_recent_heats[i] += weights.after_experts * after_experts[i];
+    raw_recent_heats[i] += prediction_share * weights.after_experts * after_experts[i];
   }
   const std::span<const float> after_token = tokens_.NextUses(layer);
   for (size_t i = 0; i < after_token.size(); ++i) {
-    raw_recent_heats[i] += weights.after_token * after_token[i];
+    raw_recent_heats[i] += prediction_share * weights.after_token * after_token[i];
   }
 }
 

@@ -61,7 +61,8 @@ class RoutingStats {
   std::span<const int64_t> last_use_steps(int layer) const { return Row(last_use_step_, layer); }
   std::span<const int64_t> tokens_totals(int layer) const { return Row(tokens_total_, layer); }
   std::span<const double> raw_heats(int layer) const { return Row(raw_heat_, layer); }
-  void RawRecentHeats(int layer, std::span<double> raw_recent_heats) const;
+  // `prediction_share`: how much of what successors predict is in it; 1: as raw_recent_heat.
+  void RawRecentHeats(int layer, double prediction_share, std::span<double> raw_recent_heats) const;
   // Uses for each unit of raw heat.
   double unit() const { return 1 / scale_; }
 
