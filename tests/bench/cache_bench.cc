@@ -1,5 +1,7 @@
 // What the cache costs a step: statistics, demand, policy, pins and fills of all layers of a model
-// of Qwen3-30B-A3B's shape, with routing that drifts as sequences do. Goal: 100 us at batch 32.
+// of Qwen3-30B-A3B's shape, with routing that drifts as sequences do; and what the sketch of the
+// hit rate at other budgets and the recording of routing take of that. Goals: 100 us at batch 32, 1
+// % of a core for the sketch, 16 MB for it and the statistics, 2 % of a step for recording.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -10,6 +12,8 @@
 
 #include "cache/device_residency.h"
 #include "cache/expert_cache.h"
+#include "cache/miss_ratio_curve.h"
+#include "cache/routing_log.h"
 #include "cache/routing_replay.h"
 
 namespace moed::cache {
@@ -171,6 +175,61 @@ BENCHMARK(BM_DeviceDrivenStep)
     ->ArgsProduct({{1, 8, 32}, {25, 50, 100}})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
+
+// A step of this shape on an H200 with every expert resident (docs/PERFORMANCE.md, CUDA, whole
+// model): nothing that a step costs weighs more in a slower one.
+double StepSeconds(int64_t batch) { return batch == 1 ? 3.48e-3 : 18.1e-3; }
+
+// Argument: batch, 1 or 32. step_share: of a core, while such steps follow one another.
+void BM_HitRateSketch(benchmark::State& state) {
+  const std::vector<RoutingTrace> traces = RecordRouting(static_cast<int>(state.range(0)));
+  const ExpertIndex index(std::vector<int>(kLayers, kExperts));
+  RoutingStats stats(index, kTopK, 32);
+  MissRatioCurve curve(index, kTopK, /*has_scratch=*/true);
+  double seconds = 0;
+  size_t step = 0;
+  for (auto _ : state) {
+    const RoutingTrace& routing = traces[step++ % kSteps];
+    const auto start = std::chrono::steady_clock::now();
+    curve.BeginStep(stats);
+    for (const LayerRouting& layer : routing.layers) {
+      curve.ObserveLayer(layer.layer, layer.experts);
+    }
+    benchmark::DoNotOptimize(curve.Estimate());
+    const double taken = Seconds(start);
+    state.SetIterationTime(taken);
+    seconds += taken;
+    stats.Observe(routing);
+  }
+  state.counters["step_share"] =
+      seconds / static_cast<double>(state.iterations()) / StepSeconds(state.range(0));
+  state.counters["sketch_bytes"] = static_cast<double>(curve.bytes());
+  state.counters["statistics_bytes"] = static_cast<double>(stats.bytes());
+}
+BENCHMARK(BM_HitRateSketch)->Arg(1)->Arg(32)->UseManualTime()->Unit(benchmark::kMicrosecond);
+
+// Argument and step_share as above. Encoding; a thread of its own writes (recording_bench).
+void BM_RecordRouting(benchmark::State& state) {
+  const std::vector<RoutingTrace> traces = RecordRouting(static_cast<int>(state.range(0)));
+  RoutingLogWriter writer({.experts_per_layer = std::vector<int>(kLayers, kExperts),
+                           .top_k = kTopK,
+                           .expert_bytes = 1,
+                           .model = "bench"});
+  const auto start = std::chrono::steady_clock::now();
+  size_t step = 0;
+  size_t bytes = 0;
+  for (auto _ : state) {
+    writer.BeginStep();
+    for (const LayerRouting& layer : traces[step++ % kSteps].layers) {
+      writer.ObserveLayer(layer.layer, layer.experts);
+    }
+    bytes += writer.Take().size();
+  }
+  const auto steps = static_cast<double>(state.iterations());
+  state.counters["step_share"] = Seconds(start) / steps / StepSeconds(state.range(0));
+  state.counters["bytes"] = static_cast<double>(bytes) / steps;
+}
+BENCHMARK(BM_RecordRouting)->Arg(1)->Arg(32)->Unit(benchmark::kMicrosecond);
 
 }  // namespace
 }  // namespace moed::cache
