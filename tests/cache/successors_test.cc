@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <random>
 #include <vector>
 
 namespace moed::cache {
@@ -32,6 +34,28 @@ TEST(SuccessorsTest, BelievesFewObservationsLess) {
   successors.ObserveLayer(0, Uses({1}));
   EXPECT_GT(successors.NextUse({0, 2}), 0.1);
   EXPECT_LT(successors.NextUse({0, 2}), 0.5);
+}
+
+// What an expert is followed by, as shares that fade with each of its uses; long enough that the
+// stored sums are scaled back several times.
+TEST(SuccessorsTest, AgreesWithEagerFadingOverManySteps) {
+  Successors successors{ExpertIndex(std::vector<int>{4})};
+  std::mt19937 random(5);
+  double uses = 0;
+  std::vector<double> share(4, 0);
+  for (int round = 0; round < 50000; ++round) {
+    successors.ObserveLayer(0, Uses({0}));
+    for (int expert = 1; expert < 4; ++expert) {
+      ASSERT_NEAR(successors.NextUse({0, expert}), share[expert] * uses / (uses + 4), 1e-3)
+          << "round " << round << " expert " << expert;
+    }
+    // Rarely what it was before.
+    const int next = 1 + static_cast<int>(random() % 16 == 0 ? random() % 3 : round / 3000 % 3);
+    uses = std::min(uses + 1, 1000.0);
+    for (double& of_expert : share) of_expert *= 1 - 1 / uses;
+    share[next] += 1 / uses;
+    successors.ObserveLayer(0, Uses({next}));
+  }
 }
 
 TEST(SuccessorsTest, LayersAreApart) {
