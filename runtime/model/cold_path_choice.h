@@ -25,9 +25,9 @@ struct ColdPathCircumstances {
 inline constexpr int kLeastHybridCpus = 4;
 
 // Nullopt: the host pages experts in before they are computed, as on the CPU backend. Auto, where
-// every expert fits into host memory, is hybrid, or link with fewer than kLeastHybridCpus. INVALID_ARGUMENT: no device, no path;
-// RESOURCE_EXHAUSTED with the numbers: one that needs every expert in host memory, where they do
-// not fit.
+// every expert fits into host memory, is hybrid, or link with fewer than kLeastHybridCpus.
+// INVALID_ARGUMENT: no device, no path; RESOURCE_EXHAUSTED with the numbers: one that needs every
+// expert in host memory, where they do not fit.
 absl::StatusOr<std::optional<backend::ColdPath>> ChooseColdPath(
     ColdPathPreference preference, const ColdPathCircumstances& circumstances);
 

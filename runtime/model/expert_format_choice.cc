@@ -65,9 +65,8 @@ absl::StatusOr<ServedExperts> ChooseFromBf12(const Checkpoint& checkpoint,
     return absl::UnimplementedError(absl::StrCat(
         kNoKernels, "; with --expert-format bf16 experts are decoded as they are read"));
   }
-  std::string note = wants_bf16 ? ""
-                                : absl::StrCat(kNoKernels,
-                                               ": experts are decoded to bf16 as they are read");
+  std::string note =
+      wants_bf16 ? "" : absl::StrCat(kNoKernels, ": experts are decoded to bf16 as they are read");
   return Recoded(std::make_unique<DecodedExperts>(checkpoint.experts()), std::move(note));
 }
 

@@ -55,8 +55,8 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
     std::unique_ptr<const ExpertSource> uploaded;
     if (in_device_memory) uploaded = std::make_unique<UploadedExperts>(source, backend);
     std::unique_ptr<ExpertStore> store(
-        new ExpertStore(in_device_memory ? *uploaded : source, *std::move(cache),
-                        *std::move(arena), ExpertsPerLayer(config), options.io_threads));
+        new ExpertStore(in_device_memory ? *uploaded : source, *std::move(cache), *std::move(arena),
+                        ExpertsPerLayer(config), options.io_threads));
     store->uploaded_ = std::move(uploaded);
     return store;
   }

@@ -100,10 +100,11 @@ class ExpertStore {
   void SettleOne(const ExpertLoader::Completion& completion);
   void Abandon();
 
-  const ExpertSource& source_;  // host_experts_ if device-driven, uploaded_ if slots are on a device
+  const ExpertSource&
+      source_;  // host_experts_ if device-driven, uploaded_ if slots are on a device
   std::unique_ptr<HostExperts> host_experts_;
   std::unique_ptr<const ExpertSource> uploaded_;  // source_, host-driven with slots on a device
-  backend::Buffer arena_;  // slots, then staging slots; blob_bytes each
+  backend::Buffer arena_;                         // slots, then staging slots; blob_bytes each
   std::unique_ptr<cache::ExpertCache> cache_;
   std::unique_ptr<backend::DeviceExperts> device_;
   int32_t first_staging_slot_ = 0;

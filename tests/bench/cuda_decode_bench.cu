@@ -214,7 +214,8 @@ class DecodeBench {
                                            source, *backend_));
     ABSL_RAW_CHECK(experts_->Warm(nullptr).ok(), "warming the slots");
     blocks_each_ = (context + 600) / kKvBlockTokens;
-    ABSL_RAW_CHECK(blocks_each_ * kMaxBatch * kKvBlockTokens >= kPrefillTokens, "context too short");
+    ABSL_RAW_CHECK(blocks_each_ * kMaxBatch * kKvBlockTokens >= kPrefillTokens,
+                   "context too short");
     transformer_ = ValueOf(Transformer::Create(config(),
                                                {.max_num_batched_tokens = kPrefillTokens,
                                                 .num_kv_blocks = blocks_each_ * kMaxBatch,

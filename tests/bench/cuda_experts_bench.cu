@@ -200,8 +200,8 @@ class Bench {
     weights.Fill(vram_, bytes_);
     weights.Fill(link_, kHostBytes);
     CUDA_CHECK(cudaMalloc(&plain_, weights.plain().size()));
-    CUDA_CHECK(cudaMemcpy(plain_, weights.plain().data(), weights.plain().size(),
-                          cudaMemcpyHostToDevice));
+    CUDA_CHECK(
+        cudaMemcpy(plain_, weights.plain().data(), weights.plain().size(), cudaMemcpyHostToDevice));
     for (int batch : {1, 8, 32, 64}) RunBatch(shape, weights, batch, /*over_link=*/false);
     for (int batch : {1, 8}) RunBatch(shape, weights, batch, /*over_link=*/true);
     if (kind == ExpertFormatKind::kBF12) RunUnpack(shape, weights);
@@ -342,8 +342,9 @@ class Bench {
           {list, x, residual, hidden, int(format.intermediate()), list_bytes, multiprocessors},
           stream_));
     } else {
-      const LinkAccess link = kernel[0] == 'a' ? LinkAccess::kNone
-                                               : moed::backend::LinkAccessFor(format.kind(), hidden);
+      const LinkAccess link = kernel[0] == 'a'
+                                  ? LinkAccess::kNone
+                                  : moed::backend::LinkAccessFor(format.kind(), hidden);
       CUDA_CHECK(moed::backend::LaunchExpertTiles({list, x, residual, activations, format.kind(),
                                                    hidden, list_bytes, multiprocessors, link},
                                                   stream_));

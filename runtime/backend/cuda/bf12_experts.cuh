@@ -205,9 +205,9 @@ struct Bf12Experts {
     return lane / 16 * 64 + m / 4 * 32 + lane / 4 % 4 * 8 + 2 * (m % 4) + r / 2;
   }
 
-  // function(neuron of the tile, part, column, delta) for each escape of parts kFirst to kEnd - 1 in
-  // the warp's 128 columns from `column` on. All lanes of a warp call it, and it calls with all of
-  // them. `header`: of kNeurons neurons of the expert at `blob`, the first of which is
+  // function(neuron of the tile, part, column, delta) for each escape of parts kFirst to kEnd - 1
+  // in the warp's 128 columns from `column` on. All lanes of a warp call it, and it calls with all
+  // of them. `header`: of kNeurons neurons of the expert at `blob`, the first of which is
   // `first_neuron`.
   template <int kFirst, int kEnd, int kNeurons, class Function>
   __device__ static void ForEachEscape(const Header& header, const std::byte* blob,

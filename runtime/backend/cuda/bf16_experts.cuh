@@ -33,9 +33,13 @@ struct Bf16Experts {
   };
 
   __host__ __device__ static int RowValues(int hidden) { return (hidden + 31) / 32 * 32; }
-  __host__ __device__ static size_t NeuronBytes(int hidden) { return size_t{6} * RowValues(hidden); }
+  __host__ __device__ static size_t NeuronBytes(int hidden) {
+    return size_t{6} * RowValues(hidden);
+  }
   // Of the gate and up rows.
-  __host__ __device__ static size_t GateUpBytes(int hidden) { return size_t{4} * RowValues(hidden); }
+  __host__ __device__ static size_t GateUpBytes(int hidden) {
+    return size_t{4} * RowValues(hidden);
+  }
   // Where tile `tile` of 8 neurons begins.
   __device__ static size_t TileOffset(int tile, int hidden, int) {
     return size_t(tile) * kTileNeurons * NeuronBytes(hidden);

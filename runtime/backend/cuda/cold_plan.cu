@@ -92,8 +92,7 @@ __device__ void PlacePairs(const DivideExpertsArguments& a, const Experts& exper
       a.mailbox.pairs[experts.first_pair[expert] + place] = {row, weight};
     }
     if (experts.first_task[expert] < 0) continue;
-    ExpertTask& task =
-        SpanOf(a.plan, expert)[experts.first_task[expert] + place / kTaskTokens];
+    ExpertTask& task = SpanOf(a.plan, expert)[experts.first_task[expert] + place / kTaskTokens];
     task.token[place % kTaskTokens] = row;
     task.target[place % kTaskTokens] = row;
     task.weight[place % kTaskTokens] = weight;

@@ -52,7 +52,8 @@ class Cublas {
   absl::Status Load();
   absl::Status Check(cublasStatus_t status, std::string_view what) const;
   template <typename T>
-  absl::Status MultiplyAs(cudaDataType type, const MatrixProduct<T>& p, std::string_view what) const;
+  absl::Status MultiplyAs(cudaDataType type, const MatrixProduct<T>& p,
+                          std::string_view what) const;
 
   decltype(&cublasCreate) create_ = nullptr;
   decltype(&cublasDestroy) destroy_ = nullptr;

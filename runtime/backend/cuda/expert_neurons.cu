@@ -106,8 +106,8 @@ __global__ void __launch_bounds__(kThreads, 1) NeuronExperts(ExpertNeuronsArgume
     up = WarpSum(up);
     // The input of the down product is bf16, as in every other kernel.
     const float activation = __bfloat162float(__float2bfloat16(Silu(gate) * up));
-    AddDown<kChunks>(values + 2 * kChunks * 32, lane, activation * tasks.weight[neuron / a.intermediate],
-                     sum);
+    AddDown<kChunks>(values + 2 * kChunks * 32, lane,
+                     activation * tasks.weight[neuron / a.intermediate], sum);
     if (std::byte* slot = tasks.fill[neuron / a.intermediate]; slot != nullptr) {
       FillNeuron<kChunks>(values, lane, slot + size_t(neuron % a.intermediate) * kBytes);
     }

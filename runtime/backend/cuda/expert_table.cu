@@ -142,8 +142,7 @@ cudaError_t LaunchApplyEdits(const ExpertEdit* edits, int count, const ExpertTab
 }
 
 cudaError_t LaunchPlanExperts(const PlanExpertsArguments& arguments, cudaStream_t stream) {
-  const size_t shared_bytes =
-      (sizeof(TaskPlace) + sizeof(int)) * arguments.layer.num_experts;
+  const size_t shared_bytes = (sizeof(TaskPlace) + sizeof(int)) * arguments.layer.num_experts;
   PlanExperts<<<1, kThreads, shared_bytes, stream>>>(arguments);
   return cudaGetLastError();
 }

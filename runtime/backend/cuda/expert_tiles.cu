@@ -37,8 +37,8 @@ class FusedWalk {
   // Gate and up of `tile`; then down of the tile before it unless it is the task's first.
   __device__ void Step(int tile, bool first) {
     float sums[4] = {};
-    const typename Format::Header header = source_.Multiply(
-        tile, tokens_ + lane_ / 4 * TokenStride(a_.hidden) + column_, sums);
+    const typename Format::Header header =
+        source_.Multiply(tile, tokens_ + lane_ / 4 * TokenStride(a_.hidden) + column_, sums);
     AddGateUpEscapes<Format>(a_, header, *state_, GroupOf(tile), tokens_, column_, lane_, sums);
     StorePartial(sums, tile & 1, warp_, lane_, state_);
     __syncthreads();
@@ -288,7 +288,8 @@ LinkAccess AccessFor(int hidden) {
 template <class Format, class Function>
 auto WithFusedKernel(int hidden, LinkAccess link, const Function& function) {
   const int staged = FusedSharedBytes<Format, StagedGateUp<Format>>(hidden, link);
-  if (FitsIntoSharedMemory(staged)) return function(FusedTiles<Format, StagedGateUp<Format>>, staged);
+  if (FitsIntoSharedMemory(staged))
+    return function(FusedTiles<Format, StagedGateUp<Format>>, staged);
   return function(FusedTiles<Format, RegisterGateUp<Format>>,
                   FusedSharedBytes<Format, RegisterGateUp<Format>>(hidden, link));
 }

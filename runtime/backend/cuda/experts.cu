@@ -170,8 +170,8 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
   const absl::StatusOr<std::byte*> staging = Stage(bytes);
   if (!staging.ok()) return staging.status();
   const int num_tiles = tiles_per_expert * static_cast<int>(tasks.size());
-  const absl::StatusOr<std::byte*> scratch =
-      scratch_.Reserve(std::max<size_t>(256, ExpertTilesScratchBytes(hidden, LinkAccess::kNone, num_tiles)));
+  const absl::StatusOr<std::byte*> scratch = scratch_.Reserve(
+      std::max<size_t>(256, ExpertTilesScratchBytes(hidden, LinkAccess::kNone, num_tiles)));
   if (!scratch.ok()) return scratch.status();
   const absl::StatusOr<std::byte*> target = tasks_.Reserve(bytes);
   auto* device_tasks = reinterpret_cast<ExpertTask*>(*target + Aligned(sizeof(ExpertTaskList)));
@@ -205,8 +205,8 @@ absl::Status CudaExperts::RunManyRows(const ExpertFormat& format, std::span<cons
   std::vector<int32_t> rows;
   std::vector<size_t> group_ends;  // in tiles, of every `at_once` experts
   for (size_t i = 0; i < work.size(); ++i) {
-    const std::byte* blob = *unpacked == nullptr ? work[i].blob
-                                                 : *unpacked + i % at_once * bf16.blob_bytes();
+    const std::byte* blob =
+        *unpacked == nullptr ? work[i].blob : *unpacked + i % at_once * bf16.blob_bytes();
     AddProductTiles(work[i], blob, &tiles, &rows);
     if ((i + 1) % at_once == 0 || i + 1 == work.size()) group_ends.push_back(tiles.size());
   }
@@ -277,28 +277,28 @@ absl::Status CudaExperts::RunAnyShape(const ExpertFormat& format, const ExpertWo
   const int stride = 3 * row;
   for (int half = 0; half < 2 && status.ok(); ++half) {
     status = cublas_.Multiply(MatrixProduct<__nv_bfloat16>{.transpose_a = true,
-                               .m = neurons,
-                               .n = rows,
-                               .k = hidden,
-                               .a = weights + half * row,
-                               .a_stride = stride,
-                               .b = gathered,
-                               .b_stride = hidden,
-                               .c = gate_up + half * neurons,
-                               .c_stride = 2 * neurons},
+                                                           .m = neurons,
+                                                           .n = rows,
+                                                           .k = hidden,
+                                                           .a = weights + half * row,
+                                                           .a_stride = stride,
+                                                           .b = gathered,
+                                                           .b_stride = hidden,
+                                                           .c = gate_up + half * neurons,
+                                                           .c_stride = 2 * neurons},
                               "an expert's gate and up products");
   }
   if (!status.ok()) return status;
   LaunchSwiGlu(gate_up, rows, neurons, activations, stream_);
   status = cublas_.Multiply(MatrixProduct<__nv_bfloat16>{.m = hidden,
-                             .n = rows,
-                             .k = neurons,
-                             .a = weights + 2 * row,
-                             .a_stride = stride,
-                             .b = activations,
-                             .b_stride = neurons,
-                             .c = y,
-                             .c_stride = hidden},
+                                                         .n = rows,
+                                                         .k = neurons,
+                                                         .a = weights + 2 * row,
+                                                         .a_stride = stride,
+                                                         .b = activations,
+                                                         .b_stride = neurons,
+                                                         .c = y,
+                                                         .c_stride = hidden},
                             "an expert's down product");
   if (!status.ok()) return status;
   ScatterRows<<<rows, kThreads, 0, stream_>>>(y, row_ids, hidden, out.As<float>());

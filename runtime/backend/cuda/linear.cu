@@ -176,18 +176,19 @@ __global__ void AddBias(const float* bias, int out_features, float* out) {
 
 absl::Status LaunchCublas(const LinearArguments& a, const LinearPart& part, const Cublas& cublas,
                           cudaStream_t stream) {
-  absl::Status status = cublas.Multiply(MatrixProduct<__nv_bfloat16>{.transpose_a = true,
-                                         .m = part.out_features,
-                                         .n = a.rows,
-                                         .k = a.in_features,
-                                         .a = part.weight,
-                                         .a_stride = a.in_features,
-                                         .b = a.x,
-                                         .b_stride = a.in_features,
-                                         .beta = a.accumulate ? 1.0f : 0.0f,
-                                         .c = part.out,
-                                         .c_stride = part.out_features},
-                                        "a dense product");
+  absl::Status status =
+      cublas.Multiply(MatrixProduct<__nv_bfloat16>{.transpose_a = true,
+                                                   .m = part.out_features,
+                                                   .n = a.rows,
+                                                   .k = a.in_features,
+                                                   .a = part.weight,
+                                                   .a_stride = a.in_features,
+                                                   .b = a.x,
+                                                   .b_stride = a.in_features,
+                                                   .beta = a.accumulate ? 1.0f : 0.0f,
+                                                   .c = part.out,
+                                                   .c_stride = part.out_features},
+                      "a dense product");
   if (status.ok() && part.bias != nullptr) {
     AddBias<<<a.rows, kThreads, 0, stream>>>(part.bias, part.out_features, part.out);
   }

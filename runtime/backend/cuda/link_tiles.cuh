@@ -89,8 +89,7 @@ __device__ void LinkTiles(const ExpertTilesArguments& a, const ExpertTaskSpan& s
       ring.Store(piece, fill + half * piece_bytes);
       if (half == 1) FillList<Format>(state->task, tile, a);
     }
-    const int first_neuron =
-        (tile - state->task.first_tile) * kTileNeurons + half * kLinkNeurons;
+    const int first_neuron = (tile - state->task.first_tile) * kTileNeurons + half * kLinkNeurons;
     MultiplyLinkPiece<Format>(a, values, tokens, {first_neuron, half}, warp, lane, state);
     ring.FinishReads();
     __syncthreads();

@@ -16,8 +16,8 @@ struct NeuronTasks {
   __device__ int Load(const ExpertTaskList& list) {
     const int i = threadIdx.x;
     if (i < list.vram.num_tasks + list.link.num_tasks) {
-      const ExpertTask& task = i < list.vram.num_tasks ? list.vram.tasks[i]
-                                                       : list.link.tasks[i - list.vram.num_tasks];
+      const ExpertTask& task =
+          i < list.vram.num_tasks ? list.vram.tasks[i] : list.link.tasks[i - list.vram.num_tasks];
       blob[i] = task.blob;
       fill[i] = task.fill;
       weight[i] = task.weight[0];

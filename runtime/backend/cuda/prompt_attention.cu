@@ -115,8 +115,8 @@ class WarpRows {
       __nv_bfloat16* out = a.out + Row(a, work, token_[half]) + lane_ % 4 * 2;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        *reinterpret_cast<__nv_bfloat162*>(out + n * 8) = __floats2bfloat162_rn(
-            out_[n][2 * half] * scale, out_[n][2 * half + 1] * scale);
+        *reinterpret_cast<__nv_bfloat162*>(out + n * 8) =
+            __floats2bfloat162_rn(out_[n][2 * half] * scale, out_[n][2 * half + 1] * scale);
       }
     }
   }
@@ -138,8 +138,8 @@ class WarpRows {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int column = k * 16 + i * 8 + lane_ % 4 * 2;
-          const float2 x = q == nullptr ? make_float2(0.0f, 0.0f)
-                                        : *reinterpret_cast<const float2*>(q + column);
+          const float2 x =
+              q == nullptr ? make_float2(0.0f, 0.0f) : *reinterpret_cast<const float2*>(q + column);
           queries_[k].Set(2 * i + half, x.x * scale, x.y * scale);
         }
       }
@@ -245,8 +245,8 @@ __device__ void LoadStage(const AttentionArguments& a, const Work& work, int fir
   const int piece = threadIdx.x % kPieces;
   for (int row = threadIdx.x / kPieces; row < kTileKeys; row += kThreads / kPieces) {
     const int position = min(first + row, end - 1);
-    const size_t cache_row = size_t(blocks[position / a.block_tokens]) * a.block_tokens +
-                             position % a.block_tokens;
+    const size_t cache_row =
+        size_t(blocks[position / a.block_tokens]) * a.block_tokens + position % a.block_tokens;
     const size_t offset = cache_row * width + work.kv_head * kDim + piece * 8;
     CopyAsync(stage->keys.Address(row, piece), a.keys + offset);
     CopyAsync(stage->values.Address(row, piece), a.values + offset);

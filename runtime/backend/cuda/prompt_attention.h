@@ -29,8 +29,8 @@ bool PromptAttentionSupports(int head_dim);
 // Raises the kernels' shared-memory limit; once per device, before the first launch.
 cudaError_t PreparePromptAttention();
 
-// The rows of tokens that stand in a run of at least kLeastPromptTokens (prompt_runs.cuh); others are
-// left alone, and LaunchAttention with prompts_apart computes them.
+// The rows of tokens that stand in a run of at least kLeastPromptTokens (prompt_runs.cuh); others
+// are left alone, and LaunchAttention with prompts_apart computes them.
 cudaError_t LaunchPromptAttention(const AttentionArguments& arguments, cudaStream_t stream);
 
 }  // namespace moed::backend

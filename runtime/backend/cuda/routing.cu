@@ -120,8 +120,8 @@ __global__ void __launch_bounds__(kThreads) Route(RouteArguments a, int tokens) 
   if (token < tokens) RouteAnyToken(a, token, threadIdx.x % 32);
 }
 
-// x * rsqrt(mean(x^2) + epsilon) * weight of rows x[0 .. kRows) into shared memory; rows from `rows`
-// on are left alone.
+// x * rsqrt(mean(x^2) + epsilon) * weight of rows x[0 .. kRows) into shared memory; rows from
+// `rows` on are left alone.
 template <int kRows>
 __device__ void NormRows(const NormRouteArguments& a, const float* x, int rows, float* normed) {
   __shared__ float partial[kRows][kWarps];

@@ -53,8 +53,7 @@ __global__ void __launch_bounds__(kThreads) UnpackExperts(UnpackExpertsArguments
   const int row = Bf12Experts::RowValues(a.hidden);
   const int target_pieces = a.target_row_values / kPieceValues;
   for (int part = 0; part < 3; ++part) {
-    const std::byte* blocks =
-        packed + sizeof(Bf12Header) + part * Bf12Experts::RowBytes(a.hidden);
+    const std::byte* blocks = packed + sizeof(Bf12Header) + part * Bf12Experts::RowBytes(a.hidden);
     const uint32_t base = Bf12BasePair(header.bases[part]);
     auto* pieces = reinterpret_cast<uint4*>(target + part * a.target_row_values);
     for (int i = threadIdx.x; i < target_pieces; i += kThreads) {

@@ -26,12 +26,16 @@ TEST(ColdPathChoiceTest, FollowsThePreferenceWhereItCan) {
     ColdPathCircumstances circumstances;
     std::optional<ColdPath> path;
   } cases[] = {
-      {Preference::kAuto, kCpu, std::nullopt},       {Preference::kPage, kCpu, std::nullopt},
-      {Preference::kAuto, kGpu, ColdPath::kHybrid},  {Preference::kLink, kGpu, ColdPath::kLink},
+      {Preference::kAuto, kCpu, std::nullopt},
+      {Preference::kPage, kCpu, std::nullopt},
+      {Preference::kAuto, kGpu, ColdPath::kHybrid},
+      {Preference::kLink, kGpu, ColdPath::kLink},
       {Preference::kAuto, kFewCpus, ColdPath::kLink},
       {Preference::kHybrid, kFewCpus, ColdPath::kHybrid},
-      {Preference::kCpu, kGpu, ColdPath::kCpu},      {Preference::kHybrid, kGpu, ColdPath::kHybrid},
-      {Preference::kPage, kGpu, std::nullopt},       {Preference::kAuto, kSmallHost, std::nullopt},
+      {Preference::kCpu, kGpu, ColdPath::kCpu},
+      {Preference::kHybrid, kGpu, ColdPath::kHybrid},
+      {Preference::kPage, kGpu, std::nullopt},
+      {Preference::kAuto, kSmallHost, std::nullopt},
       {Preference::kPage, kSmallHost, std::nullopt},
   };
   for (const auto& c : cases) {
