@@ -123,6 +123,13 @@ class ValuesTest(unittest.TestCase):
         self.assertEqual(gpu["resources"]["limits"]["nvidia.com/gpu"], "2")
         self.assertTrue(gpu["image"].endswith("-cuda"))
 
+    def test_experts_are_the_daemons_to_choose_unless_told(self):
+        chosen = ("--expert-format=", "--cold-path=")
+        self.assertFalse([a for a in container(objects())["args"] if a.startswith(chosen)])
+        told = container(objects(expert__format="bf12", expert__coldPath="link"))["args"]
+        self.assertIn("--expert-format=bf12", told)
+        self.assertIn("--cold-path=link", told)
+
     def test_grace_covers_pre_stop_and_drain(self):
         items = objects(preStopSeconds=7, drainSeconds=90)
         self.assertEqual(pod(items)["terminationGracePeriodSeconds"], 107)
@@ -239,7 +246,9 @@ class ValuesTest(unittest.TestCase):
                 ({"monitoring__auth__existingSecret": "m"}, "monitoring.tls"),
                 ({"replicsa": "3"}, "replicsa"),
                 ({"device": "gpu"}, "device"),
-                ({"expert__budget": "lots"}, "budget")):
+                ({"expert__budget": "lots"}, "budget"),
+                ({"expert__format": "fp8"}, "format"),
+                ({"expert__coldPath": "both"}, "coldPath")):
             with self.assertRaises(subprocess.CalledProcessError) as caught:
                 objects(**values)
             self.assertIn(says, caught.exception.stderr)

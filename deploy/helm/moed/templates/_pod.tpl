@@ -17,6 +17,12 @@
 {{- with .Values.expert.policy }}
 - --expert-policy={{ . }}
 {{- end }}
+{{- with .Values.expert.format }}
+- --expert-format={{ . }}
+{{- end }}
+{{- with .Values.expert.coldPath }}
+- --cold-path={{ . }}
+{{- end }}
 - --max-num-seqs={{ .Values.batching.maxNumSeqs }}
 - --max-num-batched-tokens={{ .Values.batching.maxNumBatchedTokens }}
 - --max-queued-requests={{ .Values.batching.maxQueuedRequests }}
