@@ -43,6 +43,16 @@ absl::StatusOr<std::unique_ptr<backend::Backend>> CreateBackend(const Options& o
   return backend::CreateCpuBackend({.num_threads = options.cpu_threads});
 }
 
+// A long prompt's chunk streams every layer's cold experts once, so a GPU wants it large; its memory
+// for activations grows with it.
+int64_t BatchedTokens(const Options& options, backend::Backend& backend) {
+  constexpr int64_t kLargeGpuBytes = int64_t{30} << 30;
+  if (options.max_num_batched_tokens > 0) return options.max_num_batched_tokens;
+  const std::optional<backend::DeviceMemory> memory = backend.Memory();
+  if (!memory.has_value()) return 512;
+  return memory->total_bytes >= kLargeGpuBytes ? 4096 : 2048;
+}
+
 HotSetFile HotSetFileFor(const Options& options, const std::string& model_name,
                          const model::ModelConfig& config) {
   HotSetFile file = {.path = options.hot_set_file, .experts_per_layer = {}, .model = model_name};
@@ -90,7 +100,7 @@ absl::StatusOr<std::unique_ptr<model::ModelRunner>> CreateRunner(const Options& 
   runner_options.hot_set = LoadHotSet(HotSetFileFor(options, served.name, (*checkpoint)->config()));
   runner_options.warm_deadline = absl::Now() + absl::Seconds(options.hot_set_load_seconds);
   runner_options.max_num_seqs = options.max_num_seqs;
-  runner_options.max_num_batched_tokens = options.max_num_batched_tokens;
+  runner_options.max_num_batched_tokens = BatchedTokens(options, **backend);
   runner_options.max_model_len = options.max_model_len;
   runner_options.kv_cache_bytes = options.kv_cache_bytes;
   runner_options.progress = [display](int64_t bytes_done, int64_t bytes_total) {
@@ -161,7 +171,7 @@ ModelDescription Describe(const Options& options, const model::ModelRunner& runn
 
 engine::EngineOptions EngineOptionsFor(const Options& options, const model::ModelRunner& runner) {
   return {.max_num_seqs = options.max_num_seqs,
-          .max_num_batched_tokens = options.max_num_batched_tokens,
+          .max_num_batched_tokens = static_cast<int>(runner.max_num_batched_tokens()),
           .max_model_len = runner.memory().max_model_len,
           .num_kv_blocks = runner.memory().num_kv_blocks,
           .kv_block_tokens = model::kKvBlockTokens,

@@ -174,8 +174,9 @@ void AddBatchingFlags(CLI::App& app, Options& options) {
   app.add_option("--max-num-seqs", options.max_num_seqs, "Sequences in one batch [64]")
       ->check(CLI::Range(1, 65536));
   app.add_option("--max-num-batched-tokens", options.max_num_batched_tokens,
-                 "Tokens in one step; longer prompts go in chunks [512]")
-      ->check(CLI::Range(1, 1 << 20));
+                 "Tokens in one step; longer prompts go in chunks [auto: 512, on a GPU 4096]")
+      ->transform(CLI::Validator(ParseCountOrAuto, "N|auto"))
+      ->check(CLI::Range(0, 1 << 20));
   app.add_option("--max-queued-requests", options.max_queued_requests,
                  "Requests that may wait before new ones are refused [1024]")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 20));

@@ -52,7 +52,7 @@ struct Options {
   // Batching and admission.
   int64_t max_model_len = 0;  // 0: the checkpoint's
   int max_num_seqs = 64;
-  int max_num_batched_tokens = 512;
+  int max_num_batched_tokens = 0;  // 0: what the device streams layers well with
   int64_t max_queued_requests = 1024;
   int64_t max_queued_tokens = 1 << 20;
 

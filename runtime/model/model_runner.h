@@ -119,6 +119,7 @@ class ModelRunner : public StepRunner {
   const ModelSize& size() const { return size_; }
   const MemoryPlan& memory() const { return plan_; }
   std::string device() const { return backend_->Description(); }
+  int64_t max_num_batched_tokens() const { return options_.max_num_batched_tokens; }
   std::string_view cold_path() const { return ColdPathName(cold_path_); }
   // Why it is not the one that would be best, for the log; mostly empty.
   const std::string& cold_path_note() const { return cold_path_note_; }
