@@ -43,8 +43,8 @@ absl::StatusOr<std::unique_ptr<backend::Backend>> CreateBackend(const Options& o
   return backend::CreateCpuBackend({.num_threads = options.cpu_threads});
 }
 
-// A long prompt's chunk streams every layer's cold experts once, so a GPU wants it large; its memory
-// for activations grows with it.
+// A long prompt's chunk streams every layer's cold experts once, so a GPU wants it large; its
+// memory for activations grows with it.
 int64_t BatchedTokens(const Options& options, backend::Backend& backend) {
   constexpr int64_t kLargeGpuBytes = int64_t{30} << 30;
   if (options.max_num_batched_tokens > 0) return options.max_num_batched_tokens;
