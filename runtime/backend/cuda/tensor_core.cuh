@@ -1,4 +1,5 @@
-// The PTX that the kernels share: cached-once 16-byte loads and the small bf16 matrix products.
+// The PTX that the kernels share: cached-once 16-byte loads, the small bf16 matrix products and the
+// loads of what they multiply.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -33,6 +34,21 @@ __device__ __forceinline__ void MmaK8(float (&d)[4], uint32_t a0, uint32_t a1, u
       "{%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(b0));
+}
+
+// Four 8 x 8 matrices of bf16 from shared memory, each lane naming one row; fragments as the
+// products want them, or those of the transposed matrices.
+__device__ __forceinline__ void LoadMatrices(uint32_t (&m)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&m)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address)
+               : "memory");
 }
 
 __device__ __forceinline__ float WarpSum(float value) {
