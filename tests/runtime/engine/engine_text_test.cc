@@ -19,7 +19,7 @@ constexpr int32_t kEndOfText = 0;  // of the demo tokenizer
 class EngineTextTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    auto tokenizer = text::LoadTokenizer(std::string(MOED_SOURCE_DIR) + "/models/demo");
+    auto tokenizer = text::LoadTokenizer(MOED_SOURCE_DIR "/models/demo");
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
     tokenizer_ = tokenizer->release();
   }
