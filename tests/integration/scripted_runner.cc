@@ -64,17 +64,18 @@ ModelLoader ScriptedLoader(ScriptedRunner** runner) {
       return snapshot;
     };
     served->runner = std::move(*scripted);
-    served->engine =
-        engine::Engine::Create({.max_num_seqs = options.max_num_seqs,
-                                .max_num_batched_tokens = options.max_num_batched_tokens,
-                                .max_model_len = kMaxModelLen,
-                                .num_kv_blocks = 4 * kMaxModelLen / kBlockTokens,
-                                .kv_block_tokens = kBlockTokens,
-                                .max_queued_requests = options.max_queued_requests,
-                                .max_queued_tokens = options.max_queued_tokens,
-                                .vocab_size = kVocabSize,
-                                .eos_token_ids = {0}},
-                               served->runner.get(), /*tokenizer=*/nullptr);
+    served->engine = engine::Engine::Create(
+        {.max_num_seqs = options.max_num_seqs,
+         .max_num_batched_tokens =
+             options.max_num_batched_tokens > 0 ? options.max_num_batched_tokens : 512,
+         .max_model_len = kMaxModelLen,
+         .num_kv_blocks = 4 * kMaxModelLen / kBlockTokens,
+         .kv_block_tokens = kBlockTokens,
+         .max_queued_requests = options.max_queued_requests,
+         .max_queued_tokens = options.max_queued_tokens,
+         .vocab_size = kVocabSize,
+         .eos_token_ids = {0}},
+        served->runner.get(), /*tokenizer=*/nullptr);
     return served;
   };
 }
