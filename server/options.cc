@@ -208,7 +208,7 @@ void AddExpertFlags(CLI::App& app, Options& options) {
       {"auto", Format::kAuto}, {"bf16", Format::kBF16}, {"bf12", Format::kBF12}};
   app.add_option("--expert-format", options.expert_format,
                  "How experts lie in memory: bf16, bf12 (lossless, 12 bits), or auto: bf12 if moed "
-                 "convert wrote the checkpoint, on a GPU bf16 [auto]")
+                 "convert wrote the checkpoint, and on a GPU wherever it pays [auto]")
       ->transform(CLI::CheckedTransformer(kFormats).description(""))
       ->transform(NameOf(kFormats));
   static const std::map<std::string, model::ColdPathPreference> kColdPaths = {
@@ -225,8 +225,8 @@ void AddExpertFlags(CLI::App& app, Options& options) {
       ->check(CheckPolicy);
   app.add_option("--cold-path", options.cold_path,
                  "Where a GPU's experts without a slot are computed: link (by the GPU, from host "
-                 "memory), cpu, hybrid (both at once), page (brought into slots first); auto: link "
-                 "if host memory holds every expert, else page [auto]")
+                 "memory), cpu, hybrid (both at once), page (read into slots first); auto: hybrid, "
+                 "link with few CPUs, page if host memory cannot hold every expert [auto]")
       ->transform(CLI::CheckedTransformer(kColdPaths).description(""))
       ->transform(NameOf(kColdPaths));
   app.add_option("--max-expert-budget", options.max_expert_budget,

@@ -2,10 +2,10 @@
 // that decides what they hold, and the loader that fills them. Owned by the model runner; engine
 // thread only.
 //
-// Host-driven, slots lie in host memory and are read from the checkpoint. Device-driven, slots lie
-// in device memory, every expert lies in host memory, and steps of a few tokens go through device()
-// alone; longer ones go through ForEach, which finds residents in their slots and streams the rest
-// through a few staging slots.
+// Host-driven, slots are read from the checkpoint and lie in host memory, on a GPU in its own.
+// Device-driven, slots lie in device memory, every expert lies in host memory, and steps of a few
+// tokens go through device() alone; longer ones go through ForEach, which finds residents in their
+// slots and streams the rest through a few staging slots.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 // The CPU's part of a layer's cold experts (cold_mailbox.h): weighted sums of experts, or pieces of
-// them, straight from their blobs. Pieces of 32 neurons are shared out among the threads as these
-// get free; a piece's weights are read once for all tokens that chose it. Each thread adds into
-// sums of its own, so their order, and the last bits of the result, may differ from run to run.
-// One call at a time.
+// them, straight from their blobs. Runs of pieces are shared out among the threads as these get
+// free, long ones first; a piece's weights are read once for all tokens that chose it. Each thread
+// adds into sums of its own, so their order, and the last bits of the result, may differ from run
+// to run. One call at a time.
 #pragma once
 
 #include <cstddef>

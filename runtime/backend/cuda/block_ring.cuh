@@ -1,6 +1,7 @@
 // A block's ring of shared-memory slots that pieces of weights are copied into ahead of use, all
 // warps reading the same slot. On Hopper and later one bulk copy fetches a piece; before, all
-// threads copy it with cp.async. (neuron_ring.cuh is a warp's own.)
+// threads copy it with cp.async. What came may be written on to global memory the same way.
+// (neuron_ring.cuh is a warp's own.)
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
-// How a block walks the tiles of one task in VRAM with one barrier each: while all warps multiply the
-// down rows of a tile, which were loaded a tile ahead, the next one's gate and up are summed. For
-// hidden sizes of at most 2048, whose sums a block's registers hold (expert_tiles.cu).
+// How a block walks the tiles of one task in VRAM with one barrier each: while all warps multiply
+// the down rows of a tile, which were loaded a tile ahead, the next one's gate and up are summed.
+// For hidden sizes of at most 2048, whose sums a block's registers hold (expert_tiles.cu).
 #pragma once
 
 #include "runtime/backend/cuda/expert_tile_walk.cuh"
