@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "runtime/backend/cuda/async_copy.cuh"
+
 namespace moed::backend {
 
 template <int kSlots>
@@ -17,12 +19,7 @@ class BlockRing {
   __device__ BlockRing(std::byte* memory, uint32_t slot_bytes, uint64_t* barriers)
       : memory_(memory), slot_bytes_(slot_bytes), barriers_(barriers) {
 #if __CUDA_ARCH__ >= 900
-    if (threadIdx.x == 0) {
-      for (int slot = 0; slot < kSlots; ++slot) {
-        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(Shared(&barriers_[slot])));
-      }
-      asm volatile("fence.mbarrier_init.release.cluster;");
-    }
+    if (threadIdx.x == 0) InitCopyBarriers(barriers_, kSlots);
     __syncthreads();
 #endif
   }
@@ -43,43 +40,32 @@ class BlockRing {
     std::byte* const slot = Slot(sequence);
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x == 0 && source != nullptr) {
-      const uint32_t barrier = Shared(&barriers_[sequence % kSlots]);
-      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier),
-                   "r"(pieces.pieces * pieces.bytes)
-                   : "memory");
+      const uint32_t barrier = SharedAddress(&barriers_[sequence % kSlots]);
+      ExpectBytes(barrier, pieces.pieces * pieces.bytes);
       for (int i = 0; i < pieces.pieces; ++i) {
-        asm volatile(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-            "[%3];" ::"r"(Shared(slot) + i * pieces.slot_stride),
-            "l"(source + i * pieces.source_stride), "r"(pieces.bytes), "r"(barrier)
-            : "memory");
+        CopyBulk(SharedAddress(slot) + i * pieces.slot_stride, source + i * pieces.source_stride,
+                 pieces.bytes, barrier);
       }
     }
 #else
     if (source != nullptr) {
       for (int i = 0; i < pieces.pieces; ++i) {
         for (uint32_t offset = threadIdx.x * 16; offset < pieces.bytes; offset += blockDim.x * 16) {
-          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                           Shared(slot) + i * pieces.slot_stride + offset),
-                       "l"(source + i * pieces.source_stride + offset)
-                       : "memory");
+          CopyAsync(SharedAddress(slot) + i * pieces.slot_stride + offset,
+                    source + i * pieces.source_stride + offset);
         }
       }
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    CommitCopies();
 #endif
   }
 
   // Waits for copy `sequence`, the oldest not yet waited for. All threads call it.
   __device__ const std::byte* Wait(int sequence) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n.reg .pred done;\nAGAIN: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-        "@!done bra AGAIN;\n}" ::"r"(Shared(&barriers_[sequence % kSlots])),
-        "r"(sequence / kSlots & 1)
-        : "memory");
+    WaitForBytes(SharedAddress(&barriers_[sequence % kSlots]), sequence / kSlots & 1);
 #else
-    asm volatile("cp.async.wait_group %0;" ::"n"(kSlots - 1) : "memory");
+    WaitForCopies<kSlots - 1>();
     __syncthreads();
 #endif
     return Slot(sequence);
@@ -92,7 +78,7 @@ class BlockRing {
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x == 0) {
       asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(target),
-                   "r"(Shared(slot)), "r"(slot_bytes_)
+                   "r"(SharedAddress(slot)), "r"(slot_bytes_)
                    : "memory");
       asm volatile("cp.async.bulk.commit_group;" ::: "memory");
     }
@@ -114,9 +100,6 @@ class BlockRing {
   }
 
  private:
-  __device__ static uint32_t Shared(const void* address) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(address));
-  }
   __device__ std::byte* Slot(int sequence) const {
     return memory_ + size_t(sequence % kSlots) * slot_bytes_;
   }

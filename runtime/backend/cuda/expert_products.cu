@@ -1,3 +1,4 @@
+#include "runtime/backend/cuda/async_copy.cuh"
 #include "runtime/backend/cuda/expert_products.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
@@ -23,7 +24,7 @@ struct Stage {
 // Piece `chunk` of row `row`, placed so that eight rows' pieces lie in different banks.
 template <int kCount>
 __device__ uint32_t Address(uint4 (&tile)[kCount][kChunks], int row, int chunk) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(&tile[row][chunk ^ (row % 8)]));
+  return SharedAddress(&tile[row][chunk ^ (row % 8)]);
 }
 
 // 16 bytes into shared memory, or zeros.
@@ -190,17 +191,17 @@ __global__ void __launch_bounds__(kThreads, 2) Multiply(ExpertProductsArguments 
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) {
     if (i < steps) LoadStage<Product>(a, blob, rows, i * kDepth, stages[i]);
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    CommitCopies();
   }
   float sums[2][4][4] = {};
   for (int i = 0; i < steps; ++i) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
+    WaitForCopies<kStages - 2>();
     __syncthreads();
     const int ahead = i + kStages - 1;
     if (ahead < steps) {
       LoadStage<Product>(a, blob, rows, ahead * kDepth, stages[ahead % kStages]);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    CommitCopies();
     // A warp whose rows are all beyond the tile has nothing to add.
     if (warp_row < tile.num_rows) {
       MultiplyStage<Product>(stages[i % kStages], warp_row, warp_output, lane, sums);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "runtime/backend/cuda/async_copy.cuh"
 #include "runtime/backend/cuda/attention_tiles.cuh"
 #include "runtime/backend/cuda/prompt_attention.h"
 #include "runtime/backend/cuda/prompt_runs.cuh"
@@ -23,7 +24,7 @@ struct KeyTile {
   uint4 rows[kTileKeys][kDim / 8];
 
   __device__ uint32_t Address(int row, int piece) const {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(&rows[row][piece ^ (row % 8)]));
+    return SharedAddress(&rows[row][piece ^ (row % 8)]);
   }
 };
 
@@ -217,10 +218,6 @@ class WarpRows {
   float out_[kDim / 8][4] = {};
 };
 
-__device__ void CopyAsync(uint32_t target, const void* source) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
-}
-
 // Starts the copy of a tile from position `first` on; keys beyond `end` repeat the last.
 template <int kDim>
 __device__ void LoadStage(const AttentionArguments& a, const Work& work, int first, int end,
@@ -237,7 +234,7 @@ __device__ void LoadStage(const AttentionArguments& a, const Work& work, int fir
     CopyAsync(stage->keys.Address(row, piece), a.keys + offset);
     CopyAsync(stage->values.Address(row, piece), a.values + offset);
   }
-  asm volatile("cp.async.commit_group;" ::: "memory");
+  CommitCopies();
 }
 
 template <int kDim>
@@ -249,7 +246,7 @@ __device__ void AttendRun(const AttentionArguments& a, const Work& work, Stage<k
   LoadStage(a, work, begin, end, &stages[0]);
   int stage = 0;
   for (int first = begin; first < end; first += kTileKeys, stage = 1 - stage) {
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    WaitForCopies<0>();
     __syncthreads();
     if (first + kTileKeys < end) {
       LoadStage(a, work, first + kTileKeys, end, &stages[1 - stage]);
