@@ -224,6 +224,16 @@ cudaError_t Launch(const ExpertProductsArguments& a, int outputs, int outputs_pe
 
 }  // namespace
 
+void AddProductTiles(int most_rows, const std::byte* blob, int32_t first_row, int32_t num_rows,
+                     std::vector<ExpertProductTile>* tiles) {
+  const int64_t count = (num_rows + most_rows - 1) / most_rows;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto begin = static_cast<int32_t>(num_rows * i / count);
+    const auto end = static_cast<int32_t>(num_rows * (i + 1) / count);
+    tiles->push_back({.blob = blob, .first_row = first_row + begin, .num_rows = end - begin});
+  }
+}
+
 cudaError_t LaunchExpertProducts(const ExpertProductsArguments& arguments, cudaStream_t stream) {
   const cudaError_t error = Launch<GateUp>(arguments, arguments.intermediate, kNeurons, stream);
   if (error != cudaSuccess) return error;

@@ -7,17 +7,23 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace moed::backend {
 
-// Rows of one block; an expert with more has several tiles.
-inline constexpr int kProductRows = 128;
-
+// Rows that a block multiplies with an expert.
 struct ExpertProductTile {
   const std::byte* blob = nullptr;
   int32_t first_row = 0;  // into rows
-  int32_t num_rows = 0;   // at most kProductRows
+  int32_t num_rows = 0;
 };
+
+// Rows of a tile at most, which LaunchExpertProducts wants.
+inline constexpr int kProductRows = 128;
+
+// Adds the tiles of rows `first_row` to + num_rows - 1, as few as can be and as even.
+void AddProductTiles(int most_rows, const std::byte* blob, int32_t first_row, int32_t num_rows,
+                     std::vector<ExpertProductTile>* tiles);
 
 struct ExpertProductsArguments {
   const ExpertProductTile* tiles = nullptr;  // [num_tiles], device memory

@@ -1,13 +1,16 @@
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <vector>
 
+#include "runtime/backend/cuda/blob_tensor.h"
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/elementwise.h"
 #include "runtime/backend/cuda/expert_products.h"
 #include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/experts.h"
 #include "runtime/backend/cuda/unpack_experts.h"
+#include "runtime/backend/cuda/warpgroup_products.h"
 
 namespace moed::backend {
 namespace {
@@ -16,7 +19,7 @@ namespace {
 constexpr size_t kManyRows = 24;
 constexpr int kThreads = 256;
 // Of experts unpacked at a time.
-constexpr size_t kUnpackedBytes = size_t{256} << 20;
+constexpr size_t kUnpackedBytes = size_t{320} << 20;
 
 constexpr size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -74,19 +77,14 @@ size_t UnpackedAtOnce(const ExpertFormat& bf16) {
   return std::clamp<size_t>(kUnpackedBytes / bf16.blob_bytes(), 1, kMaxUnpacked);
 }
 
-// Of an expert's rows, which are added to `rows`.
-void AddProductTiles(const ExpertWork& item, const std::byte* blob,
-                     std::vector<ExpertProductTile>* tiles, std::vector<int32_t>* rows) {
-  for (size_t begin = 0; begin < item.rows.size(); begin += kProductRows) {
-    const size_t count = std::min<size_t>(kProductRows, item.rows.size() - begin);
-    tiles->push_back({.blob = blob,
-                      .first_row = static_cast<int32_t>(rows->size() + begin),
-                      .num_rows = static_cast<int32_t>(count)});
-  }
-  rows->insert(rows->end(), item.rows.begin(), item.rows.end());
-}
-
 }  // namespace
+
+CudaExperts::CudaExperts(const Cublas& cublas, cudaStream_t stream, int multiprocessors)
+    : cublas_(cublas),
+      stream_(stream),
+      multiprocessors_(multiprocessors),
+      warpgroup_products_(PrepareWarpgroupProducts()),
+      list_(stream) {}
 
 absl::Status CudaExperts::Run(const ExpertFormat& format, std::span<const ExpertWork> work,
                               int top_k, const Tensor& x, const Tensor& out) {
@@ -136,25 +134,6 @@ absl::Status CudaExperts::RunEachAnyShape(const ExpertFormat& format,
   return status;
 }
 
-// Pinned memory for `bytes`, and as much device memory, once the last copy between them is over.
-absl::StatusOr<std::byte*> CudaExperts::Stage(size_t bytes) {
-  absl::Status status = CudaStatus(cudaStreamSynchronize(stream_), "waiting for the last experts");
-  if (!status.ok()) return status;
-  const absl::StatusOr<std::byte*> device = tasks_.Reserve(bytes);
-  if (!device.ok()) return device.status();
-  return staging_.Reserve(bytes);
-}
-
-absl::StatusOr<std::byte*> CudaExperts::Upload(size_t bytes) {
-  const absl::StatusOr<std::byte*> staging = staging_.Reserve(bytes);
-  const absl::StatusOr<std::byte*> device = tasks_.Reserve(bytes);
-  absl::Status status =
-      CudaStatus(cudaMemcpyAsync(*device, *staging, bytes, cudaMemcpyHostToDevice, stream_),
-                 "copying the list of expert tasks");
-  if (!status.ok()) return status;
-  return *device;
-}
-
 absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const ExpertWork> work,
                                      int top_k, const Tensor& x, const Tensor& out) {
   const int hidden = static_cast<int>(format.hidden());
@@ -167,24 +146,23 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
   const std::vector<ExpertTask> tasks = MakeTasks(work, top_k, tiles_per_expert);
   const size_t task_bytes = tasks.size() * sizeof(ExpertTask);
   const size_t bytes = Aligned(sizeof(ExpertTaskList)) + task_bytes;
-  const absl::StatusOr<std::byte*> staging = Stage(bytes);
+  const absl::StatusOr<std::byte*> staging = list_.Stage(bytes);
   if (!staging.ok()) return staging.status();
   const int num_tiles = tiles_per_expert * static_cast<int>(tasks.size());
   const absl::StatusOr<std::byte*> scratch = scratch_.Reserve(
       std::max<size_t>(256, ExpertTilesScratchBytes(hidden, LinkAccess::kNone, num_tiles)));
   if (!scratch.ok()) return scratch.status();
-  const absl::StatusOr<std::byte*> target = tasks_.Reserve(bytes);
-  auto* device_tasks = reinterpret_cast<ExpertTask*>(*target + Aligned(sizeof(ExpertTaskList)));
+  auto* device_tasks =
+      reinterpret_cast<ExpertTask*>(list_.target() + Aligned(sizeof(ExpertTaskList)));
   const ExpertTaskList list{.vram = {static_cast<int32_t>(tasks.size()), num_tiles, device_tasks},
                             .link = {}};
   std::memcpy(*staging, &list, sizeof(list));
   std::memcpy(*staging + Aligned(sizeof(list)), tasks.data(), task_bytes);
-  const absl::StatusOr<std::byte*> device = Upload(bytes);
-  if (!device.ok()) return device.status();
+  if (absl::Status status = list_.Copy(); !status.ok()) return status;
   ZeroRows<<<static_cast<int>(tasks.size()), kThreads, 0, stream_>>>(device_tasks, hidden,
                                                                      out.As<float>());
   ExpertTilesArguments arguments;
-  arguments.tasks = reinterpret_cast<const ExpertTaskList*>(*device);
+  arguments.tasks = reinterpret_cast<const ExpertTaskList*>(list_.target());
   arguments.x = x.As<__nv_bfloat16>();
   arguments.output = out.As<float>();
   arguments.activations = reinterpret_cast<__nv_bfloat16*>(*scratch);
@@ -201,48 +179,62 @@ absl::Status CudaExperts::RunManyRows(const ExpertFormat& format, std::span<cons
   const absl::StatusOr<std::byte*> unpacked = ReserveUnpacked(format, bf16, work.size());
   if (!unpacked.ok()) return unpacked.status();
   const size_t at_once = *unpacked == nullptr ? work.size() : UnpackedAtOnce(bf16);
-  std::vector<ExpertProductTile> tiles;
-  std::vector<int32_t> rows;
-  std::vector<size_t> group_ends;  // in tiles, of every `at_once` experts
+  std::vector<const std::byte*> blobs;
   for (size_t i = 0; i < work.size(); ++i) {
-    const std::byte* blob =
-        *unpacked == nullptr ? work[i].blob : *unpacked + i % at_once * bf16.blob_bytes();
-    AddProductTiles(work[i], blob, &tiles, &rows);
-    if ((i + 1) % at_once == 0 || i + 1 == work.size()) group_ends.push_back(tiles.size());
+    blobs.push_back(*unpacked == nullptr ? work[i].blob
+                                         : *unpacked + i % at_once * bf16.blob_bytes());
   }
-  const size_t tiles_bytes = Aligned(tiles.size() * sizeof(tiles[0]));
-  const size_t bytes = tiles_bytes + rows.size() * sizeof(rows[0]);
-  const absl::StatusOr<std::byte*> staging = Stage(bytes);
-  if (!staging.ok()) return staging.status();
-  std::memcpy(*staging, tiles.data(), tiles.size() * sizeof(tiles[0]));
-  std::memcpy(*staging + tiles_bytes, rows.data(), rows.size() * sizeof(rows[0]));
-  const absl::StatusOr<std::byte*> scratch =
-      scratch_.Reserve(rows.size() * format.intermediate() * sizeof(__nv_bfloat16));
-  if (!scratch.ok()) return scratch.status();
-  const absl::StatusOr<std::byte*> device = Upload(bytes);
-  if (!device.ok()) return device.status();
-  ExpertProductsArguments arguments = {
-      .rows = reinterpret_cast<const int32_t*>(*device + tiles_bytes),
-      .x = x.As<__nv_bfloat16>(),
-      .activations = reinterpret_cast<__nv_bfloat16*>(*scratch),
-      .out = out.As<float>(),
-      .top_k = top_k,
-      .hidden = static_cast<int>(format.hidden()),
-      .intermediate = static_cast<int>(format.intermediate()),
-      .row_values = static_cast<int>(bf16.row_values())};
-  absl::Status status;
-  size_t first_tile = 0;
-  for (size_t group = 0; group < group_ends.size() && status.ok(); ++group) {
-    const size_t first = group * at_once;
-    const auto experts = work.subspan(first, std::min(at_once, work.size() - first));
-    if (*unpacked != nullptr) status = Unpack(format, bf16, experts, *unpacked);
+  ExpertProductsArguments arguments = {.x = x.As<__nv_bfloat16>(),
+                                       .out = out.As<float>(),
+                                       .top_k = top_k,
+                                       .hidden = static_cast<int>(format.hidden()),
+                                       .intermediate = static_cast<int>(format.intermediate()),
+                                       .row_values = static_cast<int>(bf16.row_values())};
+  std::optional<BlobTensor> tensor;
+  if (warpgroup_products_) tensor = DescribeBlobs(bf16, blobs);
+  std::vector<int> ends;  // of each expert's tiles
+  absl::Status status = ListProducts(tensor.has_value() ? kWarpgroupProductRows : kProductRows,
+                                     work, blobs, &arguments, &ends);
+  const ExpertProductTile* const tiles = arguments.tiles;
+  for (size_t first = 0; first < work.size() && status.ok(); first += at_once) {
+    const size_t count = std::min(at_once, work.size() - first);
+    if (*unpacked != nullptr) status = Unpack(format, bf16, work.subspan(first, count), *unpacked);
     if (!status.ok()) break;
-    arguments.tiles = reinterpret_cast<const ExpertProductTile*>(*device) + first_tile;
-    arguments.num_tiles = static_cast<int>(group_ends[group] - first_tile);
-    status = CudaStatus(LaunchExpertProducts(arguments, stream_), "launching the expert products");
-    first_tile = group_ends[group];
+    const int begin = first == 0 ? 0 : ends[first - 1];
+    arguments.tiles = tiles + begin;
+    arguments.num_tiles = ends[first + count - 1] - begin;
+    status = CudaStatus(tensor.has_value()
+                            ? LaunchWarpgroupProducts(arguments, *tensor, multiprocessors_, stream_)
+                            : LaunchExpertProducts(arguments, stream_),
+                        "launching the expert products");
   }
   return status;
+}
+
+absl::Status CudaExperts::ListProducts(int most_rows, std::span<const ExpertWork> work,
+                                       std::span<const std::byte* const> blobs,
+                                       ExpertProductsArguments* arguments, std::vector<int>* ends) {
+  std::vector<ExpertProductTile> tiles;
+  size_t num_rows = 0;
+  for (size_t i = 0; i < work.size(); ++i) {
+    const auto count = static_cast<int32_t>(work[i].rows.size());
+    AddProductTiles(most_rows, blobs[i], static_cast<int32_t>(num_rows), count, &tiles);
+    ends->push_back(static_cast<int>(tiles.size()));
+    num_rows += count;
+  }
+  const size_t tiles_bytes = Aligned(tiles.size() * sizeof(tiles[0]));
+  const absl::StatusOr<std::byte*> staging = list_.Stage(tiles_bytes + num_rows * sizeof(int32_t));
+  if (!staging.ok()) return staging.status();
+  std::memcpy(*staging, tiles.data(), tiles.size() * sizeof(tiles[0]));
+  auto* rows = reinterpret_cast<int32_t*>(*staging + tiles_bytes);
+  for (const ExpertWork& item : work) rows = std::copy(item.rows.begin(), item.rows.end(), rows);
+  const absl::StatusOr<std::byte*> scratch =
+      scratch_.Reserve(num_rows * arguments->intermediate * sizeof(__nv_bfloat16));
+  if (!scratch.ok()) return scratch.status();
+  arguments->activations = reinterpret_cast<__nv_bfloat16*>(*scratch);
+  arguments->tiles = reinterpret_cast<const ExpertProductTile*>(list_.target());
+  arguments->rows = reinterpret_cast<const int32_t*>(list_.target() + tiles_bytes);
+  return list_.Copy();
 }
 
 absl::Status CudaExperts::RunAnyShape(const ExpertFormat& format, const ExpertWork& work, int top_k,

@@ -1,16 +1,20 @@
 // Experts of backend.h on CUDA: the host lists which expert computes which rows. Few rows an expert
-// go through expert_tiles.h, many through expert_products.h; shapes that their 16-byte loads cannot
-// take are gathered and multiplied by cuBLAS, expert by expert. The latter two want bf16: bf12 is
-// unpacked for them (unpack_experts.h), a few experts at a time.
+// go through expert_tiles.h, many through expert_products.h or, on Hopper, warpgroup_products.h;
+// shapes that their 16-byte loads cannot take are gathered and multiplied by cuBLAS, expert by
+// expert. All but the first want bf16: bf12 is unpacked for them (unpack_experts.h), a few experts
+// at a time.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "runtime/backend/backend.h"
 #include "runtime/backend/cuda/cublas.h"
+#include "runtime/backend/cuda/expert_products.h"
+#include "runtime/backend/cuda/list_upload.h"
 #include "runtime/backend/cuda/workspace.h"
 
 namespace moed::backend {
@@ -18,8 +22,7 @@ namespace moed::backend {
 class CudaExperts {
  public:
   // `cublas` must outlive this.
-  CudaExperts(const Cublas& cublas, cudaStream_t stream, int multiprocessors)
-      : cublas_(cublas), stream_(stream), multiprocessors_(multiprocessors) {}
+  CudaExperts(const Cublas& cublas, cudaStream_t stream, int multiprocessors);
 
   // Shapes as in backend.h. Returns when the work is issued.
   absl::Status Run(const ExpertFormat& format, std::span<const ExpertWork> work, int top_k,
@@ -39,16 +42,18 @@ class CudaExperts {
                                              size_t experts);
   absl::Status Unpack(const ExpertFormat& format, const ExpertFormat& bf16,
                       std::span<const ExpertWork> work, std::byte* target);
-  // Where the host may write `bytes` for the device; Upload then copies them to tasks_.
-  absl::StatusOr<std::byte*> Stage(size_t bytes);
-  absl::StatusOr<std::byte*> Upload(size_t bytes);
+  // Sends the tiles, of at most `most_rows`, and rows of `work`, whose bf16 lies in `blobs`, and
+  // sets what of `arguments` depends on them.
+  absl::Status ListProducts(int most_rows, std::span<const ExpertWork> work,
+                            std::span<const std::byte* const> blobs,
+                            ExpertProductsArguments* arguments, std::vector<int>* ends);
 
   const Cublas& cublas_;
   cudaStream_t stream_;
   int multiprocessors_;
+  const bool warpgroup_products_;  // the device runs them
   int prepared_hidden_ = 0;
-  Workspace staging_{WorkspaceMemory::kPinned};
-  Workspace tasks_{WorkspaceMemory::kDevice};
+  ListUpload list_;
   Workspace scratch_{WorkspaceMemory::kDevice};
   Workspace unpacked_{WorkspaceMemory::kDevice};
 };

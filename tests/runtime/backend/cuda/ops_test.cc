@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <span>
 #include <utility>
@@ -98,7 +99,9 @@ class CudaOpsTest : public ::testing::Test {
     EXPECT_LE(RelativeRms(got, want), bound);
   }
 
-  void ExpectSameExperts(ExpertFormatKind kind);
+  // Two experts or more of every shape, with as many rows as each of `rows_of` says.
+  void ExpectSameExperts(ExpertFormatKind kind, const Shapes& shapes,
+                         const std::vector<std::vector<int>>& rows_of);
 
   std::unique_ptr<Backend> cpu_;
   std::unique_ptr<Backend> cuda_;
@@ -228,21 +231,30 @@ TEST_F(CudaOpsTest, PrepareQkvAndAttentionOverAPagedCache) {
 }
 
 // Few rows an expert and many, shapes of whole tiles and others, slices beyond 2048 columns.
-TEST_F(CudaOpsTest, ExpertsAtEveryRowCountAndShape) { ExpectSameExperts(ExpertFormatKind::kBF16); }
-TEST_F(CudaOpsTest, Bf12ExpertsAtEveryRowCountAndShape) {
-  ExpectSameExperts(ExpertFormatKind::kBF12);
+TEST_F(CudaOpsTest, ExpertsAtEveryRowCountAndShape) {
+  for (const auto kind : {ExpertFormatKind::kBF16, ExpertFormatKind::kBF12}) {
+    ExpectSameExperts(kind, {{64, 24}, {256, 64}, {2048, 40}, {2880, 48}, {36, 10}},
+                      {{1}, {3, 5}, {10, 20}, {50, 7}, {150, 30}});
+  }
 }
 
-void CudaOpsTest::ExpectSameExperts(ExpertFormatKind kind) {
-  for (const auto& [hidden, intermediate] :
-       Shapes{{64, 24}, {256, 64}, {2048, 40}, {2880, 48}, {36, 10}}) {
+// Around the sizes of the products' tiles.
+TEST_F(CudaOpsTest, ExpertsWhoseRowsFillNoTile) {
+  for (const auto kind : {ExpertFormatKind::kBF16, ExpertFormatKind::kBF12}) {
+    ExpectSameExperts(kind, {{2880, 64}, {320, 720}, {200, 104}},
+                      {{24, 1, 63, 64, 65}, {96, 97, 128, 129}, {160, 161, 300}});
+  }
+}
+
+void CudaOpsTest::ExpectSameExperts(ExpertFormatKind kind, const Shapes& shapes,
+                                    const std::vector<std::vector<int>>& rows_of) {
+  for (const auto& [hidden, intermediate] : shapes) {
     const ExpertFormat bf16(ExpertFormatKind::kBF16, hidden, intermediate);
     const bool encodes = kind == ExpertFormatKind::kBF12;
     const ExpertFormat format(kind, hidden, intermediate,
                               encodes ? Bf12TileEscapeCapacity(200) : 0);
-    constexpr int kTokens = 180;
-    const std::vector<int> rows_of[] = {{1}, {3, 5}, {10, 20}, {50, 7}, {150, 30}};
     for (const std::vector<int>& counts : rows_of) {
+      const int tokens = (std::accumulate(counts.begin(), counts.end(), 0) + 1) / 2;
       ExpectSame(
           [&, hidden = hidden, intermediate = intermediate](Backend& backend, Memory& memory) {
             std::vector<std::vector<int32_t>> rows;
@@ -269,9 +281,9 @@ void CudaOpsTest::ExpectSameExperts(ExpertFormatKind kind) {
               }
             }
             for (size_t e = 0; e < counts.size(); ++e) work.push_back({blobs[e].data(), rows[e]});
-            const Tensor x = memory.Put(RandomBFloat16s(kTokens / 2 * hidden, 5), DType::kBF16,
-                                        {kTokens / 2, hidden});
-            const Tensor out = memory.Make(DType::kF32, {kTokens, hidden});
+            const Tensor x =
+                memory.Put(RandomBFloat16s(tokens * hidden, 5), DType::kBF16, {tokens, hidden});
+            const Tensor out = memory.Make(DType::kF32, {2 * tokens, hidden});
             backend.Experts(format, work, /*top_k=*/2, x, out);
             return memory.Get<float>(out);
           },
