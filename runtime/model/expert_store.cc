@@ -56,7 +56,7 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
     if (in_device_memory) uploaded = std::make_unique<UploadedExperts>(source, backend);
     std::unique_ptr<ExpertStore> store(
         new ExpertStore(in_device_memory ? *uploaded : source, *std::move(cache), *std::move(arena),
-                        ExpertsPerLayer(config), options.io_threads));
+                        ExpertsPerLayer(config), options.io_threads, backend));
     store->uploaded_ = std::move(uploaded);
     return store;
   }
@@ -64,7 +64,8 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
                                 options.progress, backend);
   if (!host.ok()) return host.status();
   std::unique_ptr<ExpertStore> store(new ExpertStore(**host, *std::move(cache), *std::move(arena),
-                                                     ExpertsPerLayer(config), options.io_threads));
+                                                     ExpertsPerLayer(config), options.io_threads,
+                                                     backend));
   store->host_experts_ = *std::move(host);
   if (absl::Status status = store->CreateDevice(config, options, backend); !status.ok()) {
     return status;
@@ -97,11 +98,13 @@ int64_t ExpertStore::StagingBytes(int64_t blob_bytes) {
 }
 
 ExpertStore::ExpertStore(const ExpertSource& source, std::unique_ptr<cache::ExpertCache> cache,
-                         backend::Buffer arena, std::vector<int> experts_per_layer, int io_threads)
+                         backend::Buffer arena, std::vector<int> experts_per_layer, int io_threads,
+                         backend::Backend& backend)
     : source_(source),
       arena_(std::move(arena)),
       cache_(std::move(cache)),
       experts_per_layer_(std::move(experts_per_layer)),
+      backend_(backend),
       loader_(source, io_threads) {}
 
 absl::Status ExpertStore::Warm(const LoadProgress& progress, std::span<const cache::ExpertKey> hot,
@@ -148,20 +151,21 @@ absl::Status ExpertStore::ForEach(int layer, std::span<const int> experts,
                                   absl::FunctionRef<void(std::span<const Ready>)> compute,
                                   LayerTraffic* traffic) {
   traffic->Clear();
+  if (absl::Status status = WaitForIssued(); !status.ok()) return status;
   cache_->Demand(layer, experts, &demand_);
   TakeGrants(traffic);
   while (!ready_.empty() || !loading_.empty() || !demand_.deferred.empty()) {
     // Every read that can begin does, before anything is computed.
     if (device_ != nullptr) Stage(layer, traffic);
     const bool idle = ready_.empty();
-    Compute(compute);
+    absl::Status status = Compute(compute);
     ABSL_RAW_CHECK(!idle || !loading_.empty(), "the expert cache granted nothing");
-    absl::Status status = TakeCompletions(layer, /*wait=*/idle, traffic);
+    if (status.ok()) status = TakeCompletions(layer, /*wait=*/idle, traffic);
+    if (status.ok()) status = Compute(compute);
     if (!status.ok()) {
       Abandon();
       return status;
     }
-    Compute(compute);
     if (demand_.deferred.empty()) continue;
     cache_->DemandDeferred(&demand_);
     TakeGrants(traffic);
@@ -205,8 +209,8 @@ void ExpertStore::Stage(int layer, LayerTraffic* traffic) {
   }
 }
 
-void ExpertStore::Compute(absl::FunctionRef<void(std::span<const Ready>)> compute) {
-  if (ready_.empty()) return;
+absl::Status ExpertStore::Compute(absl::FunctionRef<void(std::span<const Ready>)> compute) {
+  if (ready_.empty()) return absl::OkStatus();
   group_.clear();
   for (const cache::Grant& grant : ready_) {
 #ifndef NDEBUG
@@ -217,10 +221,17 @@ void ExpertStore::Compute(absl::FunctionRef<void(std::span<const Ready>)> comput
     group_.push_back({grant.key.expert, Slot(grant.slot).data()});
   }
   compute(group_);
+  issued_ = true;
   for (const cache::Grant& grant : ready_) {
     if (IsStaging(grant.slot)) idle_staging_slots_.push_back(grant.slot);
   }
   ready_.clear();
+  // Only deferred experts are read into slots before the next layer's.
+  return demand_.deferred.empty() ? absl::OkStatus() : WaitForIssued();
+}
+
+absl::Status ExpertStore::WaitForIssued() {
+  return std::exchange(issued_, false) ? backend_.Synchronize() : absl::OkStatus();
 }
 
 absl::Status ExpertStore::TakeCompletions(int layer, bool wait, LayerTraffic* traffic) {

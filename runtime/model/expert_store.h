@@ -65,10 +65,12 @@ class ExpertStore {
                     absl::Time deadline = absl::InfiniteFuture());
 
   // Calls `compute` with groups of `experts` (distinct, of `layer`), each expert once, in the order
-  // in which they become ready: residents first, while the others are read. When `compute` returns,
-  // it must have finished with the group's weights. Any number of slots serves any number of
-  // experts. `traffic` tells what was hit, read and waited for.
-  // A read that fails ends it with that error, with no read outstanding and no pin held.
+  // in which they become ready: residents first, while the others are read. `compute` may leave its
+  // work on the weights to the backend, which the store asks to finish before a slot is read into
+  // again: the last groups may still run when this returns. Any number of slots serves any number
+  // of experts. `traffic` tells what was hit, read and waited for.
+  // A read or a backend that fails ends it with that error, with no read outstanding and no pin
+  // held.
   absl::Status ForEach(int layer, std::span<const int> experts,
                        absl::FunctionRef<void(std::span<const Ready>)> compute,
                        LayerTraffic* traffic);
@@ -84,7 +86,8 @@ class ExpertStore {
 
  private:
   ExpertStore(const ExpertSource& source, std::unique_ptr<cache::ExpertCache> cache,
-              backend::Buffer arena, std::vector<int> experts_per_layer, int io_threads);
+              backend::Buffer arena, std::vector<int> experts_per_layer, int io_threads,
+              backend::Backend& backend);
   absl::Status CreateDevice(const ModelConfig& config, const ExpertStoreOptions& options,
                             backend::Backend& backend);
 
@@ -94,7 +97,8 @@ class ExpertStore {
   void StartPrefetch(cache::ExpertKey key);
   void TakeGrants(LayerTraffic* traffic);
   void Stage(int layer, LayerTraffic* traffic);
-  void Compute(absl::FunctionRef<void(std::span<const Ready>)> compute);
+  absl::Status Compute(absl::FunctionRef<void(std::span<const Ready>)> compute);
+  absl::Status WaitForIssued();
   absl::Status TakeCompletions(int layer, bool wait, LayerTraffic* traffic);
   absl::Status Settle();
   void SettleOne(const ExpertLoader::Completion& completion);
@@ -110,6 +114,8 @@ class ExpertStore {
   int32_t first_staging_slot_ = 0;
   std::vector<int32_t> idle_staging_slots_;
   std::vector<int> experts_per_layer_;  // 0 for a layer without a router
+  backend::Backend& backend_;
+  bool issued_ = false;  // the backend may still work on groups
   // Grants being read, and grants to compute; both empty between calls. After cache_, since their
   // pins must go first.
   std::vector<cache::Grant> loading_;

@@ -43,12 +43,16 @@ class ExpertTraffic {
   std::span<const ExpertShare> shares() const { return shares_; }
 
  private:
-  // The chunks of the tokens in `rows`, each once, in order.
+  // Calls function(chunk, its tokens that chose `expert`) for every chunk that has some, in order.
+  template <typename Function>
+  void ForEachChooser(const ExpertGroups& groups, int expert, const Function& function) const;
+  // The chunks of the tokens that chose `expert`, each once, in order.
   std::span<const int32_t> Choosers(const ExpertGroups& groups, int expert);
 
   int64_t expert_bytes_;
   std::vector<int32_t> token_chunk_;  // [tokens]: whose token it is
-  std::vector<float> token_weight_;   // [tokens]: 1 / tokens of its chunk
+  std::vector<int32_t> chunk_end_;    // [chunks]: the token behind its last
+  std::vector<float> chunk_weight_;   // [chunks]: of one of its tokens
   std::vector<ExpertShare> shares_;   // [chunks]
   std::vector<int32_t> choosers_;     // scratch
   std::vector<cache::ExpertLoad> loads_;

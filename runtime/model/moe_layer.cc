@@ -78,9 +78,9 @@ absl::Status MoeLayer::ComputeLayer(int layer, const LayerWeights& weights,
   if (absl::Status status = RunExperts(layer, normed, act.expert_output); !status.ok()) {
     return status;
   }
-  traffic->Charge(groups_, layer_traffic_);
   backend_.CombineExperts(act.expert_output, act.weights, residual);
   if (config_.shared_intermediate > 0) AddSharedExpert(weights, act, normed, residual);
+  traffic->Charge(groups_, layer_traffic_);
   return absl::OkStatus();
 }
 
@@ -133,7 +133,6 @@ void MoeLayer::Route(const LayerWeights& weights, const MoeActivations& act, con
 }
 
 absl::Status MoeLayer::RunExperts(int layer, const Tensor& input, const Tensor& output) {
-  absl::Status device_status;
   const auto compute = [&](std::span<const ExpertStore::Ready> ready) {
     heartbeat_->Beat();
     work_.clear();
@@ -141,12 +140,8 @@ absl::Status MoeLayer::RunExperts(int layer, const Tensor& input, const Tensor& 
       work_.push_back({.blob = expert.blob, .rows = groups_.rows(expert.expert)});
     }
     backend_.Experts(experts_.format(), work_, config_.router.top_k, input, output);
-    // The slots may be given to other experts as soon as this returns.
-    device_status.Update(backend_.Synchronize());
   };
-  absl::Status status = experts_.ForEach(layer, groups_.experts(), compute, &layer_traffic_);
-  status.Update(device_status);
-  return status;
+  return experts_.ForEach(layer, groups_.experts(), compute, &layer_traffic_);
 }
 
 void MoeLayer::AddSharedExpert(const LayerWeights& weights, const MoeActivations& act,

@@ -97,8 +97,9 @@ absl::Status Transformer::Forward(const StepInput& input) {
 }
 
 absl::Status Transformer::EndStep(std::vector<ExpertShare>* shares) {
+  // Before the next step publishes what may evict experts that were read here.
+  if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
   if (logits_on_device_) {
-    if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
     if (absl::Status status = moe_layer_.EndDeviceStep(tokens_); !status.ok()) return status;
   }
   shares->assign(moe_layer_.shares().begin(), moe_layer_.shares().end());
