@@ -37,6 +37,14 @@ std::string Size(int64_t bytes) {
                      : absl::StrFormat("%.1f GB", value / 1e9);
 }
 
+// What is listed beside the encoded weights, and which expert sets the room for it in all others.
+std::string Escapes(const model::Bf12Survey& survey) {
+  if (survey.listed_escapes == 0) return "no listed escapes";
+  return absl::StrFormat("%d listed escapes, at most %d in 32 neurons (expert %d of layer %d)",
+                         survey.listed_escapes, survey.most_in_tile, survey.wildest.expert,
+                         survey.wildest.layer);
+}
+
 // One line on a terminal, drawn over and over.
 class ProgressLine {
  public:
@@ -83,11 +91,12 @@ absl::Status Convert(const std::string& source, model::ConvertOptions options) {
   if (!result.ok()) return result.status();
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   std::cout << absl::StrFormat(
-      "%s: %d experts take %s in bf12, %.1f %% of %s in bf16, bit for bit the same; at most %d "
-      "listed escapes in 32 neurons; %s of dense weights as they were\n"
+      "%s: %d experts take %s in bf12, %.1f %% of %s in bf16, bit for bit the same; %s; %s of "
+      "dense "
+      "weights as they were\n"
       "%.1f s, %.2f GB/s of bf16 experts, read twice\n",
       options.destination, result->num_experts, Size(result->stored_bytes),
-      100 * result->format.stored_ratio(), Size(result->bf16_bytes), result->most_escapes,
+      100 * result->format.stored_ratio(), Size(result->bf16_bytes), Escapes(result->survey),
       Size(result->dense_bytes), seconds,
       static_cast<double>(result->bf16_bytes) / 1e9 / std::max(seconds, 1e-9));
   return absl::OkStatus();

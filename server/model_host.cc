@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "runtime/backend/cpu/cpu_backend.h"
 #include "runtime/backend/cpu/memory_limit.h"
@@ -192,6 +193,15 @@ void KeepHotSet(const Options& options, const model::ModelConfig& config, Served
                                      absl::Seconds(options.hot_set_interval_seconds), source);
 }
 
+// Of bf12: what its lists have room for and, if they were made now, hold.
+std::string DescribeEscapes(const model::ModelRunner& runner) {
+  const int room = runner.expert_format().tile_escapes();
+  if (room == 0) return "";
+  const std::optional<int64_t> listed = runner.listed_escapes();
+  const std::string text = listed.has_value() ? absl::StrCat(", ", *listed, " listed escapes") : "";
+  return absl::StrCat(text, ", room for ", room, " in 32 neurons");
+}
+
 void LogPlan(const ServedModel& served, const model::ModelRunner& runner) {
   const ModelDescription& description = served.description;
   const int num_experts = static_cast<int>(runner.size().num_experts);
@@ -207,8 +217,8 @@ void LogPlan(const ServedModel& served, const model::ModelRunner& runner) {
                description.expert_slots, num_experts,
                100.0 * static_cast<double>(description.expert_slots) / num_experts,
                description.expert_policy, runner.cold_path());
-  spdlog::info("expert format: {}, {:.1f} % of bf16's bytes", description.expert_format,
-               100 * description.expert_stored_ratio);
+  spdlog::info("expert format: {}, {:.1f} % of bf16's bytes{}", description.expert_format,
+               100 * description.expert_stored_ratio, DescribeEscapes(runner));
   if (!runner.expert_format_note().empty()) spdlog::info("{}", runner.expert_format_note());
   if (!runner.cold_path_note().empty()) spdlog::warn("{}", runner.cold_path_note());
   if (description.max_model_len < runner.config().max_positions) {

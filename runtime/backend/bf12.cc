@@ -15,9 +15,12 @@ namespace {
 constexpr int kExponents = 256;
 // Neurons between the row that is decoded and the one that is fetched.
 constexpr int64_t kDecodeAhead = 8;
-// A tile's list is whole cache lines, few enough that a neuron's count of escapes fits a byte.
+// A tile's list is whole cache lines; one entry is the count.
 constexpr int kEntriesPerLine = 128 / sizeof(Bf12TileEscape);
-constexpr int kMaxLines = 15;
+static_assert((kBf12MostTileEscapes + 1) % kEntriesPerLine == 0);
+// Room beyond what a sample needs. An expert that needs more costs another look at all of them,
+// which is cheaper than room that none uses.
+constexpr int64_t kMostSpareEscapes = 120;
 
 int ExponentOf(BFloat16 bits) { return bits >> 7 & 0xff; }
 
@@ -104,7 +107,7 @@ class NeuronEncoder {
       } else if (!list.Add(neuron, escape)) {
         return false;
       }
-      ++header.num_escapes;
+      if (header.num_escapes < kBf12ManyEscapes) ++header.num_escapes;
     }
     return true;
   }
@@ -118,6 +121,12 @@ std::array<const BFloat16*, 3> RowsOf(const ExpertFormat& format, const std::byt
                                       int64_t neuron) {
   const auto* gate = reinterpret_cast<const BFloat16*>(blob + format.neuron_offset(neuron));
   return {gate, gate + format.row_values(), gate + 2 * format.row_values()};
+}
+
+const Bf12TileEscape* ListOf(const ExpertFormat& format, std::span<const std::byte> blob,
+                             int64_t tile) {
+  return reinterpret_cast<const Bf12TileEscape*>(
+      blob.data() + format.neuron_offset(tile * kBf12TileNeurons) + format.tile_list_offset());
 }
 
 absl::Status NeuronError(int64_t neuron, const std::string& what) {
@@ -149,14 +158,14 @@ absl::Status CheckNeuron(const ExpertFormat& format, int64_t neuron, const std::
     absl::Status status = CheckEscape(format, neuron, header.escapes[i], last);
     if (!status.ok()) return status;
   }
-  for (int i = kBf12HeaderEscapes; i < header.num_escapes; ++i, ++list) {
-    if (list == list_end || list->neuron != neuron % kBf12TileNeurons) {
-      return NeuronError(neuron, absl::StrCat(header.num_escapes, " escapes, but ", i, " listed"));
-    }
+  if (header.num_escapes <= kBf12HeaderEscapes) return absl::OkStatus();
+  int count = kBf12HeaderEscapes;
+  for (; list != list_end && list->neuron == neuron % kBf12TileNeurons; ++list, ++count) {
     absl::Status status = CheckEscape(format, neuron, list->escape, last);
     if (!status.ok()) return status;
   }
-  return absl::OkStatus();
+  if (header.num_escapes == std::min(count, kBf12ManyEscapes)) return absl::OkStatus();
+  return NeuronError(neuron, absl::StrCat(header.num_escapes, " escapes, but ", count, " listed"));
 }
 
 }  // namespace
@@ -165,8 +174,8 @@ bool Bf12Supports(int64_t hidden) {
   return 3 * ExpertFormat(ExpertFormatKind::kBF12, hidden, 1).row_values() <= 65536;
 }
 
-int Bf12TileEscapesNeeded(const ExpertFormat& format, std::span<const std::byte> blob) {
-  int64_t needed = 0;
+Bf12ListedEscapes MeasureBf12Escapes(const ExpertFormat& format, std::span<const std::byte> blob) {
+  Bf12ListedEscapes listed;
   int64_t in_tile = 0;
   for (int64_t i = 0; i < format.intermediate(); ++i) {
     if (i % kBf12TileNeurons == 0) in_tile = 0;
@@ -176,26 +185,36 @@ int Bf12TileEscapesNeeded(const ExpertFormat& format, std::span<const std::byte>
       outside += std::count_if(row, row + format.hidden(),
                                [base](BFloat16 bits) { return IsOutside(bits, base); });
     }
-    in_tile += std::max<int64_t>(outside - kBf12HeaderEscapes, 0);
-    needed = std::max(needed, in_tile);
+    const int64_t in_list = std::max<int64_t>(outside - kBf12HeaderEscapes, 0);
+    in_tile += in_list;
+    listed.total += in_list;
+    listed.most_in_tile = std::max(listed.most_in_tile, in_tile);
   }
-  return static_cast<int>(needed);
+  return listed;
 }
 
-int Bf12TileEscapeCapacity(int needed) {
-  const int lines =
-      std::min(needed / (kEntriesPerLine / 2), kMaxLines) + 1;  // one entry is the count
-  return std::min(lines, kMaxLines) * kEntriesPerLine - 1;
+Bf12ListedEscapes CountBf12Escapes(const ExpertFormat& format, std::span<const std::byte> blob) {
+  Bf12ListedEscapes listed;
+  for (int64_t tile = 0; tile < Bf12Tiles(format); ++tile) {
+    const int64_t in_tile = ListOf(format, blob, tile)[0].neuron;
+    listed.total += in_tile;
+    listed.most_in_tile = std::max(listed.most_in_tile, in_tile);
+  }
+  return listed;
 }
 
-int Bf12ExactTileEscapeCapacity(int needed) {
-  const int lines = needed / kEntriesPerLine + 1;
-  return lines <= kMaxLines ? lines * kEntriesPerLine - 1 : -1;
+int Bf12TileEscapeCapacity(int64_t needed) {
+  const int64_t wanted = needed + std::min(needed, kMostSpareEscapes);
+  return Bf12ExactTileEscapeCapacity(std::min<int64_t>(wanted, kBf12MostTileEscapes));
+}
+
+int Bf12ExactTileEscapeCapacity(int64_t needed) {
+  if (needed > kBf12MostTileEscapes) return -1;
+  return static_cast<int>(needed / kEntriesPerLine + 1) * kEntriesPerLine - 1;
 }
 
 bool IsBf12TileEscapeCapacity(int capacity) {
-  return capacity > 0 && (capacity + 1) % kEntriesPerLine == 0 &&
-         capacity < kEntriesPerLine * kMaxLines;
+  return capacity > 0 && capacity <= kBf12MostTileEscapes && (capacity + 1) % kEntriesPerLine == 0;
 }
 
 bool EncodeBf12(const ExpertFormat& source_format, std::span<const std::byte> source,
@@ -241,14 +260,12 @@ absl::Status ValidateBf12Tile(const ExpertFormat& format, std::span<const std::b
                               int64_t tile) {
   const int64_t first = tile * kBf12TileNeurons;
   const std::byte* data = blob.data() + format.neuron_offset(first);
-  std::array<Bf12TileEscape, kEntriesPerLine * kMaxLines> list;
-  std::memcpy(list.data(), data + format.tile_list_offset(),
-              (1 + format.tile_escapes()) * sizeof(Bf12TileEscape));
+  const Bf12TileEscape* const list = ListOf(format, blob, tile);
   if (list[0].neuron > format.tile_escapes()) {
     return NeuronError(first, absl::StrCat("its tile lists ", list[0].neuron,
                                            " escapes in room for ", format.tile_escapes()));
   }
-  const Bf12TileEscape* next = list.data() + 1;
+  const Bf12TileEscape* next = list + 1;
   const Bf12TileEscape* const list_end = next + list[0].neuron;
   const int64_t end = std::min(first + kBf12TileNeurons, format.intermediate());
   for (int64_t i = first; i < end; ++i, data += format.neuron_bytes()) {

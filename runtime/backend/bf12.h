@@ -6,12 +6,14 @@
 // A blob is tiles of 32 neurons, the last one filled up with zeros:
 //   [32 neurons: header (32 bytes), gate, up, down row (bf12_blocks.h)] [list of escapes]
 // The first seven escapes of a neuron stand in its header, the others in the tile's list, whose
-// capacity is one number for a model so that all blobs have one size. Neurons 4 i of a tile start
-// at multiples of 128 bytes. Rows are H values rounded up to 128; the rest is placeholders.
+// capacity is one number for a model so that all blobs have one size: as much as its wildest tile
+// needs. Neurons 4 i of a tile start at multiples of 128 bytes. Rows are H values rounded up to
+// 128; the rest is placeholders.
 //
 // Pure functions; any thread. Nothing here trusts a blob but what says so.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -22,6 +24,8 @@
 namespace moed::backend {
 
 constexpr int kBf12HeaderEscapes = 7;
+// A header's count of escapes that says "or more".
+constexpr int kBf12ManyEscapes = 255;
 // Bases above would reach beyond the largest exponent, 255.
 constexpr int kBf12MaxBase = 240;
 
@@ -31,8 +35,9 @@ struct Bf12Escape {
 };
 
 struct Bf12Header {
-  uint8_t bases[3] = {};    // of the gate, up and down row
-  uint8_t num_escapes = 0;  // in all; beyond seven they are in the tile's list
+  uint8_t bases[3] = {};  // of the gate, up and down row
+  // In all, cut to kBf12ManyEscapes; beyond seven they are in the tile's list.
+  uint8_t num_escapes = 0;
   Bf12Escape escapes[kBf12HeaderEscapes];
 };
 static_assert(sizeof(Bf12Header) == 32);
@@ -57,26 +62,36 @@ void ForEachBf12Escape(const Bf12Header& header, const Bf12TileEscape* list, int
     function(header.escapes[i]);
   }
   if (header.num_escapes <= kBf12HeaderEscapes) return;
-  for (int i = 1; i <= list[0].neuron; ++i) {
-    if (list[i].neuron == neuron) function(list[i].escape);
-  }
+  const Bf12TileEscape* const end = list + 1 + list[0].neuron;
+  const Bf12TileEscape* entry = std::lower_bound(
+      list + 1, end, neuron, [](const Bf12TileEscape& e, int sought) { return e.neuron < sought; });
+  for (; entry != end && entry->neuron == neuron; ++entry) function(entry->escape);
 }
 
 // Positions are 16 bits: three rows must fit.
 bool Bf12Supports(int64_t hidden);
 
-// List entries that the fullest tile of an expert needs; `blob` is bf16 in `format`.
-int Bf12TileEscapesNeeded(const ExpertFormat& format, std::span<const std::byte> blob);
+// Escapes of an expert that stand in its tiles' lists.
+struct Bf12ListedEscapes {
+  int64_t most_in_tile = 0;
+  int64_t total = 0;
+};
+// What encoding a bf16 blob in `format` would list.
+Bf12ListedEscapes MeasureBf12Escapes(const ExpertFormat& format, std::span<const std::byte> blob);
+// What a bf12 blob lists. Trusts it.
+Bf12ListedEscapes CountBf12Escapes(const ExpertFormat& format, std::span<const std::byte> blob);
 
-// The capacity for a model whose sampled experts need at most `needed`: twice that, filled up to
-// whole cache lines; at most 239.
-int Bf12TileEscapeCapacity(int needed);
+// Entries are counted in 16 bits. Long before, bf12 stops to pay.
+constexpr int kBf12MostTileEscapes = 65535;
+// The capacity for a model whose sampled experts need at most `needed` in a tile: twice that, or
+// 120 more if that is less, filled up to whole cache lines.
+int Bf12TileEscapeCapacity(int64_t needed);
 // The smallest that holds `needed`, or -1 if none does.
-int Bf12ExactTileEscapeCapacity(int needed);
+int Bf12ExactTileEscapeCapacity(int64_t needed);
 bool IsBf12TileEscapeCapacity(int capacity);
 
 // Encodes the bf16 blob `source` of `source_format` into `blob` of the bf12 `format` with the same
-// H and I. False if a tile's list is too small: then `blob` is garbage and the expert stays bf16.
+// H and I. False if a tile's list is too small: then `blob` is garbage.
 [[nodiscard]] bool EncodeBf12(const ExpertFormat& source_format, std::span<const std::byte> source,
                               const ExpertFormat& format, std::span<std::byte> blob);
 

@@ -49,13 +49,6 @@ class Progress {
   int64_t done_ = 0;
 };
 
-// What all experts together ask of the encoding.
-struct Measure {
-  int most_escapes = 0;
-  int64_t overfull = 0;  // experts that no capacity holds
-  cache::ExpertKey first_overfull;
-};
-
 class Converter {
  public:
   Converter(const Checkpoint& source, const ConvertOptions& options)
@@ -70,16 +63,16 @@ class Converter {
     if (absl::Status status = CheckSource(); !status.ok()) return status;
     absl::StatusOr<StagingDirectory> staging = StagingDirectory::Create(options_.destination);
     if (!staging.ok()) return staging.status();
-    const absl::StatusOr<Measure> measure = MeasureExperts();
-    if (!measure.ok()) return measure.status();
-    const absl::StatusOr<ExpertFormat> format = ChooseFormat(*measure);
+    const absl::StatusOr<Bf12Survey> survey = MeasureExperts();
+    if (!survey.ok()) return survey.status();
+    const absl::StatusOr<ExpertFormat> format = ChooseFormat(*survey);
     if (!format.ok()) return format.status();
     ConvertResult result = {
         .format = *format,
         .num_experts = static_cast<int64_t>(keys_.size()),
         .bf16_bytes = total_bytes_,
         .stored_bytes = static_cast<int64_t>(keys_.size() * format->blob_bytes()),
-        .most_escapes = measure->most_escapes};
+        .survey = *survey};
     absl::StatusOr<EncodedWriter> writer = EncodedWriter::Create(source_, *format, *staging);
     if (!writer.ok()) return writer.status();
     result.dense_bytes = writer->dense_bytes();
@@ -110,56 +103,20 @@ class Converter {
     return absl::OkStatus();
   }
 
-  // Calls `visit` with every expert in bf16, from threads.
-  absl::Status VisitExperts(
-      const char* what,
-      absl::FunctionRef<absl::Status(cache::ExpertKey, std::span<const std::byte>)> visit) {
-    Progress progress(options_, what, total_bytes_);
-    return ForEachExpert(keys_, threads_, [&](cache::ExpertKey key) {
-      const auto blob = ExpertScratch(ScratchPurpose::kSource, plain_.blob_bytes());
-      if (!blob.ok()) return blob.status();
-      absl::Status status = source_.experts().Read(key, {}, *blob);
-      if (status.ok()) status = visit(key, *blob);
-      if (status.ok()) status = progress.Add(static_cast<int64_t>(plain_.blob_bytes()));
-      return status;
-    });
+  absl::StatusOr<Bf12Survey> MeasureExperts() const {
+    Progress progress(options_, kMeasuring, total_bytes_);
+    return SurveyExperts(source_.experts(), keys_, threads_,
+                         [&] { return progress.Add(static_cast<int64_t>(plain_.blob_bytes())); });
   }
 
-  absl::StatusOr<Measure> MeasureExperts() {
-    std::mutex mutex;
-    Measure measure;  // guarded by mutex
-    const auto visit = [&](cache::ExpertKey key, std::span<const std::byte> blob) {
-      const int needed = backend::Bf12TileEscapesNeeded(plain_, blob);
-      const std::lock_guard lock(mutex);
-      if (backend::Bf12ExactTileEscapeCapacity(needed) >= 0) {
-        measure.most_escapes = std::max(measure.most_escapes, needed);
-      } else if (measure.overfull++ == 0) {
-        measure.first_overfull = key;
-      }
-      return absl::OkStatus();
-    };
-    absl::Status status = VisitExperts(kMeasuring, visit);
-    if (!status.ok()) return status;
-    return measure;
-  }
-
-  absl::StatusOr<ExpertFormat> ChooseFormat(const Measure& measure) const {
-    if (measure.overfull > 0) {
-      return absl::FailedPreconditionError(absl::StrFormat(
-          "%s: %d of %d experts (expert %d of layer %d among them) have too many values that no "
-          "window of 16 exponents covers; the model stays bf16",
-          source_.directory(), measure.overfull, keys_.size(), measure.first_overfull.expert,
-          measure.first_overfull.layer));
-    }
-    const ExpertFormat format(ExpertFormatKind::kBF12, plain_.hidden(), plain_.intermediate(),
-                              backend::Bf12ExactTileEscapeCapacity(measure.most_escapes));
-    if (format.stored_ratio() > options_.max_stored_ratio) {
-      return absl::FailedPreconditionError(absl::StrFormat(
-          "%s: in bf12 its experts take %.1f %% of their bf16 bytes, which does not pay (their "
-          "hidden size, %d, is filled up to a multiple of 128); the model stays bf16",
-          source_.directory(), 100 * format.stored_ratio(), plain_.hidden()));
-    }
-    return format;
+  absl::StatusOr<ExpertFormat> ChooseFormat(const Bf12Survey& survey) const {
+    const absl::StatusOr<ExpertFormat> format = Bf12WithExactRoom(plain_, survey);
+    const std::string why = format.ok()
+                                ? WhyBf12DoesNotPay(*format, survey, options_.max_stored_ratio)
+                                : std::string(format.status().message());
+    if (why.empty()) return format;
+    return absl::FailedPreconditionError(
+        absl::StrCat(source_.directory(), ": its experts stay bf16: ", why));
   }
 
   // A full disk is found before hours of work, where the file system tells.
@@ -173,16 +130,22 @@ class Converter {
         static_cast<double>(needed) / 1e6, static_cast<double>(space.available) / 1e6));
   }
 
-  absl::Status EncodeExperts(const ExpertFormat& format, EncodedWriter& writer) {
-    return VisitExperts(kEncoding, [&](cache::ExpertKey key, std::span<const std::byte> blob) {
+  absl::Status EncodeExperts(const ExpertFormat& format, EncodedWriter& writer) const {
+    Progress progress(options_, kEncoding, total_bytes_);
+    return ForEachExpert(keys_, threads_, [&](cache::ExpertKey key) {
+      const auto blob = ExpertScratch(ScratchPurpose::kSource, plain_.blob_bytes());
       const auto encoded = ExpertScratch(ScratchPurpose::kTarget, format.blob_bytes());
+      if (!blob.ok()) return blob.status();
       if (!encoded.ok()) return encoded.status();
-      if (!backend::EncodeBf12(plain_, blob, format, *encoded)) {
+      absl::Status status = source_.experts().Read(key, {}, *blob);
+      if (!status.ok()) return status;
+      if (!backend::EncodeBf12(plain_, *blob, format, *encoded)) {
         return absl::DataLossError(absl::StrCat(source_.directory(), ": expert ", key.expert,
                                                 " of layer ", key.layer,
                                                 " changed while it was converted"));
       }
-      return writer.WriteExpert(key, *encoded);
+      status = writer.WriteExpert(key, *encoded);
+      return status.ok() ? progress.Add(static_cast<int64_t>(plain_.blob_bytes())) : status;
     });
   }
 

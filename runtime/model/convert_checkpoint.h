@@ -9,12 +9,10 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/backend/expert_format.h"
+#include "runtime/model/bf12_survey.h"
 #include "runtime/model/checkpoint.h"
 
 namespace moed::model {
-
-// More than this share of the bf16 bytes is not worth another format.
-inline constexpr double kMostStoredRatio = 0.85;
 
 struct ConvertOptions {
   std::string destination = {};  // a folder that does not exist yet
@@ -33,13 +31,14 @@ struct ConvertResult {
   int64_t dense_bytes = 0;  // as stored, source and destination alike
   int64_t bf16_bytes = 0;   // of all experts
   int64_t stored_bytes = 0;
-  int most_escapes = 0;  // that a tile's list holds anywhere
+  Bf12Survey survey;  // of all experts
 };
 
 // Reads every expert twice: first to find the room that lists of escapes need, so that each fits
 // exactly, then to encode it.
 // ALREADY_EXISTS: something is at the destination, or the source is converted already;
-// FAILED_PRECONDITION: bf12 does not pay for this model, or cannot hold one of its experts;
+// FAILED_PRECONDITION: bf12 does not pay for this model (bf12_survey.h), or cannot hold one of its
+// experts;
 // RESOURCE_EXHAUSTED: the disk is full; CANCELLED; the source's errors. Whatever the error, nothing
 // is left at the destination or beside it.
 absl::StatusOr<ConvertResult> ConvertCheckpoint(const Checkpoint& source,

@@ -5,9 +5,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "runtime/backend/bf12.h"
-#include "runtime/model/convert_checkpoint.h"
+#include "runtime/model/bf12_survey.h"
+#include "runtime/model/for_each_expert.h"
 #include "runtime/model/model_size.h"
-#include "runtime/model/recoded_experts.h"
 
 namespace moed::model {
 namespace {
@@ -16,6 +16,7 @@ using backend::ExpertFormat;
 using backend::ExpertFormatKind;
 
 constexpr char kNoKernels[] = "this device has no kernels for bf12";
+
 ServedExperts Recoded(std::unique_ptr<const ExpertSource> recoded, std::string note) {
   ServedExperts served;
   served.source = recoded.get();
@@ -25,20 +26,11 @@ ServedExperts Recoded(std::unique_ptr<const ExpertSource> recoded, std::string n
 }
 
 ServedExperts Encoded(const Checkpoint& checkpoint, const ExpertFormat& format) {
-  ServedExperts served =
-      Recoded(std::make_unique<EncodedExperts>(checkpoint.experts(), format), "");
-  served.encoded_on_reading = true;
+  auto encoded = std::make_unique<EncodedExperts>(checkpoint.experts(), format);
+  const EncodedExperts* const encoding = encoded.get();
+  ServedExperts served = Recoded(std::move(encoded), "");
+  served.encoding = encoding;
   return served;
-}
-
-// Why bf12 cannot or should not hold experts of this shape, or an empty text. `format` is bf12.
-std::string WhyNot(const ExpertFormat& format) {
-  if (!backend::Bf12Supports(format.hidden())) {
-    return absl::StrCat("bf12 cannot hold experts of hidden size ", format.hidden());
-  }
-  if (format.stored_ratio() <= kMostStoredRatio) return "";
-  return absl::StrFormat("in bf12 they would take %.1f %% of their bytes",
-                         100 * format.stored_ratio());
 }
 
 // With the least room for escapes.
@@ -47,14 +39,22 @@ ExpertFormat SmallestBf12(const ExpertFormat& plain) {
                       backend::Bf12TileEscapeCapacity(0));
 }
 
+// Why bf12 cannot or should not hold experts of this shape however tame, or an empty text.
+std::string WhyNot(const ExpertFormat& plain) {
+  if (!backend::Bf12Supports(plain.hidden())) {
+    return absl::StrCat("bf12 cannot hold experts of hidden size ", plain.hidden());
+  }
+  return WhyBf12DoesNotPay(SmallestBf12(plain), {});
+}
+
 // A remedy that is worth its line in the log: convert, if that pays.
 std::string ConvertNote(const Checkpoint& checkpoint) {
-  const ExpertFormat smallest = SmallestBf12(checkpoint.experts().format());
-  if (!WhyNot(smallest).empty()) return "";
+  const ExpertFormat& plain = checkpoint.experts().format();
+  if (!WhyNot(plain).empty()) return "";
   return absl::StrFormat(
       "experts stay bf16; `moed convert %s DESTINATION` writes a checkpoint with the same weights, "
       "bit for bit, whose experts take %.0f %% of the bytes",
-      checkpoint.directory(), 100 * smallest.stored_ratio());
+      checkpoint.directory(), 100 * SmallestBf12(plain).stored_ratio());
 }
 
 absl::StatusOr<ServedExperts> ChooseFromBf12(const Checkpoint& checkpoint,
@@ -70,30 +70,48 @@ absl::StatusOr<ServedExperts> ChooseFromBf12(const Checkpoint& checkpoint,
   return Recoded(std::make_unique<DecodedExperts>(checkpoint.experts()), std::move(note));
 }
 
+absl::StatusOr<Bf12Survey> Survey(const Checkpoint& checkpoint, bool every_expert) {
+  const size_t blob_bytes = checkpoint.experts().format().blob_bytes();
+  return SurveyExperts(checkpoint.experts(),
+                       every_expert ? AllExperts(checkpoint.config())
+                                    : SampleOfExperts(checkpoint.config(), blob_bytes),
+                       ExpertThreads(0, blob_bytes));
+}
+
+absl::StatusOr<ExpertFormat> FormatFor(const ExpertFormat& plain, const Bf12Survey& survey,
+                                       bool every_expert) {
+  if (every_expert) return Bf12WithExactRoom(plain, survey);
+  return Bf12WithRoomToSpare(plain, survey);
+}
+
 absl::StatusOr<ServedExperts> EncodeAsTold(const Checkpoint& checkpoint,
                                            const ExpertFormatRequest& request) {
   if (!request.kernels_take_bf12) {
     return absl::UnimplementedError(absl::StrCat(kNoKernels, "; use --expert-format auto"));
   }
-  if (!backend::Bf12Supports(checkpoint.config().hidden)) {
-    return absl::UnimplementedError(WhyNot(SmallestBf12(checkpoint.experts().format())));
-  }
-  const auto format = SampleBf12Format(checkpoint.config(), checkpoint.experts());
-  if (!format.ok()) return format.status();
-  return Encoded(checkpoint, *format);
+  const ExpertFormat& plain = checkpoint.experts().format();
+  if (!backend::Bf12Supports(plain.hidden())) return absl::UnimplementedError(WhyNot(plain));
+  const auto survey = Survey(checkpoint, request.measure_every_expert);
+  if (!survey.ok()) return survey.status();
+  const auto format = FormatFor(plain, *survey, request.measure_every_expert);
+  if (format.ok()) return Encoded(checkpoint, *format);
+  return absl::UnimplementedError(
+      absl::StrCat(format.status().message(), "; use --expert-format bf16"));
 }
 
 absl::StatusOr<ServedExperts> EncodeIfItPays(const Checkpoint& checkpoint,
                                              const ExpertFormatRequest& request) {
-  const auto stays = [&](const std::string& why) {
+  const auto stays = [&](absl::string_view why) {
     return StoredExperts(checkpoint, absl::StrCat("experts stay bf16: ", why));
   };
   if (!request.kernels_take_bf12) return stays(kNoKernels);
-  const std::string why = WhyNot(SmallestBf12(checkpoint.experts().format()));
-  if (!why.empty()) return stays(why);
-  const auto format = SampleBf12Format(checkpoint.config(), checkpoint.experts());
-  if (!format.ok()) return format.status();
-  if (const std::string sampled = WhyNot(*format); !sampled.empty()) return stays(sampled);
+  const ExpertFormat& plain = checkpoint.experts().format();
+  if (const std::string why = WhyNot(plain); !why.empty()) return stays(why);
+  const auto survey = Survey(checkpoint, request.measure_every_expert);
+  if (!survey.ok()) return survey.status();
+  const auto format = FormatFor(plain, *survey, request.measure_every_expert);
+  if (!format.ok()) return stays(format.status().message());
+  if (const std::string why = WhyBf12DoesNotPay(*format, *survey); !why.empty()) return stays(why);
   const auto bytes = ComputeModelSize(checkpoint.config()).num_experts *
                      static_cast<int64_t>(format->blob_bytes());
   // Too many for host memory: they are paged.

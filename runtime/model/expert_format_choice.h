@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/model/checkpoint.h"
 #include "runtime/model/expert_source.h"
+#include "runtime/model/recoded_experts.h"
 
 namespace moed::model {
 
@@ -20,22 +21,27 @@ struct ExpertFormatRequest {
   // What host memory may hold, for a device that keeps every expert there; 0: experts are paged
   // from files.
   int64_t host_store_bytes = 0;
+  // Room for escapes is then exact. Otherwise a sample must do, and an expert that is wilder than
+  // any in it cannot be read: OUT_OF_RANGE.
+  bool measure_every_expert = false;
 };
 
 // Experts in the format in which they are served.
 struct ServedExperts {
   const ExpertSource* source = nullptr;
   std::unique_ptr<const ExpertSource> recoded;  // `source`, unless that is the checkpoint's own
-  // Reading encodes, which takes too long for a request: every expert must be read at start.
-  bool encoded_on_reading = false;
+  // `source`, if reading encodes, which takes too long for a request: every expert must be read at
+  // start.
+  const EncodedExperts* encoding = nullptr;
   std::string note;  // why this format and no smaller one, for the log; may be empty
 };
 
 // Automatic: bf12 if the files hold it, or if all experts go to host memory, are encoded on their
-// way there and take at most kMostStoredRatio of their bf16 bytes. Files of bf16 experts that are
-// paged stay bf16. What the kernels cannot take is decoded.
+// way there and bf12 pays (bf12_survey.h). Files of bf16 experts that are paged stay bf16. What the
+// kernels cannot take is decoded.
 // `checkpoint` must outlive the result. UNIMPLEMENTED: bf12 is wanted, but the device has no
-// kernels for it or bf12 no room for this hidden size; the errors of reading experts for a sample.
+// kernels for it, or bf12 no room for this hidden size or one of the experts; the errors of reading
+// experts to measure them.
 absl::StatusOr<ServedExperts> ChooseExperts(const Checkpoint& checkpoint,
                                             const ExpertFormatRequest& request);
 

@@ -29,7 +29,7 @@ int64_t LogitsTileRows(const ModelConfig& config, int max_num_seqs) {
 int IoThreads(const ModelRunnerOptions& options, const ServedExperts& served) {
   if (options.io_threads > 0) return options.io_threads;
   const int threads = std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 2, 8);
-  if (!served.encoded_on_reading) return threads;
+  if (served.encoding == nullptr) return threads;
   return std::max(threads, ExpertThreads(0, 2 * served.source->format().blob_bytes()));
 }
 
@@ -138,19 +138,26 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
 absl::Status ModelRunner::ChooseAndStart() {
   const bool pages =
       !backend_->Memory().has_value() || options_.cold_path == ColdPathPreference::kPage;
-  absl::StatusOr<ServedExperts> served = ChooseExperts(
-      *checkpoint_,
-      {.preference = options_.expert_format,
-       .kernels_take_bf12 = backend_->SupportsExpertFormat(backend::ExpertFormatKind::kBF12),
-       .host_store_bytes = pages ? 0 : options_.memory_limit_bytes});
+  ExpertFormatRequest request = {
+      .preference = options_.expert_format,
+      .kernels_take_bf12 = backend_->SupportsExpertFormat(backend::ExpertFormatKind::kBF12),
+      .host_store_bytes = pages ? 0 : options_.memory_limit_bytes};
+  absl::StatusOr<ServedExperts> served = ChooseExperts(*checkpoint_, request);
   if (!served.ok()) return served.status();
-  absl::Status status = Start(*std::move(served));
+  const absl::Status status = Start(*std::move(served));
+  if (!absl::IsOutOfRange(status)) return status;
   // An expert unlike the sample.
-  if (absl::IsOutOfRange(status) && options_.expert_format == ExpertFormatPreference::kAuto) {
-    status =
-        Start(StoredExperts(*checkpoint_, absl::StrCat("experts stay bf16: ", status.message())));
-  }
-  return status;
+  request.measure_every_expert = true;
+  served = ChooseExperts(*checkpoint_, request);
+  if (!served.ok()) return served.status();
+  served->note = absl::StrCat(status.message(), "; every expert was measured",
+                              served->note.empty() ? "" : ": ", served->note);
+  return Start(*std::move(served));
+}
+
+std::optional<int64_t> ModelRunner::listed_escapes() const {
+  if (served_.encoding == nullptr) return std::nullopt;
+  return served_.encoding->listed_escapes();
 }
 
 ModelRunner::ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint> checkpoint,
@@ -161,6 +168,10 @@ ModelRunner::ModelRunner(ModelRunnerOptions options, std::unique_ptr<Checkpoint>
       size_(ComputeModelSize(checkpoint_->config())) {}
 
 absl::Status ModelRunner::Start(ServedExperts served) {
+  // Of an attempt that failed: two of them may not fit into memory.
+  sampler_.reset();
+  transformer_.reset();
+  experts_.reset();
   served_ = std::move(served);
   const auto expert_bytes = static_cast<int64_t>(expert_format().blob_bytes());
   const auto cold_path = ColdPathFor(options_, size_, expert_bytes, *backend_);
@@ -204,6 +215,7 @@ absl::Status ModelRunner::Load() {
                                      static_cast<int64_t>(expert_format().blob_bytes()));
   }
   PublishSnapshot();
+  options_.hot_set.reset();
   return absl::OkStatus();
 }
 
@@ -242,11 +254,10 @@ absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
                                      *served_.source, *backend_);
   if (!experts.ok()) return experts.status();
   experts_ = *std::move(experts);
-  std::vector<cache::ExpertKey> hot;
+  std::span<const cache::ExpertKey> hot;
   if (options_.hot_set.has_value()) {
     experts_->cache().RestoreHeat(*options_.hot_set);
-    hot = std::move(options_.hot_set->residents);
-    options_.hot_set.reset();
+    hot = options_.hot_set->residents;
   }
   if (!options_.warm_experts) return absl::OkStatus();
   const auto expert_bytes = static_cast<int64_t>(expert_format().blob_bytes());
@@ -255,12 +266,12 @@ absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
     if (progress) progress(before + done, before + total);
   };
   // What is not encoded now would be on a request.
-  const bool must_end = served_.encoded_on_reading && !device_driven();
+  const bool must_end = served_.encoding != nullptr && !device_driven();
   return experts_->Warm(report, hot, must_end ? absl::InfiniteFuture() : options_.warm_deadline);
 }
 
 absl::Status ModelRunner::CheckSlots(int slots) const {
-  if (!served_.encoded_on_reading || device_driven() || slots == size_.num_experts) {
+  if (served_.encoding == nullptr || device_driven() || slots == size_.num_experts) {
     return absl::OkStatus();
   }
   return absl::FailedPreconditionError(absl::StrCat(

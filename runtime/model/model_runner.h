@@ -126,6 +126,8 @@ class ModelRunner : public StepRunner {
   const backend::ExpertFormat& expert_format() const { return served_.source->format(); }
   // Why experts have this format and no smaller one; may be empty.
   const std::string& expert_format_note() const { return served_.note; }
+  // Weights that bf12 lists one by one, if experts were encoded while loading.
+  std::optional<int64_t> listed_escapes() const;
 
   // As of the last step that ended; never null. Safe from any thread.
   std::shared_ptr<const ExpertSnapshot> Snapshot() const;

@@ -3,7 +3,9 @@
 // the first share is all of an expert.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "absl/status/status.h"
@@ -27,9 +29,13 @@ class EncodedExperts : public ExpertSource {
   absl::Status Read(cache::ExpertKey key, ReadShare share,
                     std::span<std::byte> blob) const override;
 
+  // Of all experts that were read.
+  int64_t listed_escapes() const { return listed_escapes_; }
+
  private:
   const ExpertSource& source_;
   backend::ExpertFormat format_;
+  mutable std::atomic<int64_t> listed_escapes_ = 0;
 };
 
 // bf16 from bf12.
@@ -51,7 +57,7 @@ class DecodedExperts : public ExpertSource {
 };
 
 // The bf12 format for a model whose experts `source` has in bf16: room for escapes is chosen by the
-// fullest of a sample from every layer, doubled. The source's errors.
+// fullest of a sample, with some to spare. The source's errors.
 absl::StatusOr<backend::ExpertFormat> SampleBf12Format(const ModelConfig& config,
                                                        const ExpertSource& source);
 

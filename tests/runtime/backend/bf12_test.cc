@@ -64,9 +64,12 @@ void ExpectDecodesTo(const Bf16Expert& expert, const ExpertFormat& format,
 }
 
 void ExpectRoundTrip(const Bf16Expert& expert) {
-  const int needed = Bf12TileEscapesNeeded(expert.format, expert.blob());
-  const ExpertFormat format = Bf12Format(expert.format, Bf12TileEscapeCapacity(needed));
+  const Bf12ListedEscapes listed = MeasureBf12Escapes(expert.format, expert.blob());
+  const ExpertFormat format =
+      Bf12Format(expert.format, Bf12ExactTileEscapeCapacity(listed.most_in_tile));
   const std::vector<std::byte> blob = EncodeOrDie(expert, format);
+  EXPECT_EQ(CountBf12Escapes(format, blob).most_in_tile, listed.most_in_tile);
+  EXPECT_EQ(CountBf12Escapes(format, blob).total, listed.total);
   EXPECT_TRUE(ValidateBf12(format, blob).ok());
   ExpectDecodesTo(expert, format, blob);
 }
@@ -82,7 +85,7 @@ TEST_P(Bf12Test, EveryPatternSurvivesInARowOfItsOwnExponents) {
     return static_cast<BFloat16>(exponent << 7 | (i & 0x80) << 8 | (i & 0x7f));
   };
   const Bf16Expert expert(4096, 6, [&](int64_t i) { return pattern(i % 65536); });
-  EXPECT_EQ(Bf12TileEscapesNeeded(expert.format, expert.blob()), 0);
+  EXPECT_EQ(MeasureBf12Escapes(expert.format, expert.blob()).total, 0);
   ExpectRoundTrip(expert);
 }
 
@@ -125,6 +128,10 @@ std::vector<Distribution> Distributions() {
        [](std::mt19937& r) {
          const float scale = r() % 700 == 0 ? 1e6f : 0.02f;
          return std::normal_distribution<float>(0, scale)(r);
+       }},
+      {"wild",  // every eighth, which is more than a header counts
+       [](std::mt19937& r) {
+         return std::exp2(r() % 8 == 0 ? static_cast<float>(r() % 200) - 100.0f : 1.0f);
        }},
   };
 }
@@ -173,12 +180,21 @@ TEST(Bf12FormatTest, FillsTheLastTileUp) {
   EXPECT_EQ(format.blob_bytes(), 39168);  // 2 * (32 * 608 + 128), a multiple of 256
 }
 
-TEST(Bf12FormatTest, CapacityIsTwiceTheSampleInWholeCacheLines) {
+TEST(Bf12FormatTest, CapacityIsTwiceTheSampleOrALittleMoreInWholeCacheLines) {
   EXPECT_EQ(Bf12TileEscapeCapacity(0), 15);
   EXPECT_EQ(Bf12TileEscapeCapacity(7), 15);
   EXPECT_EQ(Bf12TileEscapeCapacity(8), 31);
   EXPECT_EQ(Bf12TileEscapeCapacity(20), 47);
-  EXPECT_EQ(Bf12TileEscapeCapacity(100000), 239);
+  EXPECT_EQ(Bf12TileEscapeCapacity(1000), 1135);
+  EXPECT_EQ(Bf12TileEscapeCapacity(100000), 65535);
+}
+
+TEST(Bf12FormatTest, ExactCapacityIsTheLeastInWholeCacheLines) {
+  EXPECT_EQ(Bf12ExactTileEscapeCapacity(0), 15);
+  EXPECT_EQ(Bf12ExactTileEscapeCapacity(15), 15);
+  EXPECT_EQ(Bf12ExactTileEscapeCapacity(16), 31);
+  EXPECT_EQ(Bf12ExactTileEscapeCapacity(65535), 65535);
+  EXPECT_EQ(Bf12ExactTileEscapeCapacity(65536), -1);
 }
 
 TEST(Bf12FormatTest, SupportsRowsWhosePositionsFit16Bits) {
@@ -195,12 +211,35 @@ Bf16Expert ExpertWithEscapes(int64_t intermediate) {
 
 TEST(Bf12FormatTest, RefusesAnExpertBeyondItsCapacity) {
   const Bf16Expert expert = ExpertWithEscapes(32);
-  EXPECT_EQ(Bf12TileEscapesNeeded(expert.format, expert.blob()), 64);
+  EXPECT_EQ(MeasureBf12Escapes(expert.format, expert.blob()).most_in_tile, 64);
   for (const int capacity : {63, 64}) {
     const ExpertFormat format = Bf12Format(expert.format, capacity);
     std::vector<std::byte> blob(format.blob_bytes());
     EXPECT_EQ(EncodeBf12(expert.format, expert.blob(), format, blob), capacity == 64);
   }
+}
+
+// One neuron with more escapes than its header counts, among others with a few.
+Bf16Expert ExpertWithAWildNeuron() {
+  return Bf16Expert(256, 32, [](int64_t i) {
+    const bool wild = i / (3 * 256) == 5;
+    return i % 256 < (wild ? 110 : 5) ? BFloat16{0x7f80} : BFloat16{0x3f80};
+  });
+}
+
+TEST(Bf12FormatTest, ANeuronMayHaveMoreEscapesThanItsHeaderCounts) {
+  const Bf16Expert expert = ExpertWithAWildNeuron();
+  const Bf12ListedEscapes listed = MeasureBf12Escapes(expert.format, expert.blob());
+  EXPECT_EQ(listed.total, 323 + 31 * 8);
+  EXPECT_EQ(listed.most_in_tile, listed.total);
+  const ExpertFormat format = Bf12Format(expert.format, 575);
+  std::vector<std::byte> blob = EncodeOrDie(expert, format);
+  auto& header = *reinterpret_cast<Bf12Header*>(blob.data() + format.neuron_offset(5));
+  EXPECT_EQ(header.num_escapes, kBf12ManyEscapes);
+  EXPECT_TRUE(ValidateBf12(format, blob).ok());
+  ExpectDecodesTo(expert, format, blob);
+  header.num_escapes = 254;
+  EXPECT_THAT(ValidateBf12(format, blob).message(), HasSubstr("254 escapes, but 330 listed"));
 }
 
 // A good blob to be damaged.
@@ -269,26 +308,34 @@ TEST_F(Bf12ValidationTest, NamesListedEscapesOfNoNeuron) {
 }
 
 // A blob that passes must not lead a kernel out of bounds (the sanitizers watch).
-TEST_F(Bf12ValidationTest, RandomDamageIsRefusedOrHarmless) {
+void ExpectRandomDamageIsRefusedOrHarmless(const Bf16Expert& expert, int capacity) {
+  const ExpertFormat format = Bf12Format(expert.format, capacity);
+  const std::vector<std::byte> good = EncodeOrDie(expert, format);
+  const int64_t hidden = format.hidden();
+  const int64_t neurons = format.intermediate();
   std::mt19937 random(3);
-  const std::vector<std::byte> good = blob_;
-  std::vector<BFloat16> row(128);
+  std::vector<BFloat16> row(hidden);
   int accepted = 0;
   for (int round = 0; round < 3000; ++round) {
-    blob_ = good;
+    std::vector<std::byte> blob = good;
     // Most often where it hurts: headers and lists.
-    const size_t begin = round % 3 == 0   ? random() % blob_.size()
-                         : round % 3 == 1 ? format_.neuron_offset(random() % 40) + random() % 32
-                                          : format_.tile_list_offset() + random() % 640;
-    blob_[begin] = static_cast<std::byte>(random());
-    if (!ValidateBf12(format_, blob_).ok()) continue;
+    const size_t begin = round % 3 == 0   ? random() % blob.size()
+                         : round % 3 == 1 ? format.neuron_offset(random() % neurons) + random() % 32
+                                          : format.tile_list_offset() + random() % 640;
+    blob[begin] = static_cast<std::byte>(random());
+    if (!ValidateBf12(format, blob).ok()) continue;
     ++accepted;
-    for (int64_t i = 0; i < 40; ++i) {
-      DecodeBf12(format_, blob_.data(), ExpertPart::kDown, i, 1, 0, 128, row.data(), 128);
+    for (int64_t i = 0; i < neurons; ++i) {
+      DecodeBf12(format, blob.data(), ExpertPart::kDown, i, 1, 0, hidden, row.data(), hidden);
     }
   }
   EXPECT_GT(accepted, 300);
   EXPECT_LT(accepted, 2700);
+}
+
+TEST(Bf12FormatTest, RandomDamageIsRefusedOrHarmless) {
+  ExpectRandomDamageIsRefusedOrHarmless(ExpertWithEscapes(40), 79);
+  ExpectRandomDamageIsRefusedOrHarmless(ExpertWithAWildNeuron(), 575);
 }
 
 }  // namespace

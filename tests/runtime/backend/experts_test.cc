@@ -231,6 +231,25 @@ TEST_P(ExpertsTest, Bf12MatchesTheFormulaInDouble) {
   }
 }
 
+TEST_P(ExpertsTest, Bf12TakesANeuronWithMoreEscapesThanItsHeaderCounts) {
+  Expert expert(544, 40, 12);
+  for (int64_t h = 0; h < 250; ++h) {
+    expert.gate[37 * 544 + 2 * h] = ToBFloat16(1e-30f);
+    expert.up[37 * 544 + 2 * h + 1] = ToBFloat16(1e-30f);
+  }
+  expert.EncodeBlob();
+  const Bf12Expert bf12(expert);
+  ASSERT_GE(CountBf12Escapes(bf12.format, {bf12.blob.get(), bf12.format.blob_bytes()}).total, 450);
+  for (const int64_t rows : {1, 3, 40}) {
+    ExpertsRunner runner(2, kernels(), 544, rows);
+    const std::vector<int32_t> all = FirstRows(rows);
+    const std::vector<float> out = runner.Run(bf12.format, {{bf12.blob.get(), all}}, 1);
+    for (int64_t t = 0; t < rows; ++t) {
+      ASSERT_LT(RelativeError(expert.Reference(runner.XRow(t)), &out[t * 544]), 4e-3);
+    }
+  }
+}
+
 // Many rows are multiplied by decoded weights: the true bits.
 TEST_P(ExpertsTest, Bf12GivesTheBitsOfBf16ForManyRows) {
   Expert expert(320, 200, 11);

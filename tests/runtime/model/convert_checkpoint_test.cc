@@ -140,7 +140,7 @@ TEST_F(ConvertCheckpointTest, AModelThatBf12MakesNoSmallerStaysAsItIs) {
   source_ = OpenGood(GoldenDirectory("qwen3_moe"));
   const absl::Status status = Convert().status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("stays bf16"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("stay bf16"));
   ExpectNothingLeft();
 }
 
@@ -160,7 +160,7 @@ TEST_F(ConvertCheckpointTest, ExpertsWithoutAWindowKeepTheModelBf16) {
   expected_names_ = {"wild"};
   const absl::Status status = Convert().status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
-  EXPECT_THAT(std::string(status.message()), HasSubstr("experts (expert "));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("experts stay bf16"));
   ExpectNothingLeft();
 }
 
