@@ -94,6 +94,7 @@ bool EncodeExpert(int e, std::byte* bf12_blobs) {
 std::byte* Bf12Blobs() {
   static std::byte* const blobs = [] {
     static Scratch<std::byte> memory;
+    Bf16Blobs();  // in the pool they would wait for it
     std::byte* const all = memory.Reserve(kNumExperts * Bf12Format().blob_bytes());
     Pool().ParallelFor(kNumExperts, 1, [&](int64_t begin, int64_t, int) {
       if (!EncodeExpert(static_cast<int>(begin), all)) std::abort();
