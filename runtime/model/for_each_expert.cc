@@ -11,11 +11,6 @@
 #include "runtime/backend/host_memory.h"
 
 namespace moed::model {
-namespace {
-
-constexpr size_t kMostScratchBytes = size_t{4} << 30;
-
-}  // namespace
 
 std::vector<cache::ExpertKey> AllExperts(const ModelConfig& config) {
   std::vector<cache::ExpertKey> keys;
@@ -28,9 +23,9 @@ std::vector<cache::ExpertKey> AllExperts(const ModelConfig& config) {
   return keys;
 }
 
-int ExpertThreads(int wanted, size_t bytes_each) {
+int ExpertThreads(int wanted, size_t bytes_each, size_t most_bytes) {
   const int threads = wanted > 0 ? wanted : backend::AvailableCpus();
-  const auto fit = static_cast<int>(std::max<size_t>(kMostScratchBytes / bytes_each, 1));
+  const auto fit = static_cast<int>(std::max<size_t>(most_bytes / bytes_each, 1));
   return std::min(threads, fit);
 }
 

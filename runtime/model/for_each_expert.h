@@ -20,8 +20,8 @@ namespace moed::model {
 std::vector<cache::ExpertKey> AllExperts(const ModelConfig& config);
 
 // As many threads as there are CPUs, or `wanted` if that is not 0, but no more than can each hold
-// `bytes_each` within 4 GiB.
-int ExpertThreads(int wanted, size_t bytes_each);
+// `bytes_each` within `most_bytes`.
+int ExpertThreads(int wanted, size_t bytes_each, size_t most_bytes = size_t{4} << 30);
 
 // Calls `visit` once for each key, from `threads` threads, and returns the first error after which
 // nothing new is begun.

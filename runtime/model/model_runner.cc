@@ -25,12 +25,19 @@ int64_t LogitsTileRows(const ModelConfig& config, int max_num_seqs) {
   return std::clamp<int64_t>(kLogitsTileBytes / row_bytes, 1, std::max(max_num_seqs, 16));
 }
 
-// Encoding is work for every core, reading for a few.
-int IoThreads(const ModelRunnerOptions& options, const ServedExperts& served) {
+// Of what loading takes beyond the experts themselves: room for one in bf16 a thread that encodes.
+constexpr size_t kMostEncodingBytes = size_t{7} << 28;
+
+// Encoding is work for every core, and for another thread on it while one waits for storage;
+// reading is for a few, but for storage not too few when nothing else is done meanwhile.
+int IoThreads(const ModelRunnerOptions& options, const ServedExperts& served, bool fills_store) {
   if (options.io_threads > 0) return options.io_threads;
-  const int threads = std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 2, 8);
-  if (served.encoding == nullptr) return threads;
-  return std::max(threads, ExpertThreads(0, 2 * served.source->format().blob_bytes()));
+  if (served.encoding != nullptr) {
+    return ExpertThreads(2 * backend::AvailableCpus(), served.encoding->stored_bytes(),
+                         kMostEncodingBytes);
+  }
+  const auto cpus = static_cast<int>(std::thread::hardware_concurrency());
+  return std::clamp(cpus, fills_store ? 4 : 2, 8);
 }
 
 // With a path, a GPU finds its experts itself; without, slots are filled from files before use.
@@ -245,7 +252,7 @@ absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
                                      {.num_slots = *slots,
                                       .max_slots = plan_.num_expert_slots,
                                       .policy = options_.expert_policy,
-                                      .io_threads = IoThreads(options_, served_),
+                                      .io_threads = IoThreads(options_, served_, device_driven()),
                                       .device_tokens = device_driven() ? DeviceTokens(options_) : 0,
                                       .slots_on_device = backend_->Memory().has_value(),
                                       .cold_path = cold_path_.value_or(backend::ColdPath::kLink),

@@ -29,6 +29,8 @@ class EncodedExperts : public ExpertSource {
   absl::Status Read(cache::ExpertKey key, ReadShare share,
                     std::span<std::byte> blob) const override;
 
+  // Of an expert as the source has it: what a thread that reads needs room for.
+  size_t stored_bytes() const { return source_.format().blob_bytes(); }
   // Of all experts that were read.
   int64_t listed_escapes() const { return listed_escapes_; }
 
