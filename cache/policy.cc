@@ -8,6 +8,7 @@
 #include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "cache/ranked_queue.h"
 
 namespace moed::cache {
 namespace {
@@ -49,97 +50,38 @@ Ranking RankingOf(PolicyKind kind) {
   return {ByHeatAndRecency, true};
 }
 
-// An expert of the view with what the policy thinks of it.
-struct Ranked {
-  double worth;
-  int64_t last_use_step;
-  ExpertKey key;
-  int32_t index;  // into the view
-};
-
-// Ties go by last use and then by key, so that a plan depends on nothing but the view.
-struct WorthLess {
-  bool operator()(const Ranked& a, const Ranked& b) const {
-    if (a.worth != b.worth) return a.worth < b.worth;
-    if (a.last_use_step != b.last_use_step) return a.last_use_step < b.last_use_step;
-    return a.key < b.key;
-  }
-};
-struct WorthMore {
-  bool operator()(const Ranked& a, const Ranked& b) const { return WorthLess()(b, a); }
-};
-
 double WorthBy(const Ranking& ranking, const ExpertView& expert) {
   return expert.keep ? std::numeric_limits<double>::infinity() : ranking.worth(expert);
 }
 
-// Experts of which mostly the first few by `Before` are asked for, out of a few: looked for one
-// after the other. Of many all may be asked for: sorted.
-template <typename Before>
-class RankedQueue {
- public:
-  void Add(double worth, const ExpertView& expert, size_t index) {
-    Ranked& ranked = experts_.emplace_back();
-    ranked.worth = worth;
-    ranked.last_use_step = expert.last_use_step;
-    ranked.key = expert.key;
-    ranked.index = static_cast<int32_t>(index);
-  }
-  void Arrange() {
-    sorted_ = experts_.size() > kFew;
-    if (sorted_) {
-      std::sort(experts_.begin(), experts_.end(),
-                [](const Ranked& a, const Ranked& b) { return Before()(b, a); });
-    }
-    FindFirst();
-  }
-  bool empty() const { return experts_.empty(); }
-  const Ranked& front() const { return experts_[first_]; }
-  void Pop() {
-    experts_[first_] = experts_.back();
-    experts_.pop_back();
-    FindFirst();
-  }
-
- private:
-  static constexpr size_t kFew = 32;
-
-  void FindFirst() {
-    first_ = experts_.size() - 1;
-    for (size_t i = 0; i + 1 < experts_.size() && !sorted_; ++i) {
-      if (Before()(experts_[i], experts_[first_])) first_ = i;
-    }
-  }
-
-  absl::InlinedVector<Ranked, kFew> experts_;
-  size_t first_ = 0;
-  bool sorted_ = false;
-};
+using LeastWorthy = RankedQueue<Order::kLeastWorthFirst>;
+using MostWorthy = RankedQueue<Order::kMostWorthFirst>;
 
 // The residents that the view's layer may take slots from, the least worthy first.
 class Victims {
  public:
   Victims(const Ranking& ranking, const CacheView& view)
-      : view_(view), owed_(view.layer_floor[view.layer] - view.layer_resident[view.layer]) {
+      : view_(view),
+        owed_(view.layer_floor[view.layer] - view.layer_resident[view.layer]),
+        own_(view.evictable),
+        others_(view.evictable) {
     for (size_t i = 0; i < view.evictable.size(); ++i) {
       const ExpertView& expert = view.evictable[i];
-      (expert.key.layer == view.layer ? own_ : others_).Add(WorthBy(ranking, expert), expert, i);
+      (expert.key.layer == view.layer ? own_ : others_).Add(WorthBy(ranking, expert), i);
     }
     own_.Arrange();
     others_.Arrange();
   }
 
-  // The slot of `victim` goes to `candidate`, or false if none is to be had for it.
-  bool Take(const Ranked& candidate, bool only_if_worth_more, int32_t* victim) {
-    while (!others_.empty() && AtFloor(others_.front().key.layer)) others_.Pop();
+  // The slot of `victim` goes to a candidate of this worth, or false if none is to be had for it.
+  bool Take(double worth, bool only_if_worth_more, int32_t* victim) {
+    while (!others_.empty() && AtFloor(others_.expert().key.layer)) others_.Pop();
     if (owed_ > 0 && !others_.empty()) return TakeFromOther(victim);
     if (own_.empty() && others_.empty()) return false;
-    const bool own_first =
-        others_.empty() || (!own_.empty() && WorthLess()(own_.front(), others_.front()));
-    const Ranked& first = own_first ? own_.front() : others_.front();
-    if (only_if_worth_more && !(candidate.worth > first.worth)) return false;
+    const bool own_first = others_.empty() || (!own_.empty() && OwnBeforeOthers());
+    if (only_if_worth_more && !(worth > (own_first ? own_.worth() : others_.worth()))) return false;
     if (!own_first) return TakeFromOther(victim);
-    *victim = own_.front().index;
+    *victim = own_.index();
     own_.Pop();
     return true;
   }
@@ -152,9 +94,14 @@ class Victims {
            view_.layer_floor[layer];
   }
 
+  bool OwnBeforeOthers() const {
+    if (own_.worth() != others_.worth()) return own_.worth() < others_.worth();
+    return TieLess(own_.expert(), others_.expert());
+  }
+
   bool TakeFromOther(int32_t* victim) {
-    *victim = others_.front().index;
-    gave_.push_back(others_.front().key.layer);
+    *victim = others_.index();
+    gave_.push_back(others_.expert().key.layer);
     --owed_;
     others_.Pop();
     return true;
@@ -163,8 +110,8 @@ class Victims {
   const CacheView& view_;
   int32_t owed_;                          // slots that the view's layer lacks to its floor
   absl::InlinedVector<int32_t, 8> gave_;  // the layer of each slot taken from another
-  RankedQueue<WorthLess> own_;
-  RankedQueue<WorthLess> others_;
+  LeastWorthy own_;
+  LeastWorthy others_;
 };
 
 }  // namespace
@@ -218,9 +165,9 @@ double HalfLifeSteps(PolicyKind kind) { return kind == PolicyKind::kLfu ? 1024 :
 
 Plan MakePlan(PolicyKind kind, const CacheView& view) {
   const Ranking ranking = RankingOf(kind);
-  RankedQueue<WorthMore> candidates;
+  MostWorthy candidates(view.candidates);
   for (size_t i = 0; i < view.candidates.size(); ++i) {
-    candidates.Add(WorthBy(ranking, view.candidates[i]), view.candidates[i], i);
+    candidates.Add(WorthBy(ranking, view.candidates[i]), i);
   }
   candidates.Arrange();
   Victims victims(ranking, view);
@@ -230,12 +177,12 @@ Plan MakePlan(PolicyKind kind, const CacheView& view) {
     if (free_slots > 0) {
       --free_slots;
       victims.AdmittedToFreeSlot();
-    } else if (victims.Take(candidates.front(), ranking.only_if_worth_more, &victim)) {
+    } else if (victims.Take(candidates.worth(), ranking.only_if_worth_more, &victim)) {
       plan.evictions.push_back(victim);
     } else {
       break;
     }
-    plan.admissions.push_back(candidates.front().index);
+    plan.admissions.push_back(candidates.index());
   }
   return plan;
 }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -62,6 +63,23 @@ std::unique_ptr<ExpertCache> MakeCache(int64_t percent, CacheDriver driver) {
                                .driver = driver});
 }
 
+// Of each recorded step the fastest time: what interruptions and other processes do not reach.
+class FastestTimes {
+ public:
+  void Add(size_t step, double seconds) {
+    seconds_[step % kSteps] = std::min(seconds_[step % kSteps], seconds);
+  }
+  // Microseconds, over the steps that were repeated.
+  double Mean(size_t steps) const {
+    const size_t count = std::min<size_t>(steps, kSteps);
+    return 1e6 * std::accumulate(seconds_.begin(), seconds_.begin() + count, 0.0) /
+           static_cast<double>(count);
+  }
+
+ private:
+  std::vector<double> seconds_ = std::vector<double>(kSteps, 1e9);
+};
+
 // What the steps so far did, for each of them.
 void Describe(const ExpertCache& cache, benchmark::State& state) {
   HitCount count;
@@ -82,6 +100,7 @@ double Seconds(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// Fastest: microseconds, the mean over the recorded steps of each one's fastest time.
 // Arguments of both: batch, and slots in percent of all experts. A step's routing is copied just
 // before, as it has just been made when a model runs; the copy is not timed.
 void BM_HostDrivenStep(benchmark::State& state) {
@@ -89,12 +108,16 @@ void BM_HostDrivenStep(benchmark::State& state) {
   std::unique_ptr<ExpertCache> cache = MakeCache(state.range(1), CacheDriver::kHost);
   Replay(traces, *cache);
   size_t step = 0;
+  FastestTimes fastest;
   for (auto _ : state) {
-    const RoutingTrace routing = traces[step++ % kSteps];
+    const RoutingTrace routing = traces[step % kSteps];
     const auto start = std::chrono::steady_clock::now();
     ReplayStep(routing, *cache);
-    state.SetIterationTime(Seconds(start));
+    const double seconds = Seconds(start);
+    fastest.Add(step++, seconds);
+    state.SetIterationTime(seconds);
   }
+  state.counters["fastest"] = fastest.Mean(step);
   Describe(*cache, state);
 }
 BENCHMARK(BM_HostDrivenStep)
@@ -168,7 +191,13 @@ void BM_DeviceDrivenStep(benchmark::State& state) {
   };
   for (const RoutingTrace& routing : traces) step(routing);
   size_t next = 0;
-  for (auto _ : state) state.SetIterationTime(step(traces[next++ % kSteps]));
+  FastestTimes fastest;
+  for (auto _ : state) {
+    const double seconds = step(traces[next % kSteps]);
+    fastest.Add(next++, seconds);
+    state.SetIterationTime(seconds);
+  }
+  state.counters["fastest"] = fastest.Mean(next);
   Describe(*cache, state);
 }
 BENCHMARK(BM_DeviceDrivenStep)

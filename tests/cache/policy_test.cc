@@ -214,14 +214,18 @@ Plan NaivePlan(PolicyKind kind, const CacheView& view) {
 TEST(PolicyTest, AgreesWithExhaustiveSearchOnRandomViews) {
   std::mt19937 random(11);
   for (int round = 0; round < 20000; ++round) {
+    // Mostly few experts of equal heats; sometimes many, whose heats differ or do not.
+    const int experts = round % 500 == 0 ? 500 : round % 50 == 1 ? 120 : 6;
+    const uint32_t heats = experts == 6 || round % 100 == 1 ? 4 : 1 << 20;
     std::vector<ExpertView> candidates;
     std::vector<ExpertView> evictable;
     std::vector<int32_t> resident(3);
     std::vector<int32_t> floor(3);
     for (int layer = 0; layer < 3; ++layer) {
       floor[layer] = random() % 5;
-      for (int expert = 0; expert < 6; ++expert) {
-        const ExpertView e = Expert(layer, expert, random() % 8, random() % 4, random() % 16 == 0);
+      for (int expert = 0; expert < experts; ++expert) {
+        const ExpertView e =
+            Expert(layer, expert, random() % 8, random() % heats, random() % 16 == 0);
         const int place = random() % 3;
         if (place == 0 && layer == 1) candidates.push_back(e);
         if (place == 1) ++resident[layer];
