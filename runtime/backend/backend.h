@@ -119,6 +119,18 @@ struct AttentionSpec {
   int sliding_window = 0;  // keys visible to a query, itself included; 0: all
 };
 
+// The attention half of a layer: NormLinearGroup, PrepareQkv, Attention and Linear.
+struct AttentionHalf {
+  Tensor norm_weight;  // [H] f32
+  float norm_epsilon = 1e-6f;
+  std::span<const LinearProduct> qkv;  // of queries, keys and values, and where they go
+  QkPrepare prepare;
+  AttentionSpec spec;
+  KvLayer cache;
+  const LinearWeight* output = nullptr;
+  Tensor residual;  // [T, H] f32: what is normed, and what the output is added to
+};
+
 // One expert's work in a step: weights, and the (token, rank) pairs that chose it. Row r of the
 // output belongs to token rows[r] / k, rank rows[r] % k.
 struct ExpertWork {
@@ -216,6 +228,11 @@ class Backend {
   // Causal grouped-query attention over the paged cache. q [T, hq * D] f32 -> out [T, hq * D] bf16.
   virtual void Attention(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
                          const Tensor& q, const KvLayer& cache, const Tensor& out) = 0;
+
+  // All of the ops of the half at once, where the backend can do that for such a step; false, with
+  // nothing issued, where they must be issued one by one. What lies in between need not be left
+  // anywhere.
+  virtual bool FusedAttention(const AttentionHalf&) { return false; }
 
   // logits [T, E] f32 -> ids [T, k] i32 in falling order of logit (equal ones: lower id first; NaN
   // last), distinct and in [0, E) whatever the logits; weights [T, k] f32, which pass NaN on.

@@ -65,6 +65,8 @@ struct DeviceExpertsOptions {
   int cold_timeout_ms = 3000;
 };
 
+struct RouterStep;  // backend.h
+
 class DeviceExperts {
  public:
   virtual ~DeviceExperts() = default;
@@ -85,6 +87,10 @@ class DeviceExperts {
 
   // Where Route puts the choice of `layer`: [tokens, k] i32.
   virtual Tensor ids(int layer, int64_t tokens) const = 0;
+
+  // NormRoute of backend.h for `layer`, with step.ids as above. If a Run follows, it is of the same
+  // layer and rows: a device may plan it here.
+  virtual void Route(int layer, const RouterStep& step) = 0;
 
   // residual[t] += sum over ranks r of weights[t, r] * expert ids[t, r] of x[t], in any order.
   // weights [T, k] f32, x [T, H] bf16, residual [T, H] f32; rows of segments only.

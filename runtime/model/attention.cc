@@ -37,9 +37,19 @@ void RunAttention(const ModelConfig& config, int layer, const AttentionWeights& 
   const backend::LinearProduct products[] = {{weights.query.get(), act.query},
                                              {weights.key.get(), act.key},
                                              {weights.value.get(), act.value}};
+  const backend::QkPrepare prepare = QkPrepareOf(config, weights, step.rope);
+  if (backend.FusedAttention({.norm_weight = weights.norm.view,
+                              .norm_epsilon = config.norm_epsilon,
+                              .qkv = products,
+                              .prepare = prepare,
+                              .spec = spec,
+                              .cache = kv,
+                              .output = weights.output.get(),
+                              .residual = residual})) {
+    return;
+  }
   backend.NormLinearGroup(residual, weights.norm.view, config.norm_epsilon, normed, products);
-  backend.PrepareQkv(QkPrepareOf(config, weights, step.rope), spec, step.segments, act.query,
-                     act.key, act.value, kv);
+  backend.PrepareQkv(prepare, spec, step.segments, act.query, act.key, act.value, kv);
   backend.Attention(spec, step.segments, act.query, kv, act.output);
   backend.Linear(*weights.output, act.output, residual, /*accumulate=*/true);
 }

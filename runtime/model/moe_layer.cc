@@ -64,7 +64,8 @@ void MoeLayer::EndPass() {
 absl::Status MoeLayer::RouteOnHost(const LayerWeights& weights, const MoeActivations& act,
                                    int64_t tokens, const Activations& activations) {
   const Tensor ids = activations.expert_ids(tokens);
-  Route(weights, act, activations.residual(tokens), activations.normed(tokens), ids);
+  backend_.NormRoute(
+      RouterStepOf(weights, act, activations.residual(tokens), activations.normed(tokens), ids));
   if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
   groups_.Build({ids.As<int32_t>(), static_cast<size_t>(ids.num_elements())});
   return absl::OkStatus();
@@ -102,7 +103,7 @@ void MoeLayer::IssueOnDevice(int layer, const LayerWeights& weights, int64_t row
   const Tensor normed = activations.normed(rows);
   const Tensor ids = experts_.device()->ids(layer, rows);
 
-  Route(weights, act, residual, normed, ids);
+  experts_.device()->Route(layer, RouterStepOf(weights, act, residual, normed, ids));
   experts_.device()->Run(layer, act.weights, normed, residual);
   if (config_.shared_intermediate > 0) AddSharedExpert(weights, act, normed, residual);
 }
@@ -118,18 +119,19 @@ absl::Status MoeLayer::EndDeviceStep(int64_t tokens) {
   return link_->Replay();
 }
 
-void MoeLayer::Route(const LayerWeights& weights, const MoeActivations& act, const Tensor& residual,
-                     const Tensor& normed, const Tensor& ids) {
-  backend_.NormRoute({.spec = config_.router,
-                      .x = residual,
-                      .norm_weight = weights.ffn_norm.view,
-                      .norm_epsilon = config_.norm_epsilon,
-                      .router = weights.router.view,
-                      .normed = normed,
-                      .normed_f32 = act.router_input,
-                      .logits = act.router_logits,
-                      .ids = ids,
-                      .weights = act.weights});
+backend::RouterStep MoeLayer::RouterStepOf(const LayerWeights& weights, const MoeActivations& act,
+                                           const Tensor& residual, const Tensor& normed,
+                                           const Tensor& ids) const {
+  return {.spec = config_.router,
+          .x = residual,
+          .norm_weight = weights.ffn_norm.view,
+          .norm_epsilon = config_.norm_epsilon,
+          .router = weights.router.view,
+          .normed = normed,
+          .normed_f32 = act.router_input,
+          .logits = act.router_logits,
+          .ids = ids,
+          .weights = act.weights};
 }
 
 absl::Status MoeLayer::RunExperts(int layer, const Tensor& input, const Tensor& output) {

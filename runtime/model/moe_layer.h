@@ -70,9 +70,9 @@ class MoeLayer {
   std::span<const ExpertShare> shares() const { return traffic_.shares(); }
 
  private:
-  void Route(const LayerWeights& weights, const MoeActivations& act,
-             const backend::Tensor& residual, const backend::Tensor& normed,
-             const backend::Tensor& ids);
+  backend::RouterStep RouterStepOf(const LayerWeights& weights, const MoeActivations& act,
+                                   const backend::Tensor& residual, const backend::Tensor& normed,
+                                   const backend::Tensor& ids) const;
   // Route, and the host's view of the choice in groups_.
   absl::Status RouteOnHost(const LayerWeights& weights, const MoeActivations& act, int64_t tokens,
                            const Activations& activations);

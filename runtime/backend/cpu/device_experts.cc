@@ -154,6 +154,8 @@ void CpuDeviceExperts::Divide(Layer& layer, int expert, int link_tiles, const Te
   }
 }
 
+void CpuDeviceExperts::Route(int, const RouterStep& step) { backend_.NormRoute(step); }
+
 void CpuDeviceExperts::Run(int layer_index, const Tensor& weights, const Tensor& x,
                            const Tensor& residual) {
   Layer& layer = layers_[layer_index];

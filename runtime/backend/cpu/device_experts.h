@@ -25,6 +25,7 @@ class CpuDeviceExperts : public DeviceExperts {
   absl::Status EndStep() override;
   absl::Status Apply(std::span<const ExpertEdit> edits) override;
   Tensor ids(int layer, int64_t tokens) const override;
+  void Route(int layer, const RouterStep& step) override;
   void Run(int layer, const Tensor& weights, const Tensor& x, const Tensor& residual) override;
   void FinishStep() override {}
   std::span<const int32_t> StepIds(int layer, int64_t tokens) const override;

@@ -1,5 +1,6 @@
 #include "runtime/backend/cuda/cold_path.h"
 
+#include "runtime/backend/cuda/cold_post.cuh"
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/pinned_memory.h"
 
@@ -10,20 +11,10 @@ constexpr int kThreads = 256;
 constexpr int kPostBlocks = 8;
 constexpr int kCollectBlocks = 16;
 
-__device__ uint64_t Nanoseconds() {
-  uint64_t time;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
-  return time;
-}
-
 __device__ uint32_t LoadAcquire(const uint32_t* address) {
   uint32_t value;
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
   return value;
-}
-
-__device__ void StoreRelease(uint32_t* address, uint32_t value) {
-  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
 // The CPU wrote it while the kernel ran: no cache may answer.
@@ -39,22 +30,13 @@ __device__ float4 LoadFromHost(const float* address) {
 __global__ void __launch_bounds__(kThreads)
     PostRequest(ColdMailbox mailbox, const __nv_bfloat16* x, int rows, ColdState* state) {
   if (state->num_items == 0 || state->step.failed != 0) return;
-  const int chunks = static_cast<int>(mailbox.hidden / 8);
-  for (int i = blockIdx.x * kThreads + threadIdx.x; i < rows * chunks; i += gridDim.x * kThreads) {
-    const uint4 values = reinterpret_cast<const uint4*>(x)[i];
-    BFloat16* const row = mailbox.x + i / chunks * mailbox.row_values;
-    reinterpret_cast<uint4*>(row)[i % chunks] = values;
-  }
+  CopyIntoMailbox(mailbox, x, rows, blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
   __syncthreads();
   if (threadIdx.x != 0) return;
   __threadfence_system();
   if (atomicAdd(&state->arrived, 1) != gridDim.x - 1) return;
   state->arrived = 0;
-  const uint32_t sequence = state->sequence + 1;
-  state->sequence = sequence;
-  state->posted_ns = Nanoseconds();
-  __threadfence_system();
-  StoreRelease(&mailbox.request->sequence, sequence);
+  PostSequence(mailbox, state);
 }
 
 // False if the answer did not come in time, or an earlier one did not.

@@ -1,11 +1,10 @@
 #include "runtime/backend/cuda/cuda_backend.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 #include <vector>
 
-#include "runtime/backend/cuda/attention.h"
+#include "runtime/backend/cuda/attention_ops.h"
 #include "runtime/backend/cuda/cublas.h"
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/dense_weight.h"
@@ -14,7 +13,6 @@
 #include "runtime/backend/cuda/experts.h"
 #include "runtime/backend/cuda/linear.h"
 #include "runtime/backend/cuda/pinned_memory.h"
-#include "runtime/backend/cuda/prepare_qkv.h"
 #include "runtime/backend/cuda/prompt_attention.h"
 #include "runtime/backend/cuda/routing.h"
 #include "runtime/backend/cuda/row_sampler.h"
@@ -47,7 +45,8 @@ class CudaBackend : public Backend {
   bool SupportsExpertFormat(ExpertFormatKind) const override { return true; }
   absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
       const DeviceExpertsOptions& options) override {
-    return CudaDeviceExperts::Create(options, step_tables_, stream(),
+    return CudaDeviceExperts::Create(options, *this, step_tables_,
+                                     reinterpret_cast<int*>(arrived_.data()), stream(),
                                      properties_.multiProcessorCount);
   }
   absl::StatusOr<std::unique_ptr<RowSampler>> CreateRowSampler(
@@ -61,7 +60,7 @@ class CudaBackend : public Backend {
   }
 
   void RunRecorded(uint64_t key, absl::FunctionRef<void()> issue) override {
-    const uint64_t moves = step_tables_.moves() + attention_workspace_.moves();
+    const uint64_t moves = step_tables_.moves() + attention_->moves();
     Note(graphs_.Run({key, step_tables_.max_context()}, moves, issue, stream()));
   }
 
@@ -91,10 +90,19 @@ class CudaBackend : public Backend {
                  out.As<__nv_bfloat16>(), stream());
   }
   void PrepareQkv(const QkPrepare& prepare, const AttentionSpec& spec,
-                  std::span<const AttentionSegment> segments, const Tensor& q, const Tensor& k,
-                  const Tensor& v, const KvLayer& cache) override;
+                  std::span<const AttentionSegment>, const Tensor& q, const Tensor& k,
+                  const Tensor& v, const KvLayer& cache) override {
+    Note(attention_->Prepare(prepare, spec, q, k, v, cache));
+  }
   void Attention(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
-                 const Tensor& q, const KvLayer& cache, const Tensor& out) override;
+                 const Tensor& q, const KvLayer& cache, const Tensor& out) override {
+    Note(attention_->Attend(spec, segments, q, cache, out));
+  }
+  bool FusedAttention(const AttentionHalf& half) override {
+    if (!attention_->Fuses(half)) return false;
+    Note(attention_->RunFused(half));
+    return true;
+  }
   void Route(const RouterSpec& spec, const Tensor& logits, const Tensor& ids,
              const Tensor& weights) override {
     LaunchRoute(spec, logits.As<float>(), static_cast<int>(logits.dim(0)), ids.As<int32_t>(),
@@ -124,7 +132,6 @@ class CudaBackend : public Backend {
   void Note(const absl::Status& status) {
     if (status_.ok()) status_ = status;
   }
-  const float* DeviceFrequencies(const Tensor& host);
 
   cudaDeviceProp properties_;
   absl::Status status_;
@@ -133,13 +140,11 @@ class CudaBackend : public Backend {
   StepTables step_tables_;
   StepGraphs graphs_;
   UploadStreams uploads_;
-  Workspace attention_workspace_{WorkspaceMemory::kDevice};
   size_t most_pinned_bytes_ = 0;
   Buffer arrived_;  // [kMaxSplitGroups] i32: blocks that ended, zeros between launches
   Workspace rows_workspace_{WorkspaceMemory::kDevice};
   std::unique_ptr<CudaExperts> experts_;
-  // Inverse frequencies by their place in host memory, which the model keeps.
-  std::map<const void*, Buffer> frequencies_;
+  std::unique_ptr<CudaAttention> attention_;
 };
 
 absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOptions& options) {
@@ -164,6 +169,9 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
                       "clearing the counters of blocks");
   status.Update(CudaStatus(PreparePromptAttention(), "preparing the attention kernels"));
   if (!status.ok()) return status;
+  backend->attention_ = std::make_unique<CudaAttention>(
+      backend->step_tables_, reinterpret_cast<int*>(backend->arrived_.data()), backend->stream(),
+      backend->properties_.multiProcessorCount);
   backend->experts_ = std::make_unique<CudaExperts>(*backend->cublas_, backend->stream(),
                                                     backend->properties_.multiProcessorCount);
   return backend;
@@ -242,46 +250,6 @@ void CudaBackend::NormLinearGroup(const Tensor& x, const Tensor& norm_weight, fl
   Note(LaunchLinear(arguments, *cublas_, stream()));
 }
 
-const float* CudaBackend::DeviceFrequencies(const Tensor& host) {
-  auto [entry, inserted] = frequencies_.try_emplace(host.data());
-  if (inserted) {
-    absl::StatusOr<Buffer> buffer =
-        Allocate(host.num_bytes(), MemoryKind::kDevice, "rotary frequencies");
-    Note(buffer.status());
-    if (!buffer.ok()) return nullptr;
-    Note(CopyFromHost({host.As<const std::byte>(), buffer->bytes()}, buffer->data()));
-    entry->second = *std::move(buffer);
-  }
-  return reinterpret_cast<const float*>(entry->second.data());
-}
-
-void CudaBackend::PrepareQkv(const QkPrepare& prepare, const AttentionSpec& spec,
-                             std::span<const AttentionSegment>, const Tensor& q, const Tensor& k,
-                             const Tensor& v, const KvLayer& cache) {
-  PrepareQkvArguments arguments;
-  arguments.step = step_tables_.view();
-  arguments.q = q.As<float>();
-  arguments.k = k.As<float>();
-  arguments.v = v.As<float>();
-  arguments.q_norm = prepare.q_norm.As<float>();
-  arguments.k_norm = prepare.k_norm.As<float>();
-  arguments.inverse_frequencies = DeviceFrequencies(prepare.rope.inverse_frequencies);
-  arguments.keys = cache.keys.As<__nv_bfloat16>();
-  arguments.values = cache.values.As<__nv_bfloat16>();
-  arguments.tokens = static_cast<int>(q.dim(0));
-  arguments.query_heads = spec.query_heads;
-  arguments.kv_heads = spec.kv_heads;
-  arguments.head_dim = spec.head_dim;
-  arguments.rotary_dims = prepare.rope.rotary_dims;
-  arguments.block_tokens = cache.block_tokens;
-  arguments.norm_per_head = prepare.norm_per_head;
-  arguments.interleaved = prepare.rope.interleaved;
-  arguments.norm_epsilon = prepare.norm_epsilon;
-  arguments.clip = prepare.clip_qkv;
-  arguments.attention_factor = prepare.rope.attention_factor;
-  LaunchPrepareQkv(arguments, stream());
-}
-
 void CudaBackend::NormRoute(const RouterStep& step) {
   const int tokens = static_cast<int>(step.x.dim(0));
   const int hidden = static_cast<int>(step.x.dim(1));
@@ -291,56 +259,8 @@ void CudaBackend::NormRoute(const RouterStep& step) {
     Route(step.spec, step.logits, step.ids, step.weights);
     return;
   }
-  LaunchNormRoute({.spec = step.spec,
-                   .x = step.x.As<float>(),
-                   .norm_weight = step.norm_weight.As<float>(),
-                   .router = step.router.As<float>(),
-                   .normed = step.normed.As<__nv_bfloat16>(),
-                   .normed_f32 = step.normed_f32.As<float>(),
-                   .logits = step.logits.As<float>(),
-                   .ids = step.ids.As<int32_t>(),
-                   .weights = step.weights.As<float>(),
-                   .arrived = reinterpret_cast<int*>(arrived_.data()),
-                   .epsilon = step.norm_epsilon,
-                   .hidden = hidden},
-                  tokens, stream());
-}
-
-void CudaBackend::Attention(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
-                            const Tensor& q, const KvLayer& cache, const Tensor& out) {
-  AttentionArguments arguments;
-  arguments.step = step_tables_.view();
-  arguments.q = q.As<float>();
-  arguments.keys = cache.keys.As<__nv_bfloat16>();
-  arguments.values = cache.values.As<__nv_bfloat16>();
-  arguments.out = out.As<__nv_bfloat16>();
-  arguments.tokens = static_cast<int>(q.dim(0));
-  arguments.query_heads = spec.query_heads;
-  arguments.kv_heads = spec.kv_heads;
-  arguments.head_dim = spec.head_dim;
-  arguments.block_tokens = cache.block_tokens;
-  arguments.sliding_window = spec.sliding_window;
-  arguments.scale = spec.scale;
-  arguments.splits = AttentionSplits(arguments.tokens, spec.query_heads, spec.kv_heads,
-                                     step_tables_.max_context(), properties_.multiProcessorCount);
-  arguments.arrived = reinterpret_cast<int*>(arrived_.data());
-  absl::StatusOr<std::byte*> scratch = attention_workspace_.Reserve(std::max<size_t>(
-      256,
-      AttentionScratchBytes(arguments.tokens, spec.query_heads, spec.head_dim, arguments.splits)));
-  Note(scratch.status());
-  if (!scratch.ok()) return;
-  arguments.scratch = reinterpret_cast<float*>(*scratch);
-  const PromptRuns runs = CountPromptRuns(segments);
-  arguments.prompts_apart = PromptAttentionSupports(spec.head_dim) && runs.tiled > 0;
-  if (arguments.prompts_apart) {
-    Note(CudaStatus(LaunchPromptAttention(arguments, stream()), "launching a prompt's attention"));
-    if (runs.others == 0) return;
-  }
-  if (!LaunchAttention(arguments, stream())) {
-    Note(absl::UnimplementedError(
-        absl::StrCat("the CUDA backend has no attention for head_dim ", spec.head_dim,
-                     "; it takes multiples of 8 up to 256. Serve the model with --device cpu")));
-  }
+  LaunchNormRoute(NormRouteArgumentsOf(step, reinterpret_cast<int*>(arrived_.data())), tokens,
+                  stream());
 }
 
 void CudaBackend::GatherRows(const Tensor& x, std::span<const int32_t> rows, const Tensor& out) {

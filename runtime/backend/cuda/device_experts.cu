@@ -7,6 +7,7 @@
 #include "runtime/backend/cuda/device_experts.h"
 #include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/expert_tiles.h"
+#include "runtime/backend/cuda/planned_route.h"
 
 namespace moed::backend {
 namespace {
@@ -44,11 +45,11 @@ absl::Status CheckShape(const DeviceExpertsOptions& options) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DeviceExperts>> CudaDeviceExperts::Create(
-    const DeviceExpertsOptions& options, const StepTables& steps, cudaStream_t stream,
-    int multiprocessors) {
+    const DeviceExpertsOptions& options, Backend& backend, const StepTables& steps, int* arrived,
+    cudaStream_t stream, int multiprocessors) {
   if (absl::Status status = CheckShape(options); !status.ok()) return status;
   std::unique_ptr<CudaDeviceExperts> experts(
-      new CudaDeviceExperts(options, steps, stream, multiprocessors));
+      new CudaDeviceExperts(options, backend, steps, arrived, stream, multiprocessors));
   if (absl::Status status = experts->Allocate(); !status.ok()) return status;
   if (options.cold_path != ColdPath::kLink) {
     auto cold_path = CudaColdPath::Create(options, stream);
@@ -58,10 +59,13 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> CudaDeviceExperts::Create(
   return experts;
 }
 
-CudaDeviceExperts::CudaDeviceExperts(const DeviceExpertsOptions& options, const StepTables& steps,
-                                     cudaStream_t stream, int multiprocessors)
+CudaDeviceExperts::CudaDeviceExperts(const DeviceExpertsOptions& options, Backend& backend,
+                                     const StepTables& steps, int* arrived, cudaStream_t stream,
+                                     int multiprocessors)
     : options_(options),
+      backend_(backend),
       steps_(steps),
+      arrived_(arrived),
       stream_(stream),
       multiprocessors_(multiprocessors),
       link_access_(
@@ -202,38 +206,62 @@ Tensor CudaDeviceExperts::ids(int layer, int64_t tokens) const {
                 {tokens, options_.top_k});
 }
 
+void CudaDeviceExperts::Route(int layer, const RouterStep& step) {
+  const int rows = static_cast<int>(step.x.dim(0));
+  planned_ = rows == 1 && options_.top_k <= kMostPlannedExperts &&
+             NormRouteSupports(1, static_cast<int>(step.x.dim(1)));
+  if (!planned_) {
+    backend_.NormRoute(step);
+    return;
+  }
+  const NormRouteArguments route = NormRouteArgumentsOf(step, arrived_);
+  const PlanExpertsArguments plan = PlanArguments(layer, step.weights, rows);
+  if (cold_path_ == nullptr) {
+    LaunchRouteAndPlan(route, plan, stream_);
+  } else {
+    LaunchRouteAndDivide(route, DivideArguments(layer, plan), stream_);
+  }
+}
+
 void CudaDeviceExperts::Run(int layer, const Tensor& weights, const Tensor& x,
                             const Tensor& residual) {
   const int rows = static_cast<int>(x.dim(0));
-  Plan(layer, weights, rows);
-  if (cold_path_ != nullptr) cold_path_->Post(x.As<__nv_bfloat16>(), rows);
+  if (!std::exchange(planned_, false)) Plan(layer, weights, x);
   Compute(rows, x, residual);
   if (cold_path_ != nullptr) cold_path_->Collect(residual.As<float>(), rows);
 }
 
-void CudaDeviceExperts::Plan(int layer, const Tensor& weights, int rows) {
-  PlanExpertsArguments plan;
-  plan.layer = layers_[layer];
-  plan.slots = options_.slots;
-  plan.blob_bytes = options_.format.blob_bytes();
-  plan.tiles_per_expert = static_cast<int>(options_.format.intermediate() / kTileNeurons);
-  plan.ids = ids(layer, rows).As<int32_t>();
-  plan.weights = weights.As<float>();
-  plan.positions = steps_.view().positions;
-  plan.rows = rows;
-  plan.top_k = options_.top_k;
-  plan.list = list_;
-  plan.vram_tasks = vram_tasks_;
-  plan.link_tasks = link_tasks_;
+PlanExpertsArguments CudaDeviceExperts::PlanArguments(int layer, const Tensor& weights,
+                                                      int rows) const {
+  return {.layer = layers_[layer],
+          .slots = options_.slots,
+          .blob_bytes = options_.format.blob_bytes(),
+          .tiles_per_expert = static_cast<int>(options_.format.intermediate() / kTileNeurons),
+          .ids = ids(layer, rows).As<int32_t>(),
+          .weights = weights.As<float>(),
+          .positions = steps_.view().positions,
+          .rows = rows,
+          .top_k = options_.top_k,
+          .list = list_,
+          .vram_tasks = vram_tasks_,
+          .link_tasks = link_tasks_};
+}
+
+DivideExpertsArguments CudaDeviceExperts::DivideArguments(int layer,
+                                                          const PlanExpertsArguments& plan) const {
+  return {
+      .plan = plan, .layer = layer, .mailbox = cold_path_->mailbox(), .state = cold_path_->state()};
+}
+
+void CudaDeviceExperts::Plan(int layer, const Tensor& weights, const Tensor& x) {
+  const int rows = static_cast<int>(x.dim(0));
+  const PlanExpertsArguments plan = PlanArguments(layer, weights, rows);
   if (cold_path_ == nullptr) {
     LaunchPlanExperts(plan, stream_);
     return;
   }
-  LaunchDivideExperts({.plan = plan,
-                       .layer = layer,
-                       .mailbox = cold_path_->mailbox(),
-                       .state = cold_path_->state()},
-                      stream_);
+  LaunchDivideExperts(DivideArguments(layer, plan), stream_);
+  cold_path_->Post(x.As<__nv_bfloat16>(), rows);
 }
 
 void CudaDeviceExperts::Compute(int rows, const Tensor& x, const Tensor& residual) {

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/backend/cuda/cold_path.h"
+#include "runtime/backend/cuda/cold_plan.h"
 #include "runtime/backend/cuda/expert_table.h"
 #include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/step_tables.h"
@@ -20,11 +21,14 @@ namespace moed::backend {
 
 class CudaDeviceExperts : public DeviceExperts {
  public:
-  // `steps` describes the step whose ops are being issued. UNIMPLEMENTED, naming it, for a shape
-  // that the expert kernels cannot take; RESOURCE_EXHAUSTED: memory.
+  // `backend` issues the ops that this does not; `steps` describes the step whose ops are being
+  // issued; `arrived`: [kMaxSplitGroups] zeros in device memory. All must outlive this.
+  // UNIMPLEMENTED, naming it, for a shape that the expert kernels cannot take; RESOURCE_EXHAUSTED:
+  // memory.
   static absl::StatusOr<std::unique_ptr<DeviceExperts>> Create(const DeviceExpertsOptions& options,
+                                                               Backend& backend,
                                                                const StepTables& steps,
-                                                               cudaStream_t stream,
+                                                               int* arrived, cudaStream_t stream,
                                                                int multiprocessors);
 
   int max_tokens() const override { return options_.max_tokens; }
@@ -33,19 +37,22 @@ class CudaDeviceExperts : public DeviceExperts {
   absl::Status EndStep() override;
   absl::Status Apply(std::span<const ExpertEdit> edits) override;
   Tensor ids(int layer, int64_t tokens) const override;
+  void Route(int layer, const RouterStep& step) override;
   void Run(int layer, const Tensor& weights, const Tensor& x, const Tensor& residual) override;
   void FinishStep() override;
   std::span<const int32_t> StepIds(int layer, int64_t tokens) const override;
   std::span<const ExpertUse> Uses(int layer) const override;
 
  private:
-  CudaDeviceExperts(const DeviceExpertsOptions& options, const StepTables& steps,
-                    cudaStream_t stream, int multiprocessors);
+  CudaDeviceExperts(const DeviceExpertsOptions& options, Backend& backend, const StepTables& steps,
+                    int* arrived, cudaStream_t stream, int multiprocessors);
   absl::Status Allocate();
   size_t CutTable(std::byte* base);
   size_t CutWork(std::byte* base);
   absl::Status FillTable(size_t table_bytes);
-  void Plan(int layer, const Tensor& weights, int rows);
+  PlanExpertsArguments PlanArguments(int layer, const Tensor& weights, int rows) const;
+  DivideExpertsArguments DivideArguments(int layer, const PlanExpertsArguments& plan) const;
+  void Plan(int layer, const Tensor& weights, const Tensor& x);
   void Compute(int rows, const Tensor& x, const Tensor& residual);
   // (token, rank) pairs of the largest step.
   size_t StepPairs() const;
@@ -53,7 +60,9 @@ class CudaDeviceExperts : public DeviceExperts {
   size_t UsesOffset() const;
 
   DeviceExpertsOptions options_;
+  Backend& backend_;
   const StepTables& steps_;
+  int* arrived_;
   cudaStream_t stream_;
   int multiprocessors_;
   LinkAccess link_access_;
@@ -75,6 +84,7 @@ class CudaDeviceExperts : public DeviceExperts {
   ExpertTask* vram_tasks_ = nullptr;
   ExpertTask* link_tasks_ = nullptr;
   __nv_bfloat16* activations_ = nullptr;
+  bool planned_ = false;                     // Route planned the layer that runs next
   std::unique_ptr<CudaColdPath> cold_path_;  // null: all over the link
 };
 

@@ -1,6 +1,7 @@
 #include <type_traits>
 
 #include "runtime/backend/cuda/expert_neurons.h"
+#include "runtime/backend/cuda/global_add.cuh"
 #include "runtime/backend/cuda/neuron_ring.cuh"
 #include "runtime/backend/cuda/neuron_tasks.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
@@ -60,11 +61,13 @@ __device__ void AddToOutput(const float (&sum)[8 * kChunks], int warp, int lane,
     }
   }
   __syncthreads();
-  for (int column = threadIdx.x; column < kHidden; column += kThreads) {
-    float total = 0.0f;
+  for (int column = threadIdx.x * 4; column < kHidden; column += kThreads * 4) {
+    float4 total = make_float4(0, 0, 0, 0);
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += scratch[w * kHidden + column];
-    atomicAdd(output + column, total);
+    for (int w = 0; w < kWarps; ++w) {
+      total = Add4(total, *reinterpret_cast<const float4*>(scratch + w * kHidden + column));
+    }
+    AddToGlobal(output + column, total);
   }
 }
 

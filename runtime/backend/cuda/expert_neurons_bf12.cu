@@ -3,6 +3,7 @@
 #include "runtime/backend/cuda/bf12_experts.cuh"
 #include "runtime/backend/cuda/block_ring.cuh"
 #include "runtime/backend/cuda/expert_neurons.h"
+#include "runtime/backend/cuda/global_add.cuh"
 #include "runtime/backend/cuda/neuron_tasks.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
@@ -171,11 +172,13 @@ __device__ void AddToOutput(const float (&sum)[32 * kIterations], int hidden, in
     }
   }
   __syncthreads();
-  for (int column = threadIdx.x; column < hidden; column += kThreads) {
-    float total = 0.0f;
+  for (int column = threadIdx.x * 4; column < hidden; column += kThreads * 4) {
+    float4 total = make_float4(0, 0, 0, 0);
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += scratch[w * hidden + column];
-    atomicAdd(output + column, total);
+    for (int w = 0; w < kWarps; ++w) {
+      total = Add4(total, *reinterpret_cast<const float4*>(scratch + w * hidden + column));
+    }
+    AddToGlobal(output + column, total);
   }
 }
 

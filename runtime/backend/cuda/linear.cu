@@ -1,5 +1,6 @@
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/linear.h"
+#include "runtime/backend/cuda/norm_row.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
 namespace moed::backend {
@@ -28,35 +29,6 @@ __device__ LinearPart PartOf(const LinearArguments& a, int* block) {
     part = a.parts[i];
   }
   return part;
-}
-
-// The bf16 row that the products of a single row take, normed by the block itself, which costs less
-// than a launch; block 0 also leaves it in a.normed.
-__device__ void NormRow(const LinearArguments& a, __nv_bfloat16* row) {
-  __shared__ float partial[kWarps];
-  float squares = 0.0f;
-  for (int i = threadIdx.x * 4; i < a.in_features; i += kThreads * 4) {
-    const float4 x = *reinterpret_cast<const float4*>(a.residual + i);
-    squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-  }
-  squares = WarpSum(squares);
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
-  __syncthreads();
-  float total = 0.0f;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) total += partial[w];
-  const float scale = rsqrtf(total / a.in_features + a.norm_epsilon);
-  for (int i = threadIdx.x * 4; i < a.in_features; i += kThreads * 4) {
-    const float4 x = *reinterpret_cast<const float4*>(a.residual + i);
-    const float4 w = *reinterpret_cast<const float4*>(a.norm_weight + i);
-    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(x.x * scale * w.x, x.y * scale * w.y),
-                                     __floats2bfloat162_rn(x.z * scale * w.z, x.w * scale * w.w)};
-    *reinterpret_cast<uint2*>(row + i) = *reinterpret_cast<const uint2*>(pairs);
-    if (blockIdx.x == 0) {
-      *reinterpret_cast<uint2*>(a.normed + i) = *reinterpret_cast<const uint2*>(pairs);
-    }
-  }
-  __syncthreads();
 }
 
 // What a lane holds of a batch of weights: pairs of 128 bytes of the rows g and g + 8.
@@ -107,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 3) FewRows(LinearArguments a) {
   weights.Load(low, high, begin + warp, end, a.in_features, t);
   const __nv_bfloat16* x = a.x;
   if (a.residual != nullptr) {
-    NormRow(a, normed);
+    RowNorm<kWarps, 2>(a).Store(normed);
     x = normed;
   }
   float sums[kTiles][4] = {};

@@ -1,3 +1,4 @@
+#include "runtime/backend/cuda/prepare_head.cuh"
 #include "runtime/backend/cuda/prepare_qkv.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
@@ -6,10 +7,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-
-__device__ float Clip(float value, float limit) {
-  return limit > 0.0f ? fminf(fmaxf(value, -limit), limit) : value;
-}
 
 // rsqrt(mean(x^2) + epsilon) over the whole projection; all threads of the block call it.
 __device__ float WholeScale(const float* x, int width, float epsilon) {
@@ -26,43 +23,9 @@ __device__ float WholeScale(const float* x, int width, float epsilon) {
   return rsqrtf(total / width + epsilon);
 }
 
-// Norm, clip and rotation of one head by one warp, in place.
-__device__ void PrepareHead(const PrepareQkvArguments& a, const float* norm, float whole_scale,
-                            int head, int position, float* x) {
-  const int lane = threadIdx.x % 32;
-  float scale = whole_scale;
-  if (norm != nullptr && a.norm_per_head) {
-    float squares = 0.0f;
-    for (int i = lane; i < a.head_dim; i += 32) squares += x[i] * x[i];
-    scale = rsqrtf(WarpSum(squares) / a.head_dim + a.norm_epsilon);
-  }
-  const float* weight =
-      norm == nullptr ? nullptr : norm + (a.norm_per_head ? 0 : head * a.head_dim);
-  for (int i = lane; i < a.head_dim; i += 32) {
-    const float normed = weight == nullptr ? x[i] : x[i] * scale * weight[i];
-    x[i] = Clip(normed, a.clip);
-  }
-  __syncwarp();
-  const int pairs = a.rotary_dims / 2;
-  for (int j = lane; j < pairs; j += 32) {
-    float sine;
-    float cosine;
-    sincosf(static_cast<float>(position) * a.inverse_frequencies[j], &sine, &cosine);
-    sine *= a.attention_factor;
-    cosine *= a.attention_factor;
-    float& first = x[a.interleaved ? 2 * j : j];
-    float& second = x[a.interleaved ? 2 * j + 1 : j + pairs];
-    const float rotated = first * cosine - second * sine;
-    second = second * cosine + first * sine;
-    first = rotated;
-  }
-  __syncwarp();
-}
-
 __global__ void __launch_bounds__(kThreads) PrepareQkv(PrepareQkvArguments a) {
   const int token = blockIdx.x;
   const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
   const int position = a.step.positions[token];
   if (position < 0) return;
   const int q_width = a.query_heads * a.head_dim;
@@ -76,21 +39,21 @@ __global__ void __launch_bounds__(kThreads) PrepareQkv(PrepareQkvArguments a) {
     if (a.q_norm != nullptr) q_scale = WholeScale(q, q_width, a.norm_epsilon);
     if (a.k_norm != nullptr) k_scale = WholeScale(k, kv_width, a.norm_epsilon);
   }
-  const int block = a.step.kv_blocks[a.step.block_begin[token] + position / a.block_tokens];
-  const size_t row = (size_t(block) * a.block_tokens + position % a.block_tokens) * kv_width;
+  const size_t row = CacheOffset(a, token, position);
+  auto norm_of = [&](const float* norm, int head) {
+    return norm == nullptr || a.norm_per_head ? norm : norm + head * a.head_dim;
+  };
+  auto rotation = [&](int pair) { return RotationOf(a, position, a.inverse_frequencies[pair]); };
   const int heads = a.query_heads + a.kv_heads;
   for (int head = blockIdx.y * kWarps + warp; head < heads; head += gridDim.y * kWarps) {
     if (head < a.query_heads) {
-      PrepareHead(a, a.q_norm, q_scale, head, position, q + head * a.head_dim);
+      PrepareHead(a, norm_of(a.q_norm, head), q_scale, rotation, q + head * a.head_dim);
       continue;
     }
     const int kv_head = head - a.query_heads;
     const int offset = kv_head * a.head_dim;
-    PrepareHead(a, a.k_norm, k_scale, kv_head, position, k + offset);
-    for (int i = lane; i < a.head_dim; i += 32) {
-      a.keys[row + offset + i] = __float2bfloat16(k[offset + i]);
-      a.values[row + offset + i] = __float2bfloat16(Clip(v[offset + i], a.clip));
-    }
+    PrepareHead(a, norm_of(a.k_norm, kv_head), k_scale, rotation, k + offset);
+    StoreKeyValue(a, k + offset, v + offset, a.keys + row + offset, a.values + row + offset);
   }
 }
 

@@ -36,6 +36,9 @@ struct NormRouteArguments {
   int hidden = 0;
 };
 
+// `arrived`: [T] zeros in device memory.
+NormRouteArguments NormRouteArgumentsOf(const RouterStep& step, int* arrived);
+
 // False for more tokens than read the router's weights again and again for less than a launch, and
 // for rows that do not fit into shared memory.
 bool NormRouteSupports(int tokens, int hidden);

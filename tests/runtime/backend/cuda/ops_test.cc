@@ -12,74 +12,12 @@
 #include "runtime/backend/bf12.h"
 #include "runtime/backend/cpu/cpu_backend.h"
 #include "runtime/backend/cuda/cuda_backend.h"
+#include "tests/runtime/backend/cuda/device_tensors.h"
 
 namespace moed::backend {
 namespace {
 
 using Shapes = std::vector<std::pair<int, int>>;
-
-std::vector<float> RandomFloats(size_t count, uint32_t seed, float scale = 1.0f) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, scale);
-  std::vector<float> values(count);
-  for (float& value : values) value = normal(random);
-  return values;
-}
-
-std::vector<BFloat16> RandomBFloat16s(size_t count, uint32_t seed, float scale = 1.0f) {
-  std::vector<BFloat16> values;
-  for (float value : RandomFloats(count, seed, scale)) values.push_back(ToBFloat16(value));
-  return values;
-}
-
-double RelativeRms(const std::vector<float>& got, const std::vector<float>& want) {
-  double difference = 0;
-  double size = 1e-30;
-  for (size_t i = 0; i < want.size(); ++i) {
-    difference += (double{got[i]} - want[i]) * (double{got[i]} - want[i]);
-    size += double{want[i]} * want[i];
-  }
-  return std::sqrt(difference / size);
-}
-
-// Tensors of one backend, from and to vectors.
-class Memory {
- public:
-  explicit Memory(Backend& backend) : backend_(backend) {}
-
-  template <typename T>
-  Tensor Put(const std::vector<T>& values, DType dtype, std::initializer_list<int64_t> shape) {
-    const Tensor tensor = Make(dtype, shape);
-    EXPECT_TRUE(backend_.CopyFromHost(std::as_bytes(std::span(values)), Data(tensor)).ok());
-    return tensor;
-  }
-  Tensor Make(DType dtype, std::initializer_list<int64_t> shape) {
-    const Tensor sized(nullptr, dtype, shape);
-    const auto bytes = static_cast<size_t>(sized.num_bytes());
-    buffers_.push_back(backend_.Allocate(bytes, MemoryKind::kDevice, "a test").value());
-    const std::vector<std::byte> zeros(bytes);
-    EXPECT_TRUE(backend_.CopyFromHost(zeros, buffers_.back().data()).ok());
-    return sized.At(buffers_.back().data());
-  }
-  template <typename T>
-  std::vector<T> Get(const Tensor& tensor) {
-    std::vector<T> values(tensor.num_elements());
-    EXPECT_TRUE(backend_.Synchronize().ok());
-    EXPECT_TRUE(backend_.CopyToHost(Data(tensor), std::as_writable_bytes(std::span(values))).ok());
-    return values;
-  }
-  std::vector<float> GetBFloat16(const Tensor& tensor) {
-    std::vector<float> values;
-    for (BFloat16 value : Get<BFloat16>(tensor)) values.push_back(ToFloat(value));
-    return values;
-  }
-
- private:
-  static std::byte* Data(const Tensor& tensor) { return tensor.As<std::byte>(); }
-
-  Backend& backend_;
-  std::vector<Buffer> buffers_;
-};
 
 class CudaOpsTest : public ::testing::Test {
  protected:
@@ -92,7 +30,7 @@ class CudaOpsTest : public ::testing::Test {
   // The results of `run(backend, memory)` on both backends may differ by `bound`.
   template <typename Run>
   void ExpectSame(Run run, double bound) {
-    Memory on_cpu(*cpu_), on_cuda(*cuda_);
+    DeviceTensors on_cpu(*cpu_), on_cuda(*cuda_);
     const std::vector<float> want = run(*cpu_, on_cpu);
     const std::vector<float> got = run(*cuda_, on_cuda);
     ASSERT_EQ(got.size(), want.size());
@@ -112,7 +50,7 @@ TEST_F(CudaOpsTest, LinearAtEveryRowCountWithBiasAndAccumulation) {
     for (const auto& [in, out] : Shapes{{64, 96}, {520, 40}, {100, 24}}) {
       for (const bool accumulate : {false, true}) {
         ExpectSame(
-            [&, in = in, out = out](Backend& backend, Memory& memory) {
+            [&, in = in, out = out](Backend& backend, DeviceTensors& memory) {
               std::vector<BFloat16> weight = RandomBFloat16s(size_t(in) * out, 1);
               std::vector<float> bias = RandomFloats(out, 2);
               const auto linear =
@@ -134,7 +72,7 @@ TEST_F(CudaOpsTest, LinearAtEveryRowCountWithBiasAndAccumulation) {
 
 TEST_F(CudaOpsTest, RmsNormInBothPrecisions) {
   ExpectSame(
-      [](Backend& backend, Memory& memory) {
+      [](Backend& backend, DeviceTensors& memory) {
         const Tensor x = memory.Put(RandomFloats(5 * 300, 1), DType::kF32, {5, 300});
         const Tensor weight = memory.Put(RandomFloats(300, 2), DType::kF32, {300});
         const Tensor out = memory.Make(DType::kBF16, {5, 300});
@@ -159,7 +97,7 @@ TEST_F(CudaOpsTest, RouteWithEveryScoring) {
             .num_experts = 70,
             .top_k = 6};
         ExpectSame(
-            [&](Backend& backend, Memory& memory) {
+            [&](Backend& backend, DeviceTensors& memory) {
               std::vector<float> values = RandomFloats(9 * 70, 1);
               values[3] = values[5] = 4.0f;  // a tie goes to the lower id
               const Tensor logits = memory.Put(values, DType::kF32, {9, 70});
@@ -191,7 +129,7 @@ TEST_F(CudaOpsTest, PrepareQkvAndAttentionOverAPagedCache) {
       const int kv_width = spec.kv_heads * head_dim;
       std::vector<float> frequencies = RandomFloats(head_dim / 2, 9);
       ExpectSame(
-          [&](Backend& backend, Memory& memory) {
+          [&](Backend& backend, DeviceTensors& memory) {
             const KvLayer cache = {memory.Make(DType::kBF16, {20, 16, kv_width}),
                                    memory.Make(DType::kBF16, {20, 16, kv_width}), 16};
             QkPrepare prepare;
@@ -256,7 +194,8 @@ void CudaOpsTest::ExpectSameExperts(ExpertFormatKind kind, const Shapes& shapes,
     for (const std::vector<int>& counts : rows_of) {
       const int tokens = (std::accumulate(counts.begin(), counts.end(), 0) + 1) / 2;
       ExpectSame(
-          [&, hidden = hidden, intermediate = intermediate](Backend& backend, Memory& memory) {
+          [&, hidden = hidden, intermediate = intermediate](Backend& backend,
+                                                            DeviceTensors& memory) {
             std::vector<std::vector<int32_t>> rows;
             std::vector<Buffer> blobs;
             std::vector<ExpertWork> work;

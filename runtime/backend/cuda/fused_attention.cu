@@ -1,0 +1,234 @@
+#include "runtime/backend/cuda/fused_attention.h"
+
+#include <cooperative_groups.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "runtime/backend/cuda/attend_ahead.cuh"
+#include "runtime/backend/cuda/norm_row.cuh"
+#include "runtime/backend/cuda/row_stream.cuh"
+
+namespace moed::backend {
+namespace {
+
+constexpr int kWarps = kAttendWarps;
+constexpr int kThreads = kWarps * 32;
+constexpr int kSlots = 10;
+constexpr uint32_t kSlotBytes = 2048;
+constexpr int kLeastSplits = 2;  // parts of which the output projection makes its input
+// A group's columns of an output row; shorter pieces make copying slow.
+constexpr int kLeastGroupWidth = 256;
+
+// Dynamic shared memory, in this order: the warps' rings, the warps' values (in the beginning the
+// prepared heads), the row that is multiplied.
+constexpr size_t kRingBytes = size_t{kWarps} * kSlots * kSlotBytes;
+__host__ __device__ constexpr size_t ValuesBytes(int head_dim) {
+  return sizeof(float) * kWarps * kHeadGroup * head_dim;
+}
+__host__ __device__ int RowValues(int hidden, int head_dim) {
+  return hidden > kHeadGroup * head_dim ? hidden : kHeadGroup * head_dim;
+}
+size_t SharedBytes(const FusedAttentionShape& shape) {
+  return kRingBytes + ValuesBytes(shape.head_dim) + 2 * RowValues(shape.hidden, shape.head_dim);
+}
+
+// What a block does of the attention and the output projection: split `member` of the keys, if
+// there are so many, then every `members`-th row of its group's columns.
+struct Share {
+  HeadGroup group;
+  int member;
+  int members;
+  int position;
+  KeyRange range;
+  bool attends;
+
+  __device__ Share(const AttentionArguments& a, int groups, int token_position)
+      : group(a, blockIdx.x % groups),
+        member(blockIdx.x / groups),
+        members((gridDim.x - blockIdx.x % groups + groups - 1) / groups),
+        position(token_position),
+        range(RangeOf(a, position, member)),
+        attends(member < a.splits && position >= 0) {}
+};
+
+// A row of the q, k and v weights, counted through all of them.
+struct PartRow {
+  const LinearPart* part;
+  int row;
+};
+
+__device__ PartRow FindRow(const LinearArguments& a, int row) {
+  int i = 0;
+#pragma unroll 1
+  while (i + 1 < a.num_parts && row >= a.parts[i].out_features) row -= a.parts[i++].out_features;
+  return {&a.parts[i], row};
+}
+
+__device__ int NumRows(const LinearArguments& a) {
+  int rows = 0;
+  for (int i = 0; i < a.num_parts; ++i) rows += a.parts[i].out_features;
+  return rows;
+}
+
+#if __CUDA_ARCH__ >= 900
+
+using Ring = RowRing<kSlots, kSlotBytes>;
+
+// Of a weight's rows, or of several weights' one after the other, a warp's: every stride-th.
+struct WarpRows {
+  int first;
+  int stride;
+  int count;
+
+  __device__ WarpRows(int all, int first_row, int row_stride)
+      : first(first_row),
+        stride(row_stride),
+        count(first_row < all ? (all - first_row + row_stride - 1) / row_stride : 0) {}
+  __device__ int operator[](int i) const { return first + i * stride; }
+};
+
+// store(row, its product with x) for each of the rows that `stream` brings, by one lane.
+template <class Stream, class Store>
+__device__ void MultiplyRows(Stream& stream, const WarpRows& rows, const __nv_bfloat16* x,
+                             const Store& store) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int i = 0; i < rows.count; i += Stream::kRows) {
+    const float product = stream.Next(x);
+    if (lane < Stream::kRows && i + lane < rows.count) store(rows[i + lane], product);
+  }
+}
+
+// Starts the output weights' copies and waits for the projections, attends, and adds the output.
+template <int kChunks>
+__device__ void AttendAndOutput(const FusedAttentionArguments& a, const Share& share, Ring& ring,
+                                int first_sequence, Ahead* ahead, float* values,
+                                __nv_bfloat16* row) {
+  const auto grid = cooperative_groups::this_grid();
+  auto projected = grid.barrier_arrive();
+  const HeadGroup& group = share.group;
+  const int head_dim = a.attention.head_dim;
+  const WarpRows rows(a.output.out_features, threadIdx.x / 32 * share.members + share.member,
+                      kWarps * share.members);
+  const __nv_bfloat16* columns = a.output.weight + group.first_head * head_dim;
+  const size_t row_values = size_t(a.attention.query_heads) * head_dim;
+  RowStream stream(ring, first_sequence, rows.count, group.heads * head_dim, [&](int i) {
+    return reinterpret_cast<const std::byte*>(columns + rows[i] * row_values);
+  });
+  grid.barrier_wait(std::move(projected));
+  if (share.attends) {
+    AttendSplit<kChunks>(a, group, share.member, share.range, share.position, ahead, values);
+  }
+  grid.sync();
+  JoinSplits<kWarps>(a.attention, group.first_head, group.heads, row);
+  __syncthreads();
+  const bool adds_bias = a.output.bias != nullptr && group.first_head == 0;
+  MultiplyRows(stream, rows, row, [&](int target, float product) {
+    atomicAdd(a.output.out + target, product + (adds_bias ? a.output.bias[target] : 0.0f));
+  });
+}
+
+// One block to a multiprocessor; all run at once.
+template <int kChunks>
+__device__ void RunFused(const FusedAttentionArguments& a, int groups) {
+  extern __shared__ __align__(128) std::byte memory[];
+  __shared__ uint64_t barriers[kWarps][kSlots];
+  __shared__ __align__(16) Ahead ahead;
+  const int warp = threadIdx.x / 32;
+  auto* const values = reinterpret_cast<float*>(memory + kRingBytes);
+  auto* const row =
+      reinterpret_cast<__nv_bfloat16*>(memory + kRingBytes + ValuesBytes(a.attention.head_dim));
+  // Before the weights, which would keep them waiting.
+  const int position = a.attention.step.positions[0];
+  const RowNorm<kWarps, 2> norm(a.qkv);
+  Ring ring(memory + warp * (kSlots * kSlotBytes), barriers[warp], threadIdx.x % 32);
+  const WarpRows rows(NumRows(a.qkv), warp * gridDim.x + blockIdx.x, kWarps * gridDim.x);
+  RowStream stream(ring, 0, rows.count, a.qkv.in_features, [&](int i) {
+    const PartRow at = FindRow(a.qkv, rows[i]);
+    return reinterpret_cast<const std::byte*>(at.part->weight + size_t(at.row) * a.qkv.in_features);
+  });
+  norm.Store(row);
+  const Share share(a.attention, groups, position);
+  if (share.attends) LookAhead(a, share.group.kv_head, share.range, share.position, &ahead);
+  MultiplyRows(stream, rows, row, [&](int index, float product) {
+    const PartRow at = FindRow(a.qkv, index);
+    at.part->out[at.row] = product + (at.part->bias == nullptr ? 0.0f : at.part->bias[at.row]);
+  });
+  AttendAndOutput<kChunks>(a, share, ring, stream.end_sequence(), &ahead, values, row);
+}
+
+#endif
+
+template <int kChunks>
+__global__ void __launch_bounds__(kThreads, 1)
+    FusedAttention(const __grid_constant__ FusedAttentionArguments a, int groups) {
+#if __CUDA_ARCH__ >= 900
+  RunFused<kChunks>(a, groups);
+#endif
+}
+
+int Groups(const FusedAttentionShape& shape) {
+  return HeadGroups(shape.query_heads, shape.kv_heads);
+}
+
+// Calls `function` with the kernel for the head dimension.
+template <class Function>
+auto WithKernel(int head_dim, const Function& function) {
+  if (head_dim <= 32) return function(FusedAttention<1>);
+  if (head_dim <= 64) return function(FusedAttention<2>);
+  if (head_dim <= 96) return function(FusedAttention<3>);
+  return function(FusedAttention<4>);
+}
+
+}  // namespace
+
+bool FusedAttentionSupports(const FusedAttentionShape& shape) {
+  const int groups = Groups(shape);
+  const int group_width = shape.query_heads / groups * shape.head_dim;
+  if (shape.hidden % 8 != 0 || shape.head_dim % 8 != 0 || shape.head_dim > kMaxFusedHeadDim ||
+      group_width < kLeastGroupWidth || groups * kLeastSplits > shape.multiprocessors) {
+    return false;
+  }
+  return WithKernel(shape.head_dim, [&](auto kernel) {
+    const int bytes = static_cast<int>(SharedBytes(shape));
+    cudaFuncAttributes attributes = {};
+    int blocks = 0;
+    const bool fits =
+        cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90 &&
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) ==
+            cudaSuccess &&
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, bytes) ==
+            cudaSuccess;
+    cudaGetLastError();  // a device with less shared memory leaves one
+    return fits && blocks > 0;
+  });
+}
+
+int FusedAttentionSplits(const FusedAttentionShape& shape, int max_context) {
+  const int most = std::min(kMaxSplits, shape.multiprocessors / Groups(shape));
+  return std::clamp((max_context + kBlockKeys - 1) / kBlockKeys, kLeastSplits, most);
+}
+
+size_t FusedAttentionScratchBytes(const FusedAttentionShape& shape, int splits) {
+  return AttentionScratchBytes(1, shape.query_heads, shape.head_dim, splits);
+}
+
+cudaError_t LaunchFusedAttention(const FusedAttentionArguments& arguments,
+                                 const FusedAttentionShape& shape, cudaStream_t stream) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.multiprocessors;
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = SharedBytes(shape);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return WithKernel(shape.head_dim, [&](auto kernel) {
+    return cudaLaunchKernelEx(&config, kernel, arguments, Groups(shape));
+  });
+}
+
+}  // namespace moed::backend

@@ -1,0 +1,128 @@
+// The planning of a layer's experts where all of it is the device's.
+#pragma once
+
+#include <cstddef>
+
+#include "runtime/backend/cuda/expert_place.cuh"
+#include "runtime/backend/cuda/expert_table.h"
+
+namespace moed::backend {
+
+// What an expert's tokens need to find its tasks.
+struct TaskPlace {
+  ExpertTask* first;
+  int next_token;
+};
+
+// Both spans' task counts in one word, so that one sum over the block places both.
+inline constexpr int kLinkShift = 16;
+
+// Shared memory that PlanLayer wants: a TaskPlace and a count for each of the layer's experts.
+__host__ __device__ constexpr size_t PlanSharedBytes(int experts) {
+  return (sizeof(TaskPlace) + sizeof(int)) * experts;
+}
+
+// From the layer's routing to its list of tasks, by a block of kPlanThreads; `memory`: aligned to 8
+// bytes.
+__device__ inline void PlanLayer(const PlanExpertsArguments& a, std::byte* memory) {
+  __shared__ int offers_taken;
+  const int experts = a.layer.num_experts;
+  auto* places = reinterpret_cast<TaskPlace*>(memory);
+  auto* counts = reinterpret_cast<int*>(places + experts);
+  if (threadIdx.x == 0) offers_taken = 0;
+  for (int e = threadIdx.x; e < experts; e += kPlanThreads) counts[e] = 0;
+  __syncthreads();
+  const int pairs = a.rows * a.top_k;
+  for (int i = threadIdx.x; i < pairs; i += kPlanThreads) {
+    if (a.positions[i / a.top_k] >= 0) atomicAdd(&counts[a.ids[i]], 1);
+  }
+  __syncthreads();
+
+  int written = 0;  // tasks of both spans
+  for (int base = 0; base < experts; base += kPlanThreads) {
+    const int e = base + threadIdx.x;
+    const int tokens = e < experts ? counts[e] : 0;
+    ExpertTask task;
+    bool hit = true;
+    if (tokens > 0) {
+      task = Place(a, e, &offers_taken);
+      hit = a.layer.uses[e].kind == ExpertUseKind::kHit;
+    } else if (e < experts) {
+      a.layer.uses[e] = ExpertUse{};
+    }
+    const int tasks = (tokens + kTaskTokens - 1) / kTaskTokens;
+    int total;
+    const int before = written + ExclusiveSum(hit ? tasks : tasks << kLinkShift, &total);
+    written += total;
+    if (tokens == 0) continue;
+    const int index = hit ? before & ((1 << kLinkShift) - 1) : before >> kLinkShift;
+    ExpertTask* const first = (hit ? a.vram_tasks : a.link_tasks) + index;
+    places[e] = {first, 0};
+    WriteTasks(task, tokens, a.tiles_per_expert, index * a.tiles_per_expert, first);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < pairs; i += kPlanThreads) {
+    const int row = i / a.top_k;
+    if (a.positions[row] < 0) continue;
+    TaskPlace& expert = places[a.ids[i]];
+    const int place = atomicAdd(&expert.next_token, 1);
+    ExpertTask& task = expert.first[place / kTaskTokens];
+    task.token[place % kTaskTokens] = row;
+    task.target[place % kTaskTokens] = row;
+    task.weight[place % kTaskTokens] = a.weights[i];
+  }
+  if (threadIdx.x == 0) {
+    const int vram = written & ((1 << kLinkShift) - 1);
+    const int link = written >> kLinkShift;
+    *a.list = {.vram = {vram, vram * a.tiles_per_expert, a.vram_tasks},
+               .link = {link, link * a.tiles_per_expert, a.link_tasks}};
+    *a.layer.num_offered -= min(offers_taken, *a.layer.num_offered);
+  }
+}
+
+// The same for a single token, by one warp: lane r has the expert of rank r. The layer's uses are
+// empty.
+__device__ inline void PlanToken(const PlanExpertsArguments& a, int expert, float weight) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t before = (1u << lane) - 1;
+  const bool chosen = lane < a.top_k && a.positions[0] >= 0;
+  const int num_offered = *a.layer.num_offered;
+  ExpertTableEntry entry;
+  if (chosen) entry = a.layer.entries[expert];
+  const bool hit = chosen && entry.slot >= 0;
+  const bool fillable = chosen && !hit && entry.fill_allowed != 0;
+  const uint32_t hits = __ballot_sync(0xffffffffu, hit);
+  const uint32_t colds = __ballot_sync(0xffffffffu, chosen && !hit);
+  const uint32_t fills = __ballot_sync(0xffffffffu, fillable);
+  const int offer = num_offered - 1 - __popc(fills & before);
+  if (lane == 0) {
+    const int vram = __popc(hits);
+    const int link = __popc(colds);
+    *a.list = {.vram = {vram, vram * a.tiles_per_expert, a.vram_tasks},
+               .link = {link, link * a.tiles_per_expert, a.link_tasks}};
+    *a.layer.num_offered = max(0, num_offered - __popc(fills));
+  }
+  if (!chosen) return;
+  ExpertTask task;
+  task.expert = expert;
+  task.num_tokens = 1;
+  task.num_tiles = a.tiles_per_expert;
+  task.weight[0] = weight;
+  task.blob = a.layer.experts + expert * a.blob_bytes;
+  ExpertUse use = {ExpertUseKind::kCold};
+  if (hit) {
+    task.blob = a.slots + entry.slot * a.blob_bytes;
+    use = {ExpertUseKind::kHit, entry.slot, entry.generation};
+  } else if (fillable && offer >= 0) {
+    const OfferedSlot offered = a.layer.offered[offer];
+    task.fill = a.slots + offered.slot * a.blob_bytes;
+    use = {ExpertUseKind::kFilled, offered.slot, offered.generation};
+    a.layer.entries[expert] = {offered.slot, offered.generation, 0};
+  }
+  a.layer.uses[expert] = use;
+  const int index = __popc((hit ? hits : colds) & before);
+  task.first_tile = index * a.tiles_per_expert;
+  (hit ? a.vram_tasks : a.link_tasks)[index] = task;
+}
+
+}  // namespace moed::backend

@@ -1,0 +1,25 @@
+// The router of a step of one token together with the planning of its experts, in one launch: the
+// block that routes goes on to plan, and where the CPU takes part, hands it its share.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "runtime/backend/cuda/cold_plan.h"
+#include "runtime/backend/cuda/expert_table.h"
+#include "runtime/backend/cuda/routing.h"
+
+namespace moed::backend {
+
+// A warp plans a token's experts.
+inline constexpr int kMostPlannedExperts = 32;  // top-k
+
+// LaunchNormRoute of one token, then LaunchPlanExperts. REQUIRES: NormRouteSupports(), and top_k at
+// most kMostPlannedExperts; here and below.
+cudaError_t LaunchRouteAndPlan(const NormRouteArguments& route, const PlanExpertsArguments& plan,
+                               cudaStream_t stream);
+
+// LaunchNormRoute of one token, LaunchDivideExperts and CudaColdPath::Post of what was normed.
+cudaError_t LaunchRouteAndDivide(const NormRouteArguments& route,
+                                 const DivideExpertsArguments& divide, cudaStream_t stream);
+
+}  // namespace moed::backend
