@@ -29,7 +29,7 @@ struct Ahead {
 // Fills `ahead` but for the new key and value, and starts to bring the keys and values of the range
 // into L2, while the first weights are on their way.
 __device__ inline void LookAhead(const FusedAttentionArguments& a, int kv_head, KeyRange range,
-                          int position, Ahead* ahead) {
+                                 int position, Ahead* ahead) {
   constexpr int kLineValues = 64;
   const PrepareQkvArguments& prepare = a.prepare;
   const int i = threadIdx.x;
@@ -59,8 +59,8 @@ __device__ inline void CopyHead(const float* from, int head_dim, int lane, float
 
 // The group's queries, normed and rotated, into `q` [heads, head_dim]; the new key and its value
 // into the cache and `ahead`, if they lie in the range.
-__device__ inline void PrepareHeads(const PrepareQkvArguments& a, const HeadGroup& group, KeyRange range,
-                             int position, Ahead* ahead, float* q) {
+__device__ inline void PrepareHeads(const PrepareQkvArguments& a, const HeadGroup& group,
+                                    KeyRange range, int position, Ahead* ahead, float* q) {
   __shared__ float key[kMaxFusedHeadDim];
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -108,7 +108,8 @@ struct RangeRows {
   static constexpr int kNewest = -1;
 };
 
-// The block's split of the keys, into its part of the scratch memory. `values`: [kAttendWarps, kHeadGroup, head_dim] of shared memory.
+// The block's split of the keys, into its part of the scratch memory. `values`: [kAttendWarps,
+// kHeadGroup, head_dim] of shared memory.
 template <int kChunks>
 __device__ void AttendSplit(const FusedAttentionArguments& a, const HeadGroup& group, int split,
                             KeyRange range, int position, Ahead* ahead, float* values) {
@@ -125,8 +126,7 @@ __device__ void AttendSplit(const FusedAttentionArguments& a, const HeadGroup& g
   __syncthreads();  // the queries are spent
   StoreWarp(softmax, attention.head_dim, warp, lane, results, values);
   __syncthreads();
-  JoinWarps<kAttendWarps>(attention, results, values, group.first_head, group.heads,
-                    split);
+  JoinWarps<kAttendWarps>(attention, results, values, group.first_head, group.heads, split);
 }
 
 }  // namespace moed::backend

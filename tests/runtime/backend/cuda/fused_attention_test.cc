@@ -46,10 +46,10 @@ class AttentionLayer {
           tensors_.Put(RandomFloats(shape.head_dim, 8), DType::kF32, {shape.head_dim});
     }
     prepare_.clip_qkv = shape.clip;
-    prepare_.rope = {.rotary_dims = RotaryDims(),
-                     .interleaved = shape.interleaved,
-                     .inverse_frequencies =
-                         Tensor(frequencies_.data(), DType::kF32, {RotaryDims() / 2})};
+    prepare_.rope = {
+        .rotary_dims = RotaryDims(),
+        .interleaved = shape.interleaved,
+        .inverse_frequencies = Tensor(frequencies_.data(), DType::kF32, {RotaryDims() / 2})};
     // Every other block, in falling order.
     const int blocks = context / kBlockTokens + 2;
     for (int i = 0; i < blocks; ++i) blocks_.push_back(2 * (blocks - 1 - i));
@@ -155,12 +155,22 @@ TEST_F(FusedAttentionTest, GivesWhatTheOpsGiveOneByOneAtEveryContext) {
 
 TEST_F(FusedAttentionTest, TakesOtherShapesAndOptions) {
   // Rows of several pieces, the last not whole; biases; a window.
-  ExpectSame({.hidden = 2880, .query_heads = 64, .kv_heads = 8, .head_dim = 64, .has_norms = false,
-              .has_biases = true, .sliding_window = 128},
+  ExpectSame({.hidden = 2880,
+              .query_heads = 64,
+              .kv_heads = 8,
+              .head_dim = 64,
+              .has_norms = false,
+              .has_biases = true,
+              .sliding_window = 128},
              300);
   // Groups of eight heads and of four; a third of a head rotates.
-  ExpectSame({.hidden = 1032, .query_heads = 24, .kv_heads = 2, .head_dim = 96, .rotary_dims = 32,
-              .interleaved = true, .clip = 1.0f},
+  ExpectSame({.hidden = 1032,
+              .query_heads = 24,
+              .kv_heads = 2,
+              .head_dim = 96,
+              .rotary_dims = 32,
+              .interleaved = true,
+              .clip = 1.0f},
              90);
   ExpectSame({.hidden = 4096, .query_heads = 32, .kv_heads = 8, .head_dim = 128}, 40);
 }
