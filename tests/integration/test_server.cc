@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 
 namespace moed::server {
 
@@ -71,43 +70,6 @@ grpc::health::v1::HealthCheckResponse::ServingStatus TestServer::HealthOf(
   grpc::health::v1::HealthCheckResponse response;
   const grpc::Status status = health_->Check(&context, request, &response);
   return status.ok() ? response.status() : grpc::health::v1::HealthCheckResponse::UNKNOWN;
-}
-
-StreamOutcome ReadStream(grpc::ClientReader<v1::GenerateResponse>& reader) {
-  StreamOutcome outcome;
-  v1::GenerateResponse response;
-  while (reader.Read(&response)) {
-    if (response.has_finished()) outcome.finished = response.finished();
-    if (!response.has_delta()) continue;
-    ++outcome.messages;
-    if (response.delta().index() != 0) continue;
-    outcome.text += response.delta().text();
-    for (const v1::Token& token : response.delta().tokens()) outcome.tokens.push_back(token.id());
-  }
-  outcome.status = reader.Finish();
-  return outcome;
-}
-
-StreamOutcome Generate(v1::Inference::Stub& stub, const v1::GenerateRequest& request) {
-  grpc::ClientContext context;
-  return ReadStream(*stub.Generate(&context, request));
-}
-
-v1::GenerateRequest TokensRequest(int prompt_tokens, int64_t max_tokens) {
-  v1::GenerateRequest request;
-  for (int i = 0; i < prompt_tokens; ++i) request.mutable_tokens()->add_ids(1 + i % 100);
-  request.mutable_sampling()->set_temperature(0);
-  request.mutable_stopping()->set_max_tokens(max_tokens);
-  request.mutable_stopping()->set_ignore_eos(true);
-  return request;
-}
-
-bool Eventually(absl::FunctionRef<bool()> condition) {
-  for (int i = 0; i < 2000; ++i) {
-    if (condition()) return true;
-    absl::SleepFor(absl::Milliseconds(10));
-  }
-  return false;
 }
 
 std::string HttpAnswer(int port, const std::string& request) {

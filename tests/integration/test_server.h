@@ -8,7 +8,6 @@
 #include <thread>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/notification.h"
 #include "proto/grpc/health/v1/health.grpc.pb.h"
@@ -16,6 +15,7 @@
 #include "proto/moed/v1/experts.grpc.pb.h"
 #include "proto/moed/v1/inference.grpc.pb.h"
 #include "server/server.h"
+#include "tests/integration/calls.h"
 
 namespace moed::server {
 
@@ -63,23 +63,6 @@ class TestServer {
   absl::Status run_status_;
   std::thread run_thread_;
 };
-
-// All that a streaming call gave.
-struct StreamOutcome {
-  grpc::Status status;
-  std::string text;
-  std::vector<int32_t> tokens;  // of sequence 0
-  int messages = 0;             // deltas
-  v1::Finished finished;
-};
-StreamOutcome ReadStream(grpc::ClientReader<v1::GenerateResponse>& reader);
-StreamOutcome Generate(v1::Inference::Stub& stub, const v1::GenerateRequest& request);
-
-// A greedy request for `max_tokens` tokens after a prompt of ids, past end tokens.
-v1::GenerateRequest TokensRequest(int prompt_tokens, int64_t max_tokens);
-
-// True as soon as `condition` is; false after 20 seconds.
-bool Eventually(absl::FunctionRef<bool()> condition);
 
 // What an HTTP server on loopback answers to `request`, headers and body; empty if that fails.
 std::string HttpAnswer(int port, const std::string& request);
