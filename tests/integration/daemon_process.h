@@ -1,4 +1,5 @@
-// The moed binary as a child process, as scripts and Kubernetes run it.
+// The moed binary as a child process, as scripts and Kubernetes run it: the one that lies beside
+// the test's own, in a build folder or a bundle.
 #pragma once
 
 #include <sys/types.h>
@@ -10,8 +11,10 @@ namespace moed::server {
 
 class DaemonProcess {
  public:
-  // On free ports unless `arguments` name others; its stderr goes to a file.
-  explicit DaemonProcess(std::vector<std::string> arguments);
+  // On free ports unless `arguments` name others; its stderr goes to a file. `environment`:
+  // NAME=value, added to the test's own.
+  explicit DaemonProcess(std::vector<std::string> arguments,
+                         std::vector<std::string> environment = {});
   // Kills it if it still runs.
   ~DaemonProcess();
 
@@ -22,10 +25,14 @@ class DaemonProcess {
   static std::string AddressIn(const std::string& line, const std::string& key);
   void Signal(int signal);
   pid_t pid() const { return pid_; }
+  // True once WaitForExit would not wait.
+  bool HasEnded() const;
   // The exit code, or 128 + the signal that ended it.
   int WaitForExit();
   // What it has written to stderr so far.
   std::string Log() const;
+  // The path of a file in the folder of the test's own binary.
+  static std::string BesideTest(const std::string& name);
 
  private:
   std::string log_path_;
