@@ -88,14 +88,14 @@ inline void ExpertCache::GrantHeld(ExpertKey key, int32_t slot, LayerDemand* dem
                             .pin = state_.slots.Pin(slot)});
 }
 
-inline Grant ExpertCache::GrantToFill(ExpertKey key, bool admitted) {
-  ExpertPin pin = state_.slots.Take(key, admitted);
+inline Grant ExpertCache::GrantAdmitted(ExpertKey key) {
+  ExpertPin pin = state_.slots.Take(key, /*admitted=*/true);
   const int32_t slot = pin.slot();
   return {.key = key,
           .slot = slot,
           .generation = state_.slots.slot(slot).generation,
           .to_fill = true,
-          .admitted = admitted,
+          .admitted = true,
           .pin = std::move(pin)};
 }
 
@@ -134,8 +134,7 @@ void ExpertCache::AdmitMisses(LayerDemand* demand) {
   const Admission& admission = Decide(demand->layer, demand->deferred);
   Evict(admission.victims);
   for (int32_t index : admission.admitted) {
-    demand->grants.push_back(
-        GrantToFill({demand->layer, demand->deferred[index]}, /*admitted=*/true));
+    demand->grants.push_back(GrantAdmitted({demand->layer, demand->deferred[index]}));
     demand->deferred[index] = -1;
   }
   if (admission.admitted.empty()) return;
@@ -147,23 +146,30 @@ void ExpertCache::AdmitMisses(LayerDemand* demand) {
 
 // Grants free slots to what the policy refused, the last first.
 void ExpertCache::GrantScratch(LayerDemand* demand) {
-  const std::span<const int32_t> slots = state_.slots.SlotsOfLayer(demand->layer);
-  const std::vector<int>& deferred = demand->deferred;
+  const int layer = demand->layer;
+  const std::span<const int32_t> slots = state_.slots.SlotsOfLayer(layer);
+  const auto grant = [&](int expert, ExpertPin pin, uint32_t generation) {
+    const int32_t slot = pin.slot();
+    demand->grants.push_back({.key = {layer, expert},
+                              .slot = slot,
+                              .generation = generation,
+                              .to_fill = true,
+                              .pin = std::move(pin)});
+  };
   int64_t granted = 0;
-  size_t left = deferred.size();
-  for (; left > 0; --left) {
-    const ExpertKey key{demand->layer, deferred[left - 1]};
-    if (slots[key.expert] >= 0) {  // somebody else asked for it since
-      GrantHeld(key, slots[key.expert], demand);
-      continue;
-    }
-    if (!state_.slots.has_free_slot()) break;
-    demand->grants.push_back(GrantToFill(key, /*admitted=*/false));
-    ++granted;
+  std::span<const int> left = demand->deferred;
+  while (!left.empty()) {
+    const size_t refused = state_.slots.TakeScratch(layer, left, grant);
+    granted += static_cast<int64_t>(left.size() - refused);
+    left = left.first(refused);
+    // Either somebody else asked for the next one since, or no slot is free.
+    if (left.empty() || slots[left.back()] < 0) break;
+    GrantHeld({layer, left.back()}, slots[left.back()], demand);
+    left = left.first(left.size() - 1);
   }
-  demand->deferred.resize(left);
-  state_.counters[demand->layer].misses_total += granted;
-  state_.counters[demand->layer].refused_admissions_total += granted;
+  demand->deferred.resize(left.size());
+  state_.counters[layer].misses_total += granted;
+  state_.counters[layer].refused_admissions_total += granted;
 }
 
 std::optional<Grant> ExpertCache::Prefetch(ExpertKey key) {
@@ -173,7 +179,7 @@ std::optional<Grant> ExpertCache::Prefetch(ExpertKey key) {
   if (admission.admitted.empty()) return std::nullopt;
   Evict(admission.victims);
   ++state_.counters[key.layer].admissions_total;
-  return GrantToFill(key, /*admitted=*/true);
+  return GrantAdmitted(key);
 }
 
 const Admission& ExpertCache::Decide(int layer, std::span<const int> misses) {

@@ -180,7 +180,7 @@ class ExpertCache {
 
   absl::Status CheckBudget(int num_slots, int kept) const;
   void GrantHeld(ExpertKey key, int32_t slot, LayerDemand* demand);
-  Grant GrantToFill(ExpertKey key, bool admitted);
+  Grant GrantAdmitted(ExpertKey key);
   const Admission& Decide(int layer, std::span<const int> misses);
   void AdmitMisses(LayerDemand* demand);
   void GrantScratch(LayerDemand* demand);

@@ -26,9 +26,9 @@ class ExpertPin {
     }
     return *this;
   }
-  ~ExpertPin() { Release(); }
+  ~ExpertPin();
 
-  void Release();  // defined beside SlotTable
+  void Release();  // defined beside SlotTable, as is the destructor
   bool held() const { return slots_ != nullptr; }
   int32_t slot() const { return slot_; }  // once held
 

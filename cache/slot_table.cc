@@ -1,11 +1,16 @@
 #include "cache/slot_table.h"
 
+#include <cstdlib>
+
+#include "absl/base/internal/raw_logging.h"
+
 namespace moed::cache {
 
 SlotTable::SlotTable(const ExpertIndex& index, int32_t budget, int32_t max_slots)
     : index_(index),
       slots_(max_slots),
       slot_of_(index.total_experts(), -1),
+      free_(max_slots),
       first_word_(1, 0),
       layer_resident_(index.num_layers(), 0) {
   for (int layer = 0; layer < index.num_layers(); ++layer) {
@@ -14,6 +19,11 @@ SlotTable::SlotTable(const ExpertIndex& index, int32_t budget, int32_t max_slots
   admitted_.resize(first_word_.back(), 0);
   for (int32_t slot = max_slots - 1; slot >= 0; --slot) parked_.push_back(slot);
   SetBudget(budget);
+}
+
+void SlotTable::Die(const char* what) {
+  ABSL_RAW_LOG(FATAL, "%s", what);
+  std::abort();
 }
 
 bool SlotTable::FillFailed(int32_t slot, uint32_t generation) {
@@ -38,9 +48,8 @@ void SlotTable::Supersede(int32_t slot) {
 }
 
 int32_t SlotTable::Offer(int layer) {
-  ABSL_RAW_CHECK(!free_.empty(), "no free slot to offer");
-  const int32_t slot = free_.back();
-  free_.pop_back();
+  ABSL_RAW_CHECK(num_free_ > 0, "no free slot to offer");
+  const int32_t slot = free_[--num_free_];
   Slot& s = slots_[slot];
   s.key = {layer, -1};
   ++s.generation;
@@ -75,14 +84,14 @@ void SlotTable::Reclaim(int32_t slot) {
 void SlotTable::SetBudget(int32_t budget) {
   ABSL_RAW_CHECK(budget >= 0 && budget <= max_slots(), "the budget exceeds the slots there are");
   budget_ = budget;
-  while (in_service_ > budget_ && !free_.empty()) {
-    parked_.push_back(free_.back());
-    slots_[free_.back()].state = SlotState::kParked;
-    free_.pop_back();
+  while (in_service_ > budget_ && num_free_ > 0) {
+    const int32_t slot = free_[--num_free_];
+    parked_.push_back(slot);
+    slots_[slot].state = SlotState::kParked;
     --in_service_;
   }
   while (in_service_ < budget_) {
-    free_.push_back(parked_.back());
+    free_[num_free_++] = parked_.back();
     slots_[parked_.back()].state = SlotState::kFree;
     parked_.pop_back();
     ++in_service_;

@@ -19,14 +19,13 @@
 #include <utility>
 #include <vector>
 
-#include "absl/base/internal/raw_logging.h"
 #include "cache/expert_index.h"
 #include "cache/expert_key.h"
 #include "cache/expert_pin.h"
 
 namespace moed::cache {
 
-enum class SlotState : int32_t {
+enum class SlotState : uint8_t {
   kParked,    // outside of the budget
   kFree,      // holds nothing
   kFilling,   // the host is writing into it
@@ -36,10 +35,11 @@ enum class SlotState : int32_t {
   kRetiring,  // nothing new may use it, but the device may still be reading it
 };
 
+// Sixteen bytes: a step writes thousands of them.
 struct Slot {
   ExpertKey key;            // of an offered slot: its layer, expert -1
   uint32_t generation = 0;  // rises whenever the slot is given to another expert
-  int32_t pins = 0;
+  uint16_t pins = 0;        // one for each who uses it at the same time
   SlotState state = SlotState::kParked;
   bool scratch = false;
 };
@@ -55,8 +55,7 @@ class SlotTable {
   int32_t budget() const { return budget_; }
   // Slots in use or free: more than the budget only while pins hold what a smaller budget cut.
   int32_t in_service() const { return in_service_; }
-  int32_t free_slots() const { return static_cast<int32_t>(free_.size()); }
-  bool has_free_slot() const { return !free_.empty(); }
+  int32_t free_slots() const { return num_free_; }
   const Slot& slot(int32_t slot) const { return slots_[slot]; }
   // The slot that holds `key` or is being filled with it, or -1.
   int32_t SlotOf(ExpertKey key) const { return slot_of_[index_.Of(key)]; }
@@ -91,6 +90,10 @@ class SlotTable {
 
   // A slot that is filling, pinned. REQUIRES: free_slots() > 0 and SlotOf(key) < 0.
   ExpertPin Take(ExpertKey key, bool admitted);
+  // Take without admission for each of `experts` of the layer, the last first, until one has a slot
+  // or none is free: calls granted(expert, pin, generation). Returns how many are left.
+  template <typename Granted>
+  size_t TakeScratch(int layer, std::span<const int> experts, Granted granted);
   // REQUIRES: filling or resident.
   ExpertPin Pin(int32_t slot);
   // False if the slot is not being filled at this generation.
@@ -117,6 +120,8 @@ class SlotTable {
 
  private:
   friend class ExpertPin;
+  // A broken invariant. Does not return, and so costs what is inline no registers.
+  [[noreturn]] static void Die(const char* what);
   void Unpin(int32_t slot);
   void Admitted(ExpertKey key);
   void Forget(int32_t slot);   // removes the slot from slot_of_ and from what is admitted
@@ -125,7 +130,9 @@ class SlotTable {
   ExpertIndex index_;
   std::vector<Slot> slots_;
   std::vector<int32_t> slot_of_;  // [all experts]
-  std::vector<int32_t> free_;     // last in, first out: the most recently used memory first
+  // [max_slots], of which num_free_ count; last in, first out: the most recently used memory first.
+  std::vector<int32_t> free_;
+  int32_t num_free_ = 0;
   std::vector<int32_t> parked_;
   std::vector<uint64_t> admitted_;  // a bit for each expert, layers beginning at words of their own
   std::vector<int32_t> first_word_;  // [layers + 1]
@@ -136,11 +143,10 @@ class SlotTable {
 };
 
 inline ExpertPin SlotTable::Take(ExpertKey key, bool admitted) {
-  ABSL_RAW_CHECK(!free_.empty(), "no free slot to take");
+  if (num_free_ <= 0) Die("no free slot to take");
   int32_t& slot_of = slot_of_[index_.Of(key)];
-  ABSL_RAW_CHECK(slot_of < 0, "the expert has a slot already");
-  const int32_t slot = free_.back();
-  free_.pop_back();
+  if (slot_of >= 0) Die("the expert has a slot already");
+  const int32_t slot = free_[--num_free_];
   slot_of = slot;
   Slot& s = slots_[slot];
   s.key = key;
@@ -152,6 +158,26 @@ inline ExpertPin SlotTable::Take(ExpertKey key, bool admitted) {
   return ExpertPin(this, slot);
 }
 
+template <typename Granted>
+size_t SlotTable::TakeScratch(int layer, std::span<const int> experts, Granted granted) {
+  int32_t* const slot_of = slot_of_.data() + index_.FirstOf(layer);
+  size_t left = experts.size();
+  for (; left > 0 && num_free_ > 0; --left) {
+    const int expert = experts[left - 1];
+    if (slot_of[expert] >= 0) break;
+    const int32_t slot = free_[--num_free_];
+    slot_of[expert] = slot;
+    Slot& s = slots_[slot];
+    s = {.key = {layer, expert},
+         .generation = s.generation + 1,
+         .pins = 1,
+         .state = SlotState::kFilling,
+         .scratch = true};
+    granted(expert, ExpertPin(this, slot), s.generation);
+  }
+  return left;
+}
+
 inline void SlotTable::Admitted(ExpertKey key) {
   admitted_[first_word_[key.layer] + key.expert / 64] |= uint64_t{1} << key.expert % 64;
   ++layer_resident_[key.layer];
@@ -159,7 +185,7 @@ inline void SlotTable::Admitted(ExpertKey key) {
 }
 
 inline ExpertPin SlotTable::Pin(int32_t slot) {
-  ++slots_[slot].pins;
+  if (++slots_[slot].pins == 0) Die("the slot has too many pins");
   return ExpertPin(this, slot);
 }
 
@@ -172,8 +198,9 @@ inline bool SlotTable::Filled(int32_t slot, uint32_t generation) {
 
 inline void SlotTable::Unpin(int32_t slot) {
   Slot& s = slots_[slot];
-  ABSL_RAW_CHECK(s.pins > 0, "the slot has no pin to give back");
-  if (--s.pins > 0 || (s.state == SlotState::kResident && !s.scratch)) return;
+  if (s.pins == 0) Die("the slot has no pin to give back");
+  if (--s.pins > 0) return;
+  if (!s.scratch && s.state == SlotState::kResident) return;
   if (s.state != SlotState::kDropped) Forget(slot);
   Release(slot);
 }
@@ -196,7 +223,11 @@ inline void SlotTable::Release(int32_t slot) {
     return;
   }
   slots_[slot].state = SlotState::kFree;
-  free_.push_back(slot);
+  free_[num_free_++] = slot;
+}
+
+inline ExpertPin::~ExpertPin() {
+  if (slots_ != nullptr) slots_->Unpin(slot_);
 }
 
 inline void ExpertPin::Release() {
