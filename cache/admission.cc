@@ -15,19 +15,29 @@ constexpr size_t kMaxDonors = 256;
 constexpr int64_t kDonorSteps = 8;
 constexpr size_t kMaxDonorsShown = 16;
 
+// How closely the worth is looked for at which an exchange ends.
+constexpr int kScaleSteps = 32;
+// So few are shown as they are.
+constexpr size_t kFewShown = 16;
+
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // In four lanes, for a chain of comparisons is as slow as it is long.
-double Largest(std::span<const double> values) {
-  std::array<double, 4> largest = {-kInfinity, -kInfinity, -kInfinity, -kInfinity};
+template <typename Better>
+double Best(std::span<const double> values, double none, Better better) {
+  std::array<double, 4> best = {none, none, none, none};
   size_t i = 0;
   for (; i + 4 <= values.size(); i += 4) {
-    for (size_t lane = 0; lane < 4; ++lane) {
-      largest[lane] = std::max(largest[lane], values[i + lane]);
-    }
+    for (size_t lane = 0; lane < 4; ++lane) best[lane] = better(best[lane], values[i + lane]);
   }
-  for (; i < values.size(); ++i) largest[0] = std::max(largest[0], values[i]);
-  return std::max(std::max(largest[0], largest[1]), std::max(largest[2], largest[3]));
+  for (; i < values.size(); ++i) best[0] = better(best[0], values[i]);
+  return better(better(best[0], best[1]), better(best[2], best[3]));
+}
+double Largest(std::span<const double> values) {
+  return Best(values, -kInfinity, [](double a, double b) { return std::max(a, b); });
+}
+double Least(std::span<const double> values) {
+  return Best(values, kInfinity, [](double a, double b) { return std::min(a, b); });
 }
 
 }  // namespace
@@ -35,17 +45,18 @@ double Largest(std::span<const double> values) {
 const Admission& AdmissionPlanner::Decide(int layer, std::span<const int> misses, int free_slots) {
   StartView(layer, misses, free_slots);
   if (static_cast<size_t>(free_slots) < misses.size()) {
-    ShowResidents();
-    ShowDonors();
+    FindResidents();
+    FindShownDonors();
   }
-  ShowCandidates();
+  FindCandidates();
+  if (only_worth_more_ && owed_ <= 0) NarrowExchange();
   return AskPolicy();
 }
 
 const Admission& AdmissionPlanner::DecideWithoutVictims(int layer, std::span<const int> misses,
                                                         int free_slots) {
   StartView(layer, misses, free_slots);
-  ShowCandidates();
+  FindCandidates();
   return AskPolicy();
 }
 
@@ -58,32 +69,26 @@ void AdmissionPlanner::StartView(int layer, std::span<const int> misses, int fre
   state_.Rank(layer, &ranking_);
   miss_worths_.resize(misses.size());
   for (size_t i = 0; i < misses.size(); ++i) miss_worths_[i] = ranking_.worths[misses[i]];
-  candidates_.clear();
-  evictable_.clear();
-  evictable_slots_.clear();
+  residents_.Start(ranking_.worths.size());
+  shown_donors_.Start(kMaxDonorsShown + 1);
   least_worth_ = kInfinity;
 }
 
 // Those that the best of the misses may displace; never what is kept, whose worth is infinite.
-void AdmissionPlanner::ShowResidents() {
-  below_ = only_worth_more_ ? Largest(miss_worths_) : kInfinity;
-  // Without a branch on what no predictor can know.
-  residents_.resize(ranking_.worths.size());
-  size_t num_residents = 0;
+void AdmissionPlanner::FindResidents() {
+  best_worth_ = only_worth_more_ ? Largest(miss_worths_) : kInfinity;
   state_.slots.VisitAdmitted(layer_, [&](int expert, int32_t slot) {
-    residents_[num_residents] = expert;
-    num_residents += static_cast<size_t>(ranking_.worths[expert] < below_) &
-                     static_cast<size_t>(state_.slots.Evictable(slot));
+    const double worth = ranking_.worths[expert];
+    // Both are asked, without a branch.
+    const auto displaced = static_cast<unsigned>(worth < best_worth_);
+    const auto evictable = static_cast<unsigned>(state_.slots.Evictable(slot));
+    residents_.AddIf((displaced & evictable) != 0, expert, worth);
   });
-  residents_.resize(num_residents);
-  for (int expert : residents_) {
-    SetView(expert, AddResident(state_.slots.SlotOf({layer_, expert}), ranking_.worths[expert]));
-  }
+  least_worth_ = Least(residents_.worths());
 }
 
 // As many as there may be admissions.
-void AdmissionPlanner::ShowDonors() {
-  const size_t own = evictable_.size();
+void AdmissionPlanner::FindShownDonors() {
   const int64_t age = state_.routing.step() - donors_step_;
   if (age >= kDonorSteps) FindDonors();
   const auto show = [&] {
@@ -94,22 +99,56 @@ void AdmissionPlanner::ShowDonors() {
       if (!Donates(donors_[i]) || key.layer == layer_) continue;
       const ExpertView expert = state_.View(key);
       const double worth = Worth(state_.policy, expert);
-      if (worth < below_ || owed_ > 0) *AddResident(donors_[i], worth) = expert;
+      if (worth < best_worth_ || owed_ > 0) {
+        shown_donors_.AddIf(true, {.slot = donors_[i], .view = expert}, worth);
+        least_worth_ = std::min(least_worth_, worth);
+      }
       if (++shown == 1) wanted = std::min(wanted, MostAdmissions());
     }
   };
   show();
-  if (owed_ > 0 && evictable_.size() == own && age > 0) {
+  if (owed_ > 0 && shown_donors_.empty() && age > 0) {
     FindDonors();
     show();
   }
 }
 
-// Returns its view, to be set.
-ExpertView* AdmissionPlanner::AddResident(int32_t slot, double worth) {
-  evictable_slots_.push_back(slot);
-  least_worth_ = std::min(least_worth_, worth);
-  return &evictable_.emplace_back();
+// Beyond the free slots the policy exchanges the best miss for the least worthy victim, then the
+// next for the next, while the miss is worth more. What it keeps are thus the most worthy of misses
+// and victims together: for every worth,
+//  - if as many residents are below it as misses beyond the free slots reach it, no victim does;
+//  - if as many misses beyond the free slots reach it as victims are below it, all candidates do.
+// (A donor may turn out to be at its floor, and so is a victim only for the second.) Worths are
+// looked at in steps of a scale from the least victim to the best miss, by counting once.
+void AdmissionPlanner::NarrowExchange() {
+  const size_t shown = shown_misses_.size() + residents_.size() + shown_donors_.size();
+  if (shown <= kFewShown || best_worth_ == kInfinity) return;
+  const double steps_per_worth = (kScaleSteps - 1) / (best_worth_ - least_worth_);
+  if (!(steps_per_worth < kInfinity) || steps_per_worth <= 0) return;
+  const auto step_of = [&](double worth) {
+    return static_cast<int>(std::max(worth - least_worth_, 0.0) * steps_per_worth);
+  };
+  std::array<uint16_t, kScaleSteps> own = {};  // misses and residents at each step
+  std::array<uint16_t, kScaleSteps> donors = {};
+  for (double worth : shown_misses_.worths()) ++own[step_of(worth)];
+  for (double worth : residents_.worths()) ++own[step_of(worth)];
+  for (double worth : shown_donors_.worths()) ++donors[step_of(worth)];
+  const auto kept = static_cast<int32_t>(residents_.size()) + free_slots_;
+  const auto kept_at_most = kept + static_cast<int32_t>(shown_donors_.size());
+  int victims_below = kScaleSteps;
+  int32_t reached = 0;  // by misses and residents
+  int candidates_from = kScaleSteps;
+  int32_t all_reached = 0;
+  for (int step = kScaleSteps; step-- > 0;) {
+    reached += own[step];
+    all_reached += own[step] + donors[step];
+    victims_below = reached <= kept ? step : victims_below;
+    candidates_from -= all_reached < kept_at_most ? 1 : 0;
+  }
+  --candidates_from;
+  residents_.KeepIf([&](double worth) { return step_of(worth) < victims_below; });
+  shown_donors_.KeepIf([&](double worth) { return step_of(worth) < victims_below; });
+  shown_misses_.KeepIf([&](double worth) { return step_of(worth) >= candidates_from; });
 }
 
 size_t AdmissionPlanner::MostAdmissions() const {
@@ -121,35 +160,45 @@ size_t AdmissionPlanner::MostAdmissions() const {
 
 // Those for which there may be a place: the best for free slots and floors, and what is worth more
 // than some resident.
-void AdmissionPlanner::ShowCandidates() {
-  double above = only_worth_more_ ? least_worth_ : -kInfinity;
+void AdmissionPlanner::FindCandidates() {
   const size_t places = static_cast<size_t>(free_slots_) + static_cast<size_t>(owed_);
-  if (places >= misses_.size()) {
-    above = -kInfinity;
-  } else if (places > 0) {
-    best_.resize(places);
-    std::partial_sort_copy(miss_worths_.begin(), miss_worths_.end(), best_.begin(), best_.end(),
-                           std::greater<>());
-    above = std::min(above, std::nextafter(best_.back(), -kInfinity));
-  }
-  // Without a branch on what no predictor can know.
-  candidate_misses_.resize(misses_.size());
-  size_t num_candidates = 0;
+  if (places >= misses_.size()) return ListCandidates(-kInfinity);
+  ListCandidates(only_worth_more_ ? least_worth_ : -kInfinity);
+  if (shown_misses_.size() >= places) return;
+  best_.resize(places);
+  std::partial_sort_copy(miss_worths_.begin(), miss_worths_.end(), best_.begin(), best_.end(),
+                         std::greater<>());
+  ListCandidates(std::nextafter(best_.back(), -kInfinity));
+}
+
+// The misses worth more than `above`.
+void AdmissionPlanner::ListCandidates(double above) {
+  shown_misses_.Start(misses_.size());
   for (size_t i = 0; i < misses_.size(); ++i) {
-    candidate_misses_[num_candidates] = static_cast<int32_t>(i);
-    num_candidates += miss_worths_[i] > above ? 1 : 0;
+    shown_misses_.AddIf(miss_worths_[i] > above, static_cast<int32_t>(i), miss_worths_[i]);
   }
-  candidate_misses_.resize(num_candidates);
-  candidates_.resize(num_candidates);
-  for (size_t i = 0; i < num_candidates; ++i) {
-    SetView(misses_[candidate_misses_[i]], &candidates_[i]);
+}
+
+void AdmissionPlanner::ShowView() {
+  candidates_.clear();
+  for (int32_t miss : shown_misses_.items()) SetView(misses_[miss], &candidates_.emplace_back());
+  evictable_.clear();
+  evictable_slots_.clear();
+  for (int expert : residents_.items()) {
+    SetView(expert, &evictable_.emplace_back());
+    evictable_slots_.push_back(state_.slots.SlotOf({layer_, expert}));
+  }
+  for (const ShownDonor& donor : shown_donors_.items()) {
+    evictable_.push_back(donor.view);
+    evictable_slots_.push_back(donor.slot);
   }
 }
 
 const Admission& AdmissionPlanner::AskPolicy() {
   admission_.admitted.clear();
   admission_.victims.clear();
-  if (candidates_.empty()) return admission_;
+  if (shown_misses_.empty()) return admission_;
+  ShowView();
   const Plan plan = MakePlan(state_.policy, {.layer = layer_,
                                              .candidates = candidates_,
                                              .evictable = evictable_,
@@ -157,7 +206,7 @@ const Admission& AdmissionPlanner::AskPolicy() {
                                              .layer_resident = state_.slots.layer_resident(),
                                              .layer_floor = state_.floors});
   for (int32_t candidate : plan.admissions) {
-    admission_.admitted.push_back(candidate_misses_[candidate]);
+    admission_.admitted.push_back(shown_misses_.items()[candidate]);
   }
   for (int32_t resident : plan.evictions) admission_.victims.push_back(evictable_slots_[resident]);
   return admission_;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cache/cache_state.h"
+#include "cache/worth_list.h"
 
 namespace moed::cache {
 
@@ -39,12 +40,18 @@ class AdmissionPlanner {
 
  private:
   using RankedSlot = std::pair<double, int32_t>;  // worth, slot
+  struct ShownDonor {
+    int32_t slot;
+    ExpertView view;
+  };
 
   void StartView(int layer, std::span<const int> misses, int free_slots);
-  void ShowResidents();
-  void ShowDonors();
-  void ShowCandidates();
-  ExpertView* AddResident(int32_t slot, double worth);
+  void FindResidents();
+  void FindShownDonors();
+  void FindCandidates();
+  void ListCandidates(double above);
+  void NarrowExchange();  // drops what cannot change places
+  void ShowView();
   // At most so many of the misses find a place.
   size_t MostAdmissions() const;
   const Admission& AskPolicy();
@@ -64,14 +71,15 @@ class AdmissionPlanner {
   bool only_worth_more_ = true;
   std::span<const int> misses_;
   CacheState::Ranking ranking_;
-  std::vector<double> miss_worths_;  // of each miss
+  std::vector<double> miss_worths_;     // of each miss
+  WorthList<int32_t> shown_misses_;     // those that may be admitted: their places in the misses
+  WorthList<int> residents_;            // of the layer, that may be victims
+  WorthList<ShownDonor> shown_donors_;  // of other layers, that may be victims
   std::vector<ExpertView> candidates_;
-  std::vector<int32_t> candidate_misses_;  // of each candidate: its place in the misses
-  std::vector<int> residents_;
   std::vector<ExpertView> evictable_;
   std::vector<int32_t> evictable_slots_;
-  double least_worth_ = 0;  // of evictable_
-  double below_ = 0;        // the best miss: what is worth no less stays
+  double least_worth_ = 0;  // of residents_ and shown_donors_
+  double best_worth_ = 0;   // of the misses: what is worth no less stays
   std::vector<double> best_;
   Admission admission_;
 };

@@ -153,7 +153,9 @@ bool DeviceResidency::Publish(TableUpdate* update) {
   if (!over_budget) num_replayed_ = 0;
   if (edits_.empty()) return false;
   update->number = ++number_;
-  update->edits = std::exchange(edits_, {});
+  // The memory of the last update serves the next.
+  update->edits.swap(edits_);
+  edits_.clear();
   return true;
 }
 
@@ -234,15 +236,16 @@ void DeviceResidency::AdaptMostEmpty(LayerPlan* plan) {
 
 void DeviceResidency::Allow(int layer, const std::vector<int>& wanted) {
   std::vector<int>& allowed = layers_[layer].allowed;
-  for (int expert : wanted) Flag(layer, expert) |= kWanted;
+  uint8_t* const flags = flags_.data() + state_.index.FirstOf(layer);
+  for (int expert : wanted) flags[expert] |= kWanted;
   for (int expert : allowed) {
-    if ((Flag(layer, expert) & kWanted) != 0) continue;
+    if ((flags[expert] & kWanted) != 0) continue;
     Edit(TableEditKind::kForbidFill, layer, expert, -1);
-    Flag(layer, expert) = 0;
+    flags[expert] = 0;
   }
   for (int expert : wanted) {
-    if ((Flag(layer, expert) & kAllowed) == 0) Edit(TableEditKind::kAllowFill, layer, expert, -1);
-    Flag(layer, expert) = kAllowed;
+    if ((flags[expert] & kAllowed) == 0) Edit(TableEditKind::kAllowFill, layer, expert, -1);
+    flags[expert] = kAllowed;
   }
   allowed = wanted;
 }

@@ -24,50 +24,20 @@ constexpr std::array<NamedPolicy, 4> kPolicies = {{
     {PolicyKind::kStatic, "static"},
 }};
 
-// What tells policies apart: what an expert is worth, and whether a miss must be worth more than
-// its victim to be admitted.
-struct Ranking {
-  double (*worth)(const ExpertView&);
-  bool only_if_worth_more;
-};
-
-double ByHeatAndRecency(const ExpertView& expert) { return expert.heat + expert.recent_heat; }
-double ByHeat(const ExpertView& expert) { return expert.heat; }
-double ByLastUse(const ExpertView& expert) { return static_cast<double>(expert.last_use_step); }
-double AllAlike(const ExpertView&) { return 0; }
-
-Ranking RankingOf(PolicyKind kind) {
-  switch (kind) {
-    case PolicyKind::kRecencyFrequency:
-      return {ByHeatAndRecency, true};
-    case PolicyKind::kLru:
-      return {ByLastUse, false};
-    case PolicyKind::kLfu:
-      return {ByHeat, false};
-    case PolicyKind::kStatic:
-      return {AllAlike, true};
-  }
-  return {ByHeatAndRecency, true};
-}
-
-double WorthBy(const Ranking& ranking, const ExpertView& expert) {
-  return expert.keep ? std::numeric_limits<double>::infinity() : ranking.worth(expert);
-}
-
 using LeastWorthy = RankedQueue<Order::kLeastWorthFirst>;
 using MostWorthy = RankedQueue<Order::kMostWorthFirst>;
 
 // The residents that the view's layer may take slots from, the least worthy first.
 class Victims {
  public:
-  Victims(const Ranking& ranking, const CacheView& view)
+  Victims(PolicyKind kind, const CacheView& view)
       : view_(view),
         owed_(view.layer_floor[view.layer] - view.layer_resident[view.layer]),
         own_(view.evictable),
         others_(view.evictable) {
     for (size_t i = 0; i < view.evictable.size(); ++i) {
       const ExpertView& expert = view.evictable[i];
-      (expert.key.layer == view.layer ? own_ : others_).Add(WorthBy(ranking, expert), i);
+      (expert.key.layer == view.layer ? own_ : others_).Add(Worth(kind, expert), i);
     }
     own_.Arrange();
     others_.Arrange();
@@ -133,8 +103,6 @@ absl::string_view PolicyName(PolicyKind kind) {
   return "unknown";
 }
 
-double Worth(PolicyKind kind, const ExpertView& expert) { return WorthBy(RankingOf(kind), expert); }
-
 void Worths(PolicyKind kind, const ExpertRows& experts, std::span<double> worths) {
   switch (kind) {
     case PolicyKind::kRecencyFrequency:
@@ -159,25 +127,27 @@ void Worths(PolicyKind kind, const ExpertRows& experts, std::span<double> worths
   }
 }
 
-bool AdmitsOnlyWorthMore(PolicyKind kind) { return RankingOf(kind).only_if_worth_more; }
+bool AdmitsOnlyWorthMore(PolicyKind kind) {
+  return kind == PolicyKind::kRecencyFrequency || kind == PolicyKind::kStatic;
+}
 
 double HalfLifeSteps(PolicyKind kind) { return kind == PolicyKind::kLfu ? 1024 : 32; }
 
 Plan MakePlan(PolicyKind kind, const CacheView& view) {
-  const Ranking ranking = RankingOf(kind);
+  const bool only_if_worth_more = AdmitsOnlyWorthMore(kind);
   MostWorthy candidates(view.candidates);
   for (size_t i = 0; i < view.candidates.size(); ++i) {
-    candidates.Add(WorthBy(ranking, view.candidates[i]), i);
+    candidates.Add(Worth(kind, view.candidates[i]), i);
   }
   candidates.Arrange();
-  Victims victims(ranking, view);
+  Victims victims(kind, view);
   Plan plan;
   for (int free_slots = view.free_slots; !candidates.empty(); candidates.Pop()) {
     int32_t victim = -1;
     if (free_slots > 0) {
       --free_slots;
       victims.AdmittedToFreeSlot();
-    } else if (victims.Take(candidates.worth(), ranking.only_if_worth_more, &victim)) {
+    } else if (victims.Take(candidates.worth(), only_if_worth_more, &victim)) {
       plan.evictions.push_back(victim);
     } else {
       break;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "absl/container/inlined_vector.h"
@@ -53,8 +54,8 @@ struct CacheView {
 // the slot of one eviction, in order. No layer loses a slot to another at or below its floor, and a
 // layer below its floor is given one whatever the heat.
 struct Plan {
-  absl::InlinedVector<int32_t, 8> admissions;  // into candidates, most wanted first
-  absl::InlinedVector<int32_t, 8> evictions;   // into evictable
+  absl::InlinedVector<int32_t, 32> admissions;  // into candidates, most wanted first
+  absl::InlinedVector<int32_t, 32> evictions;   // into evictable
 };
 
 // Whether a miss must be worth more than its victim: then MakePlan neither admits what is worth no
@@ -65,7 +66,20 @@ bool AdmitsOnlyWorthMore(PolicyKind kind);
 Plan MakePlan(PolicyKind kind, const CacheView& view);
 
 // What MakePlan compares: the resident of least worth leaves first.
-double Worth(PolicyKind kind, const ExpertView& expert);
+inline double Worth(PolicyKind kind, const ExpertView& expert) {
+  if (expert.keep) return std::numeric_limits<double>::infinity();
+  switch (kind) {
+    case PolicyKind::kRecencyFrequency:
+      return expert.heat + expert.recent_heat;
+    case PolicyKind::kLru:
+      return static_cast<double>(expert.last_use_step);
+    case PolicyKind::kLfu:
+      return expert.heat;
+    case PolicyKind::kStatic:
+      return 0;
+  }
+  return 0;
+}
 
 // The properties of a layer's experts that an ExpertView has: [experts] each.
 struct ExpertRows {

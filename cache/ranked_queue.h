@@ -30,20 +30,21 @@ inline bool TieLess(const ExpertView& a, const ExpertView& b) {
 template <Order kOrder>
 class RankedQueue {
  public:
-  explicit RankedQueue(std::span<const ExpertView> experts) : experts_(experts) {
-    ranks_.reserve(experts.size());
-    indices_.reserve(experts.size());
-  }
+  explicit RankedQueue(std::span<const ExpertView> experts)
+      : experts_(experts), rank_memory_(experts.size()), index_memory_(experts.size()) {}
+  RankedQueue(const RankedQueue&) = delete;
+  RankedQueue& operator=(const RankedQueue&) = delete;
 
   void Add(double worth, size_t index) {
     if (std::isnan(worth)) worth = 0;  // a router's: it has no place in any order
-    ranks_.push_back(kOrder == Order::kLeastWorthFirst ? worth : -worth);
-    indices_.push_back(static_cast<int32_t>(index));
+    ranks_[count_] = kOrder == Order::kLeastWorthFirst ? worth : -worth;
+    indices_[count_++] = static_cast<int32_t>(index);
   }
   void Arrange() {
-    if (!ranks_.empty()) FindFirst();
+    if (count_ <= kFew) return Sort();
+    FindFirst();
   }
-  bool empty() const { return first_ == ranks_.size(); }
+  bool empty() const { return first_ == count_; }
   // Of the first: its place in the view, and its worth.
   int32_t index() const { return indices_[first_]; }
   const ExpertView& expert() const { return experts_[index()]; }
@@ -55,10 +56,9 @@ class RankedQueue {
       ++first_;
       return;
     }
-    ranks_[first_] = ranks_.back();
-    ranks_.pop_back();
-    indices_[first_] = indices_.back();
-    indices_.pop_back();
+    --count_;
+    ranks_[first_] = ranks_[count_];
+    indices_[first_] = indices_[count_];
     first_ = 0;
     if (++searches_ == kSearches) return Sort();
     Arrange();
@@ -66,7 +66,9 @@ class RankedQueue {
 
  private:
   static constexpr size_t kInline = 128;
-  // Beyond, one sort is less work.
+  // So few are sorted at once.
+  static constexpr size_t kFew = 24;
+  // Beyond so many searches one sort is less work.
   static constexpr int kSearches = 4;
   // Two numbers that the CPU compares at once; the compiler does not find that by itself.
   using Pair = double __attribute__((vector_size(16)));
@@ -75,26 +77,25 @@ class RankedQueue {
   using Indices = absl::InlinedVector<int32_t, kInline>;
 
   void FindFirst() {
-    const size_t count = ranks_.size();
-    const double* const ranks = ranks_.data();
-    const double least = Least(ranks, count);
-    first_ = static_cast<size_t>(std::find(ranks, ranks + count, least) - ranks);
-    for (size_t i = first_ + 1; i < count; ++i) {
-      if (ranks[i] == least && TieBefore(indices_[i], indices_[first_])) first_ = i;
+    const double least = Least(ranks_, count_);
+    first_ = static_cast<size_t>(std::find(ranks_, ranks_ + count_, least) - ranks_);
+    for (size_t i = first_ + 1; i < count_; ++i) {
+      if (ranks_[i] == least && TieBefore(indices_[i], indices_[first_])) first_ = i;
     }
   }
   // Each goes where the number of those before it says.
   void Sort() {
     sorted_ = true;
-    const size_t count = ranks_.size();
-    if (count == 0 || count > kInline) return SortByComparing();
+    const size_t count = count_;
+    if (count < 2) return;
+    if (count > kInline) return SortByComparing();
     std::array<Pair, kInline / 2> pairs;
     std::array<int32_t, kInline> indices;
     const size_t num_pairs = (count + 1) / 2;
     pairs[num_pairs - 1] = Pair{} + std::numeric_limits<double>::infinity();
-    std::memcpy(pairs.data(), ranks_.data(), count * sizeof(double));
-    std::copy_n(indices_.begin(), count, indices.begin());
-    std::fill_n(indices_.begin(), count, -1);
+    std::memcpy(pairs.data(), ranks_, count * sizeof(double));
+    std::copy_n(indices_, count, indices.begin());
+    std::fill_n(indices_, count, -1);
     bool distinct = true;
     for (size_t i = 0; i < count; ++i) {
       const double rank = pairs[i / 2][i % 2];
@@ -104,8 +105,8 @@ class RankedQueue {
       indices_[place] = indices[i];
     }
     if (distinct) return;
-    std::memcpy(ranks_.data(), pairs.data(), count * sizeof(double));
-    std::copy_n(indices.begin(), count, indices_.begin());
+    std::memcpy(ranks_, pairs.data(), count * sizeof(double));
+    std::copy_n(indices.begin(), count, indices_);
     SortByComparing();
   }
   static int64_t CountBelow(std::span<const Pair> pairs, double rank) {
@@ -115,14 +116,14 @@ class RankedQueue {
     return below[0] + below[1];
   }
   void SortByComparing() {
-    Indices order(ranks_.size());
+    Indices order(count_);
     std::iota(order.begin(), order.end(), 0);
     std::sort(order.begin(), order.end(), [this](int32_t a, int32_t b) {
       if (ranks_[a] != ranks_[b]) return ranks_[a] < ranks_[b];
       return TieBefore(indices_[a], indices_[b]);
     });
-    const Ranks ranks = ranks_;
-    const Indices indices = indices_;
+    const Ranks ranks(ranks_, ranks_ + count_);
+    const Indices indices(indices_, indices_ + count_);
     for (size_t i = 0; i < order.size(); ++i) {
       ranks_[i] = ranks[order[i]];
       indices_[i] = indices[order[i]];
@@ -144,8 +145,11 @@ class RankedQueue {
   }
 
   std::span<const ExpertView> experts_;
-  Ranks ranks_;  // the least first
-  Indices indices_;
+  Ranks rank_memory_;
+  Indices index_memory_;
+  double* const ranks_ = rank_memory_.data();  // [count_]: the least first
+  int32_t* const indices_ = index_memory_.data();
+  size_t count_ = 0;
   size_t first_ = 0;
   int searches_ = 0;
   bool sorted_ = false;

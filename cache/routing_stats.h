@@ -110,4 +110,19 @@ class RoutingStats {
   int64_t step_ = 0;
 };
 
+inline RoutingStats::RecentWeights RoutingStats::WeightsOf(int layer) const {
+  // Of a token that came before mostly what followed it counts.
+  const double token_share = kTokenTrust * tokens_.Belief(layer);
+  return {.recent_heat = scale_ * layers_[layer].recent_weight * layers_[layer].recent_fade,
+          .after_experts = scale_ * successor_weight_ * (1 - token_share),
+          .after_token = scale_ * successor_weight_ * token_share};
+}
+
+inline double RoutingStats::raw_recent_heat(ExpertKey key) const {
+  const RecentWeights weights = WeightsOf(key.layer);
+  return weights.recent_heat * recent_heat_[index_.Of(key)] +
+         weights.after_experts * successors_.NextUse(key) +
+         weights.after_token * tokens_.NextUse(key);
+}
+
 }  // namespace moed::cache
