@@ -172,6 +172,16 @@ int Groups(const FusedAttentionShape& shape) {
   return HeadGroups(shape.query_heads, shape.kv_heads);
 }
 
+// Whether the current device lets blocks wait for one another.
+bool LaunchesCooperatively() {
+  int device = 0;
+  int cooperative = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device) ==
+             cudaSuccess &&
+         cooperative != 0;
+}
+
 // Calls `function` with the kernel for the head dimension.
 template <class Function>
 auto WithKernel(int head_dim, const Function& function) {
@@ -187,7 +197,8 @@ bool FusedAttentionSupports(const FusedAttentionShape& shape) {
   const int groups = Groups(shape);
   const int group_width = shape.query_heads / groups * shape.head_dim;
   if (shape.hidden % 8 != 0 || shape.head_dim % 8 != 0 || shape.head_dim > kMaxFusedHeadDim ||
-      group_width < kLeastGroupWidth || groups * kLeastSplits > shape.multiprocessors) {
+      group_width < kLeastGroupWidth || groups * kLeastSplits > shape.multiprocessors ||
+      !LaunchesCooperatively()) {
     return false;
   }
   return WithKernel(shape.head_dim, [&](auto kernel) {
