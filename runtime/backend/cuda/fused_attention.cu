@@ -33,6 +33,10 @@ size_t SharedBytes(const FusedAttentionShape& shape) {
   return kRingBytes + ValuesBytes(shape.head_dim) + 2 * RowValues(shape.hidden, shape.head_dim);
 }
 
+#if __CUDA_ARCH__ >= 900
+
+using Ring = RowRing<kSlots, kSlotBytes>;
+
 // What a block does of the attention and the output projection: split `member` of the keys, if
 // there are so many, then every `members`-th row of its group's columns.
 struct Share {
@@ -70,10 +74,6 @@ __device__ int NumRows(const LinearArguments& a) {
   for (int i = 0; i < a.num_parts; ++i) rows += a.parts[i].out_features;
   return rows;
 }
-
-#if __CUDA_ARCH__ >= 900
-
-using Ring = RowRing<kSlots, kSlotBytes>;
 
 // Of a weight's rows, or of several weights' one after the other, a warp's: every stride-th.
 struct WarpRows {
