@@ -24,6 +24,7 @@
 #include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/unpack_experts.h"
+#include "tests/bench/read_all.cuh"
 
 namespace {
 
@@ -60,16 +61,6 @@ __global__ void FillRandom(uint32_t* words, size_t count, float scale) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
     words[i] = *reinterpret_cast<const uint32_t*>(&pair);
   }
-}
-
-__global__ void ReadAll(const uint4* data, size_t count, uint32_t* sink) {
-  uint32_t sum = 0;
-  const size_t step = size_t(gridDim.x) * blockDim.x;
-  for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    const uint4 value = __ldcs(data + i);
-    sum += value.x ^ value.y ^ value.z ^ value.w;
-  }
-  if (sum == 0x12345678u) *sink = sum;
 }
 
 // One block per (task, neuron), token by token: the reference. `weights`: the bf16 of all experts,
@@ -260,10 +251,11 @@ class Bench {
     CUDA_CHECK(cudaMalloc(&sink, 4));
     double best = 1e30;
     for (int blocks : {1, 2, 4, 8}) {
-      best = std::min(best, Microseconds(stream_, calls, [&](int) {
-                        ReadAll<<<properties_.multiProcessorCount * blocks, 512, 0, stream_>>>(
-                            reinterpret_cast<const uint4*>(data), bytes / 16, sink);
-                      }));
+      best =
+          std::min(best, Microseconds(stream_, calls, [&](int) {
+                     moed::ReadAll<<<properties_.multiProcessorCount * blocks, 512, 0, stream_>>>(
+                         reinterpret_cast<const uint4*>(data), bytes / 16, sink);
+                   }));
     }
     CUDA_CHECK(cudaFree(sink));
     return bytes / best / 1e3;

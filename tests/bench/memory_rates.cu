@@ -12,22 +12,13 @@
 #include <vector>
 
 #include "absl/base/internal/raw_logging.h"
+#include "tests/bench/read_all.cuh"
 
 namespace moed {
 namespace {
 
 constexpr size_t kBytes = size_t{2} << 30;
 constexpr double kSecondsOfBoth = 0.5;
-
-__global__ void ReadAll(const uint4* data, size_t count, uint32_t* sink) {
-  uint32_t sum = 0;
-  const size_t step = size_t(gridDim.x) * blockDim.x;
-  for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    const uint4 value = __ldcs(data + i);
-    sum += value.x ^ value.y ^ value.z ^ value.w;
-  }
-  if (sum == 0x12345678u && sink != nullptr) *sink = sum;
-}
 
 void LaunchReadAll(const std::byte* data, size_t bytes) {
   ReadAll<<<132 * 8, 512>>>(reinterpret_cast<const uint4*>(data), bytes / sizeof(uint4), nullptr);

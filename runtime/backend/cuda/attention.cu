@@ -2,6 +2,7 @@
 
 #include "runtime/backend/cuda/attend_split.cuh"
 #include "runtime/backend/cuda/attention.h"
+#include "runtime/backend/cuda/last_block.cuh"
 #include "runtime/backend/cuda/prompt_runs.cuh"
 
 namespace moed::backend {
@@ -12,20 +13,6 @@ constexpr int kThreads = kWarps * 32;
 constexpr int kMinSplitTokens = 64;
 // More make joining their parts cost more than they gain.
 constexpr int kBlocksPerMultiprocessor = 2;
-
-// True in the block that ends last of a (token, group)'s splits: it sees what the others wrote.
-__device__ bool LastSplit(int* arrived, int splits) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(arrived, 1) == splits - 1;
-    if (last) *arrived = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return last;
-}
 
 // Grid: (token, KV head and group of its query heads, split).
 template <int kChunks>
@@ -51,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) Attend(AttentionArguments a) {
   __syncthreads();
 
   JoinWarps<kWarps>(a, results, values, first_row, group.heads, split);
-  if (a.splits == 1 || !LastSplit(a.arrived + token * gridDim.y + blockIdx.y, a.splits)) return;
+  if (a.splits == 1 || !LastBlock(a.arrived + token * gridDim.y + blockIdx.y, a.splits)) return;
   JoinSplits<kWarps>(a, first_row, group.heads, a.out + first_row * a.head_dim);
 }
 

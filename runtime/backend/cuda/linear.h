@@ -25,11 +25,11 @@ struct LinearArguments {
   LinearPart parts[kMaxLinearProducts];
   int num_parts = 0;
   const __nv_bfloat16* x = nullptr;  // [rows, in]
-  // If set, x is made here from this row (RmsNorm of backend.h), and left in `normed`; only where
-  // LinearNorms().
+  // If set, x is made here from this row (RmsNorm of backend.h), and left in `normed` unless that
+  // is null; only where LinearNorms().
   const float* residual = nullptr;     // [1, in]
   const float* norm_weight = nullptr;  // [in]
-  __nv_bfloat16* normed = nullptr;     // [1, in]
+  __nv_bfloat16* normed = nullptr;     // [1, in], or null
   float norm_epsilon = 0.0f;
   int rows = 0;
   int in_features = 0;

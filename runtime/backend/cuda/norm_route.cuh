@@ -4,6 +4,7 @@
 
 #include <cuda_bf16.h>
 
+#include "runtime/backend/cuda/last_block.cuh"
 #include "runtime/backend/cuda/route_token.cuh"
 #include "runtime/backend/cuda/routing.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
@@ -58,20 +59,6 @@ __device__ void NormRows(const NormRouteArguments& a, const float* x, int rows, 
     }
   }
   __syncthreads();
-}
-
-// True in the block of some rows that ends last: it sees the logits of all.
-__device__ inline bool LastBlock(int* arrived, int blocks) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(arrived, 1) == blocks - 1;
-    if (last) *arrived = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return last;
 }
 
 __device__ inline float Dot4(const float4& w, const float* values) {

@@ -12,6 +12,7 @@
 #include "runtime/backend/cuda/cuda_backend.h"
 #include "runtime/model/model_runner.h"
 #include "tests/golden/golden_case.h"
+#include "tests/runtime/model/greedy_tokens.h"
 
 namespace moed::model {
 namespace {
@@ -51,26 +52,7 @@ class DeviceFailureTest : public ::testing::Test {
 
 // Greedy tokens after a prompt.
 std::vector<int32_t> Continue(ModelRunner& runner) {
-  const std::vector<int32_t> prompt = {5, 99, 1024, 7, 300};
-  const std::vector<int32_t> blocks = {0, 1, 2, 3};
-  SamplerState sampler({.temperature = 0}, prompt);
-  StepInput input;
-  input.token_ids = prompt;
-  input.chunks.push_back(
-      {.num_tokens = static_cast<int>(prompt.size()), .kv_blocks = blocks, .sampler = &sampler});
-  std::vector<int32_t> tokens;
-  for (int step = 0; step < 12; ++step) {
-    StepResult result;
-    const absl::Status status = runner.Run(input, &result);
-    EXPECT_TRUE(status.ok()) << status;
-    if (!status.ok()) break;
-    tokens.push_back(result.chunks[0].token);
-    SequenceChunk& chunk = input.chunks[0];
-    chunk.context_start += chunk.num_tokens;
-    chunk.num_tokens = 1;
-    input.token_ids = {tokens.back()};
-  }
-  return tokens;
+  return testing::GreedyTokens(runner, {5, 99, 1024, 7, 300}, 12);
 }
 
 TEST_F(DeviceFailureTest, ExpertsThatCannotBePinnedArePagedIn) {

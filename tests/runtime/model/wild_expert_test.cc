@@ -17,6 +17,7 @@
 #include "runtime/model/model_runner.h"
 #include "tests/runtime/model/checkpoint_files.h"
 #include "tests/runtime/model/converted_checkpoint.h"
+#include "tests/runtime/model/greedy_tokens.h"
 #include "tests/runtime/model/host_as_device.h"
 
 namespace moed::model {
@@ -87,24 +88,7 @@ class WildExpertTest : public ::testing::Test {
 
 // A greedy continuation of a short prompt.
 std::vector<int32_t> Continue(ModelRunner& runner) {
-  const std::vector<int32_t> blocks = {0, 1, 2, 3};
-  SamplerState sampler({.temperature = 0}, {});
-  StepInput input;
-  input.token_ids = {5, 9, 77, 3, 120};
-  input.chunks = {{.num_tokens = 5, .kv_blocks = blocks, .sampler = &sampler}};
-  std::vector<int32_t> tokens;
-  while (tokens.size() < 24) {
-    StepResult result;
-    const absl::Status status = runner.Run(input, &result);
-    EXPECT_TRUE(status.ok()) << status;
-    if (!status.ok()) break;
-    tokens.push_back(result.chunks[0].token);
-    SequenceChunk& chunk = input.chunks[0];
-    chunk.context_start += chunk.num_tokens;
-    chunk.num_tokens = 1;
-    input.token_ids = {tokens.back()};
-  }
-  return tokens;
+  return testing::GreedyTokens(runner, {5, 9, 77, 3, 120}, 24);
 }
 
 TEST_F(WildExpertTest, ConvertMakesRoomForItIfThatPays) {
