@@ -158,8 +158,12 @@ class Backend {
   // if host memory is there, but may not be pinned for the device.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes, MemoryKind kind, std::string_view what) = 0;
   virtual absl::Status CopyFromHost(std::span<const std::byte> source, std::byte* destination) = 0;
-  // The same as CopyFromHost from any thread, beside the ops.
-  virtual absl::Status Upload(std::span<const std::byte> source, std::byte* destination) = 0;
+  // Names all that was issued so far, for Upload to wait for; 0 names nothing.
+  virtual uint64_t Issued() = 0;
+  // The same as CopyFromHost from any thread, beside the ops, once those that `after` names are
+  // finished.
+  virtual absl::Status Upload(std::span<const std::byte> source, std::byte* destination,
+                              uint64_t after) = 0;
   virtual absl::Status CopyToHost(const std::byte* source, std::span<std::byte> destination) = 0;
 
   // Waits for everything issued. Returns the first device error, then and for ever (sticky).

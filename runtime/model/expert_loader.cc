@@ -25,12 +25,14 @@ ExpertLoader::~ExpertLoader() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ExpertLoader::Start(cache::ExpertKey key, int32_t slot, std::span<std::byte> blob) {
+void ExpertLoader::Start(cache::ExpertKey key, int32_t slot, std::span<std::byte> blob,
+                         uint64_t after) {
   ++outstanding_;
   auto job = std::make_shared<Job>();
   job->key = key;
   job->slot = slot;
   job->blob = blob;
+  job->after = after;
   job->shares = static_cast<int>(
       std::clamp<size_t>(blob.size() / kLeastShareBytes, 1, std::max<size_t>(threads_.size(), 1)));
   const bool cut = job->shares > 1;
@@ -80,7 +82,7 @@ void ExpertLoader::RunThread() {
 
 std::shared_ptr<ExpertLoader::Job> ExpertLoader::TakeShare(ReadShare* share) {
   std::shared_ptr<Job> job = queue_.front();
-  *share = {.index = job->begun++, .count = job->shares};
+  *share = {.index = job->begun++, .count = job->shares, .after = job->after};
   if (job->begun == job->shares) queue_.pop_front();
   return job;
 }
@@ -88,7 +90,7 @@ std::shared_ptr<ExpertLoader::Job> ExpertLoader::TakeShare(ReadShare* share) {
 void ExpertLoader::EndShare(Job& job, const absl::Status& status) {
   job.status.Update(status);
   if (++job.ended < job.shares) return;
-  done_.push_back({job.slot, std::move(job.status)});
+  done_.push_back({job.key, job.slot, std::move(job.status)});
   job_done_.notify_one();
 }
 

@@ -23,6 +23,7 @@ class ExpertLoader {
  public:
   // A read that ended, well or not. `slot` is what Start was given.
   struct Completion {
+    cache::ExpertKey key;
     int32_t slot = -1;
     absl::Status status;
   };
@@ -34,8 +35,9 @@ class ExpertLoader {
   ExpertLoader(const ExpertLoader&) = delete;
   ExpertLoader& operator=(const ExpertLoader&) = delete;
 
-  // Queues a read of `key` into `blob`, which nobody else may touch until its completion is taken.
-  void Start(cache::ExpertKey key, int32_t slot, std::span<std::byte> blob);
+  // Queues a read of `key` into `blob`, which nobody else may touch until its completion is taken,
+  // but for the ops that `after` names (Backend::Issued): those are waited for.
+  void Start(cache::ExpertKey key, int32_t slot, std::span<std::byte> blob, uint64_t after = 0);
 
   // Takes the completions there are, in the order in which reads ended, without waiting.
   void Poll(std::vector<Completion>* completions);
@@ -50,6 +52,7 @@ class ExpertLoader {
     cache::ExpertKey key;
     int32_t slot = -1;
     std::span<std::byte> blob;
+    uint64_t after = 0;
     int shares = 1;
     int begun = 0;  // of these
     int ended = 0;

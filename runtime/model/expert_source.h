@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "absl/status/status.h"
@@ -15,6 +16,8 @@ namespace moed::model {
 struct ReadShare {
   int index = 0;
   int count = 1;
+  // Where the blob lies in a device's memory: ops that use it still (Backend::Issued).
+  uint64_t after = 0;
 };
 
 class ExpertSource {

@@ -10,15 +10,10 @@
 namespace moed::model {
 namespace {
 
-// Two being copied, two being computed.
-constexpr int kStagingSlots = 4;
-constexpr int64_t kMostStagingBytes = int64_t{1} << 30;
 // Reads that Warm keeps in flight: enough for every thread, few enough to stop at the deadline.
 constexpr size_t kWarmReads = 64;
-
-int NumStagingSlots(int64_t blob_bytes) {
-  return static_cast<int>(std::clamp<int64_t>(kMostStagingBytes / blob_bytes, 1, kStagingSlots));
-}
+// From host memory one copy runs and the next ones wait on the device; more threads do not help.
+constexpr int kUploadThreads = 4;
 
 std::vector<int> ExpertsPerLayer(const ModelConfig& config) {
   std::vector<int> experts;
@@ -63,9 +58,9 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
   auto host = HostExperts::Load(source, ExpertsPerLayer(config), options.io_threads,
                                 options.progress, backend);
   if (!host.ok()) return host.status();
-  std::unique_ptr<ExpertStore> store(new ExpertStore(**host, *std::move(cache), *std::move(arena),
-                                                     ExpertsPerLayer(config), options.io_threads,
-                                                     backend));
+  std::unique_ptr<ExpertStore> store(
+      new ExpertStore(**host, *std::move(cache), *std::move(arena), ExpertsPerLayer(config),
+                      std::min(options.io_threads, kUploadThreads), backend));
   store->host_experts_ = *std::move(host);
   if (absl::Status status = store->CreateDevice(config, options, backend); !status.ok()) {
     return status;
@@ -75,10 +70,8 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
 
 absl::Status ExpertStore::CreateDevice(const ModelConfig& config, const ExpertStoreOptions& options,
                                        backend::Backend& backend) {
-  first_staging_slot_ = cache_->max_slots();
-  for (int i = 0; i < NumStagingSlots(static_cast<int64_t>(format().blob_bytes())); ++i) {
-    idle_staging_slots_.push_back(first_staging_slot_ + i);
-  }
+  staging_ = StagingSlots(cache_->max_slots(),
+                          StagingSlots::Count(static_cast<int64_t>(format().blob_bytes())));
   auto device = backend.CreateDeviceExperts({.format = format(),
                                              .experts_per_layer = experts_per_layer_,
                                              .top_k = config.router.top_k,
@@ -94,7 +87,7 @@ absl::Status ExpertStore::CreateDevice(const ModelConfig& config, const ExpertSt
 }
 
 int64_t ExpertStore::StagingBytes(int64_t blob_bytes) {
-  return NumStagingSlots(blob_bytes) * blob_bytes;
+  return StagingSlots::Count(blob_bytes) * blob_bytes;
 }
 
 ExpertStore::ExpertStore(const ExpertSource& source, std::unique_ptr<cache::ExpertCache> cache,
@@ -151,27 +144,33 @@ absl::Status ExpertStore::ForEach(int layer, std::span<const int> experts,
                                   absl::FunctionRef<void(std::span<const Ready>)> compute,
                                   LayerTraffic* traffic) {
   traffic->Clear();
-  if (absl::Status status = WaitForIssued(); !status.ok()) return status;
   cache_->Demand(layer, experts, &demand_);
+  absl::Status status = TakeAhead(layer, traffic);
+  // What was read ahead comes before the residents, so that its slots are soon idle.
+  if (status.ok()) Compute(compute);
   TakeGrants(traffic);
-  while (!ready_.empty() || !loading_.empty() || !demand_.deferred.empty()) {
+  const int next_layer = LayerToReadAhead(layer, experts);
+  while (status.ok() && (!ready_.empty() || !loading_.empty() || !demand_.deferred.empty())) {
     // Every read that can begin does, before anything is computed.
-    if (device_ != nullptr) Stage(layer, traffic);
+    Stage(layer, traffic);
+    if (demand_.deferred.empty()) ReadAhead(next_layer);
     const bool idle = ready_.empty();
-    absl::Status status = Compute(compute);
+    Compute(compute);
     ABSL_RAW_CHECK(!idle || !loading_.empty(), "the expert cache granted nothing");
-    if (status.ok()) status = TakeCompletions(layer, /*wait=*/idle, traffic);
-    if (status.ok()) status = Compute(compute);
-    if (!status.ok()) {
-      Abandon();
-      return status;
-    }
+    status = TakeCompletions(/*wait=*/idle, traffic);
+    if (!status.ok()) break;
+    Compute(compute);
     if (demand_.deferred.empty()) continue;
     cache_->DemandDeferred(&demand_);
     TakeGrants(traffic);
   }
+  if (status.ok()) {
+    ReadAhead(next_layer);
+  } else {
+    Abandon();
+  }
   if (traffic->stall_seconds > 0) cache_->CountStall(layer, traffic->stall_seconds);
-  return absl::OkStatus();
+  return status;
 }
 
 std::span<std::byte> ExpertStore::Slot(int32_t slot) const {
@@ -180,6 +179,7 @@ std::span<std::byte> ExpertStore::Slot(int32_t slot) const {
 }
 
 void ExpertStore::TakeGrants(LayerTraffic* traffic) {
+  uint64_t after = 0;  // the slots may have held what is computed still
   for (cache::Grant& grant : demand_.grants) {
     if (grant.resident) {
       traffic->hits.push_back(grant.key.expert);
@@ -188,53 +188,38 @@ void ExpertStore::TakeGrants(LayerTraffic* traffic) {
     }
     ABSL_RAW_CHECK(grant.to_fill, "nobody else fills slots on this driver");
     traffic->misses.push_back(grant.key.expert);
-    loader_.Start(grant.key, grant.slot, Slot(grant.slot));
+    if (after == 0) after = backend_.Issued();
+    loader_.Start(grant.key, grant.slot, Slot(grant.slot), after);
     loading_.push_back(std::move(grant));
   }
 }
 
-// Streams experts that have no slot: device-driven, slots in use are not given up to a prompt.
-void ExpertStore::Stage(int layer, LayerTraffic* traffic) {
-  while (!demand_.deferred.empty() && !idle_staging_slots_.empty()) {
-    const int expert = demand_.deferred.back();
-    demand_.deferred.pop_back();
-    cache::Grant grant;
-    grant.key = {layer, expert};
-    grant.slot = idle_staging_slots_.back();
-    idle_staging_slots_.pop_back();
-    traffic->misses.push_back(expert);
-    cache_->CountMisses(layer, 1);
-    loader_.Start(grant.key, grant.slot, Slot(grant.slot));
-    loading_.push_back(std::move(grant));
-  }
-}
-
-absl::Status ExpertStore::Compute(absl::FunctionRef<void(std::span<const Ready>)> compute) {
-  if (ready_.empty()) return absl::OkStatus();
+void ExpertStore::Compute(absl::FunctionRef<void(std::span<const Ready>)> compute) {
+  if (ready_.empty()) return;
   group_.clear();
   for (const cache::Grant& grant : ready_) {
 #ifndef NDEBUG
     ABSL_RAW_CHECK(
-        IsStaging(grant.slot) || cache_->Verify(grant.key, grant.slot, grant.generation).ok(),
+        staging_.Owns(grant.slot) || cache_->Verify(grant.key, grant.slot, grant.generation).ok(),
         "a slot does not hold the expert that it was granted for");
 #endif
     group_.push_back({grant.key.expert, Slot(grant.slot).data()});
   }
   compute(group_);
-  issued_ = true;
+  LetReadyGo();
+}
+
+void ExpertStore::LetReadyGo() {
+  uint64_t after = 0;
   for (const cache::Grant& grant : ready_) {
-    if (IsStaging(grant.slot)) idle_staging_slots_.push_back(grant.slot);
+    if (!staging_.Owns(grant.slot)) continue;
+    if (after == 0) after = backend_.Issued();
+    staging_.GiveBack(grant.slot, after);
   }
   ready_.clear();
-  // Only deferred experts are read into slots before the next layer's.
-  return demand_.deferred.empty() ? absl::OkStatus() : WaitForIssued();
 }
 
-absl::Status ExpertStore::WaitForIssued() {
-  return std::exchange(issued_, false) ? backend_.Synchronize() : absl::OkStatus();
-}
-
-absl::Status ExpertStore::TakeCompletions(int layer, bool wait, LayerTraffic* traffic) {
+absl::Status ExpertStore::TakeCompletions(bool wait, LayerTraffic* traffic) {
   if (wait) {
     const absl::Time start = absl::Now();
     loader_.Wait(&completions_);
@@ -244,28 +229,30 @@ absl::Status ExpertStore::TakeCompletions(int layer, bool wait, LayerTraffic* tr
   }
   const auto blob_bytes = static_cast<int64_t>(format().blob_bytes());
   const cache::BytePath path = device_ == nullptr ? cache::BytePath::kDisk : cache::BytePath::kLink;
-  cache_->CountBytes(layer, path, static_cast<int64_t>(completions_.size()) * blob_bytes);
+  for (const ExpertLoader::Completion& completion : completions_) {
+    cache_->CountBytes(completion.key.layer, path, blob_bytes);
+  }
   return Settle();
 }
 
 absl::Status ExpertStore::Settle() {
   absl::Status status;
   for (const ExpertLoader::Completion& completion : completions_) {
-    SettleOne(completion);
+    if (!staging_.EndAhead(completion.slot, completion.status.ok())) SettleGrant(completion);
     status.Update(completion.status);
   }
   return status;
 }
 
 // Moves a grant from loading_ to ready_, or drops it if its read failed.
-void ExpertStore::SettleOne(const ExpertLoader::Completion& completion) {
+void ExpertStore::SettleGrant(const ExpertLoader::Completion& completion) {
   const auto grant = std::find_if(loading_.begin(), loading_.end(),
                                   [&](const cache::Grant& g) { return g.slot == completion.slot; });
-  if (IsStaging(completion.slot)) {
+  if (staging_.Owns(completion.slot)) {
     if (completion.status.ok()) {
       ready_.push_back(std::move(*grant));
     } else {
-      idle_staging_slots_.push_back(completion.slot);
+      staging_.GiveBack(completion.slot, /*after=*/0);
     }
   } else if (completion.status.ok()) {
     ABSL_RAW_CHECK(cache_->Filled(grant->slot, grant->generation), "a pinned slot was taken away");
@@ -282,10 +269,7 @@ void ExpertStore::Abandon() {
     loader_.Wait(&completions_);
     Settle().IgnoreError();
   }
-  for (const cache::Grant& grant : ready_) {
-    if (IsStaging(grant.slot)) idle_staging_slots_.push_back(grant.slot);
-  }
-  ready_.clear();
+  LetReadyGo();
   demand_.deferred.clear();
 }
 

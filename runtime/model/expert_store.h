@@ -26,6 +26,7 @@
 #include "runtime/model/host_experts.h"
 #include "runtime/model/load_progress.h"
 #include "runtime/model/model_config.h"
+#include "runtime/model/staging_slots.h"
 
 namespace moed::model {
 
@@ -65,15 +66,21 @@ class ExpertStore {
                     absl::Time deadline = absl::InfiniteFuture());
 
   // Calls `compute` with groups of `experts` (distinct, of `layer`), each expert once, in the order
-  // in which they become ready: residents first, while the others are read. `compute` may leave its
-  // work on the weights to the backend, which the store asks to finish before a slot is read into
-  // again: the last groups may still run when this returns. Any number of slots serves any number
-  // of experts. `traffic` tells what was hit, read and waited for.
+  // in which they become ready: what was read ahead, then residents, while the others are read.
+  // `compute` may leave its work on the weights to the backend, for which reads into a slot wait:
+  // groups may still run when this returns. Any number of slots serves any number of experts. What
+  // a device-driven store reads does not end with the layer: if it used most of its experts, those
+  // of the next are read into idle staging slots. `traffic` tells what was hit, read and waited
+  // for.
   // A read or a backend that fails ends it with that error, with no read outstanding and no pin
   // held.
   absl::Status ForEach(int layer, std::span<const int> experts,
                        absl::FunctionRef<void(std::span<const Ready>)> compute,
                        LayerTraffic* traffic);
+
+  // Before the first layer of a step that ForEach serves, with `rows` pairs of token and expert in
+  // a layer: device-driven, begins to read if it will want most of its experts.
+  void BeginPrompt(int64_t rows);
 
   cache::ExpertCache& cache() { return *cache_; }
   const cache::ExpertCache& cache() const { return *cache_; }
@@ -92,16 +99,21 @@ class ExpertStore {
                             backend::Backend& backend);
 
   std::span<std::byte> Slot(int32_t slot) const;
-  bool IsStaging(int32_t slot) const { return device_ != nullptr && slot >= first_staging_slot_; }
   std::vector<cache::ExpertKey> WarmOrder(std::span<const cache::ExpertKey> hot) const;
   void StartPrefetch(cache::ExpertKey key);
   void TakeGrants(LayerTraffic* traffic);
+  int LayerToReadAhead(int layer, std::span<const int> experts) const;
+  absl::Status TakeAhead(int layer, LayerTraffic* traffic);
   void Stage(int layer, LayerTraffic* traffic);
-  absl::Status Compute(absl::FunctionRef<void(std::span<const Ready>)> compute);
-  absl::Status WaitForIssued();
-  absl::Status TakeCompletions(int layer, bool wait, LayerTraffic* traffic);
+  void ReadAhead(int layer);
+  int32_t StartStaging(cache::ExpertKey key);
+  void AddStaged(cache::ExpertKey key, int32_t slot, std::vector<cache::Grant>* grants,
+                 LayerTraffic* traffic);
+  void Compute(absl::FunctionRef<void(std::span<const Ready>)> compute);
+  void LetReadyGo();
+  absl::Status TakeCompletions(bool wait, LayerTraffic* traffic);
   absl::Status Settle();
-  void SettleOne(const ExpertLoader::Completion& completion);
+  void SettleGrant(const ExpertLoader::Completion& completion);
   void Abandon();
 
   const ExpertSource&
@@ -111,11 +123,9 @@ class ExpertStore {
   backend::Buffer arena_;                         // slots, then staging slots; blob_bytes each
   std::unique_ptr<cache::ExpertCache> cache_;
   std::unique_ptr<backend::DeviceExperts> device_;
-  int32_t first_staging_slot_ = 0;
-  std::vector<int32_t> idle_staging_slots_;
+  StagingSlots staging_;                // device-driven only
   std::vector<int> experts_per_layer_;  // 0 for a layer without a router
   backend::Backend& backend_;
-  bool issued_ = false;  // the backend may still work on groups
   // Grants being read, and grants to compute; both empty between calls. After cache_, since their
   // pins must go first.
   std::vector<cache::Grant> loading_;

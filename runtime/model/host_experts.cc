@@ -57,7 +57,7 @@ std::span<std::byte> HostExperts::Blob(cache::ExpertKey key) const {
 absl::Status HostExperts::Read(cache::ExpertKey key, ReadShare share,
                                std::span<std::byte> blob) const {
   if (share.index != 0) return absl::OkStatus();
-  return backend_.Upload(Blob(key), blob.data());
+  return backend_.Upload(Blob(key), blob.data(), share.after);
 }
 
 }  // namespace moed::model

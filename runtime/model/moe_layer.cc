@@ -22,6 +22,7 @@ void MoeLayer::BeginStep(const StepInput& input) {
   experts_.cache().BeginStep();
   probe_.BeginStep();
   traffic_.BeginStep(input);
+  experts_.BeginPrompt(static_cast<int64_t>(input.token_ids.size()) * config_.router.top_k);
 }
 
 absl::Status MoeLayer::Run(int layer, const LayerWeights& weights, int64_t tokens,
@@ -39,6 +40,7 @@ absl::Status MoeLayer::Run(int layer, const LayerWeights& weights, int64_t token
 void MoeLayer::BeginPass(const StepInput& input) {
   pass_traffic_.BeginStep(input);
   pass_routing_.layers.clear();
+  experts_.BeginPrompt(static_cast<int64_t>(input.token_ids.size()) * config_.router.top_k);
 }
 
 absl::Status MoeLayer::RunPass(int layer, const LayerWeights& weights, int64_t tokens,

@@ -12,7 +12,7 @@ absl::Status UploadedExperts::Read(cache::ExpertKey key, ReadShare share,
   const std::span<std::byte> staged(buffer.data(), blob.size());
   absl::Status status = source_.Read(key, ReadShare{}, staged);
   if (!status.ok()) return status;
-  return backend_.Upload(staged, blob.data());
+  return backend_.Upload(staged, blob.data(), share.after);
 }
 
 }  // namespace moed::model

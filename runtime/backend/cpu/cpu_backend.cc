@@ -41,7 +41,9 @@ class CpuBackend : public Backend {
     std::memcpy(destination, source.data(), source.size());
     return absl::OkStatus();
   }
-  absl::Status Upload(std::span<const std::byte> source, std::byte* destination) override {
+  uint64_t Issued() override { return 0; }
+  absl::Status Upload(std::span<const std::byte> source, std::byte* destination,
+                      uint64_t) override {
     return CopyFromHost(source, destination);
   }
   absl::Status CopyToHost(const std::byte* source, std::span<std::byte> destination) override {

@@ -33,8 +33,10 @@ class CudaBackend : public Backend {
   std::optional<DeviceMemory> Memory() override;
   absl::StatusOr<Buffer> Allocate(size_t bytes, MemoryKind kind, std::string_view what) override;
   absl::Status CopyFromHost(std::span<const std::byte> source, std::byte* destination) override;
-  absl::Status Upload(std::span<const std::byte> source, std::byte* destination) override {
-    return uploads_.Copy(source, destination);
+  uint64_t Issued() override;
+  absl::Status Upload(std::span<const std::byte> source, std::byte* destination,
+                      uint64_t after) override {
+    return uploads_.Copy(source, destination, after);
   }
   absl::Status CopyToHost(const std::byte* source, std::span<std::byte> destination) override;
   absl::Status Synchronize() override;
@@ -218,6 +220,12 @@ absl::Status CudaBackend::CopyToHost(const std::byte* source, std::span<std::byt
   status.Update(CudaStatus(cudaStreamSynchronize(stream()), "copying from the device"));
   Note(status);
   return status;
+}
+
+uint64_t CudaBackend::Issued() {
+  const absl::StatusOr<uint64_t> mark = uploads_.Mark(stream());
+  Note(mark.status());
+  return mark.value_or(0);
 }
 
 absl::Status CudaBackend::Synchronize() {

@@ -19,7 +19,7 @@ namespace {
 constexpr size_t kManyRows = 24;
 constexpr int kThreads = 256;
 // Of experts unpacked at a time.
-constexpr size_t kUnpackedBytes = size_t{320} << 20;
+constexpr size_t kUnpackedBytes = size_t{256} << 20;
 
 constexpr size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 

@@ -4,12 +4,30 @@
 
 namespace moed::backend {
 
-absl::Status UploadStreams::Copy(std::span<const std::byte> source, std::byte* destination) {
+absl::StatusOr<uint64_t> UploadStreams::Mark(cudaStream_t stream) {
+  CudaEvent& event = events_[(marks_ + 1) % kEvents];
+  absl::Status status;
+  if (event.get() == nullptr) {
+    status = CudaStatus(cudaEventCreateWithFlags(event.receive(), cudaEventDisableTiming),
+                        "creating a CUDA event for uploads");
+  }
+  if (status.ok()) status = CudaStatus(cudaEventRecord(event.get(), stream), "marking what runs");
+  if (!status.ok()) return status;
+  return ++marks_;
+}
+
+absl::Status UploadStreams::Copy(std::span<const std::byte> source, std::byte* destination,
+                                 uint64_t after) {
   absl::StatusOr<CudaStream> stream = Take();
   if (!stream.ok()) return stream.status();
-  absl::Status status = CudaStatus(cudaMemcpyAsync(destination, source.data(), source.size(),
-                                                   cudaMemcpyHostToDevice, stream->get()),
-                                   "copying an expert into VRAM");
+  absl::Status status;
+  if (after != 0) {
+    status = CudaStatus(cudaStreamWaitEvent(stream->get(), events_[after % kEvents].get()),
+                        "waiting for a slot in VRAM");
+  }
+  status.Update(CudaStatus(cudaMemcpyAsync(destination, source.data(), source.size(),
+                                           cudaMemcpyHostToDevice, stream->get()),
+                           "copying an expert into VRAM"));
   status.Update(CudaStatus(cudaStreamSynchronize(stream->get()), "copying an expert into VRAM"));
   GiveBack(*std::move(stream));
   return status;

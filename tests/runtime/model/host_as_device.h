@@ -30,8 +30,10 @@ class HostAsDevice : public backend::Backend {
   absl::Status CopyFromHost(std::span<const std::byte> source, std::byte* destination) override {
     return cpu_->CopyFromHost(source, destination);
   }
-  absl::Status Upload(std::span<const std::byte> source, std::byte* destination) override {
-    return cpu_->Upload(source, destination);
+  uint64_t Issued() override { return cpu_->Issued(); }
+  absl::Status Upload(std::span<const std::byte> source, std::byte* destination,
+                      uint64_t after) override {
+    return cpu_->Upload(source, destination, after);
   }
   absl::Status CopyToHost(const std::byte* source, std::span<std::byte> destination) override {
     return cpu_->CopyToHost(source, destination);
