@@ -38,8 +38,11 @@ absl::Status CudaAttention::Attend(const AttentionSpec& spec,
   const PromptRuns runs = CountPromptRuns(segments);
   arguments.prompts_apart = PromptAttentionSupports(spec.head_dim) && runs.tiled > 0;
   if (arguments.prompts_apart) {
-    absl::Status status =
-        CudaStatus(LaunchPromptAttention(arguments, stream_), "launching a prompt's attention");
+    const bool warpgroups =
+        warpgroups_ && WarpgroupAttentionSupports(spec.head_dim, cache.block_tokens);
+    absl::Status status = CudaStatus(warpgroups ? LaunchWarpgroupAttention(arguments, stream_)
+                                                : LaunchPromptAttention(arguments, stream_),
+                                     "launching a prompt's attention");
     if (!status.ok() || runs.others == 0) return status;
   }
   if (LaunchAttention(arguments, stream_)) return absl::OkStatus();

@@ -15,6 +15,7 @@
 #include "runtime/backend/cuda/fused_attention.h"
 #include "runtime/backend/cuda/prepare_qkv.h"
 #include "runtime/backend/cuda/step_tables.h"
+#include "runtime/backend/cuda/warpgroup_attention.h"
 #include "runtime/backend/cuda/workspace.h"
 
 namespace moed::backend {
@@ -23,7 +24,11 @@ class CudaAttention {
  public:
   // `steps` and `arrived` ([kMaxSplitGroups] zeros in device memory) must outlive this.
   CudaAttention(const StepTables& steps, int* arrived, cudaStream_t stream, int multiprocessors)
-      : steps_(steps), arrived_(arrived), stream_(stream), multiprocessors_(multiprocessors) {}
+      : steps_(steps),
+        arrived_(arrived),
+        stream_(stream),
+        multiprocessors_(multiprocessors),
+        warpgroups_(PrepareWarpgroupAttention()) {}
 
   // PrepareQkv, Attention and FusedAttention of backend.h. RESOURCE_EXHAUSTED: no VRAM for what
   // they keep beside; UNIMPLEMENTED: no kernel for the head dimension.
@@ -50,6 +55,7 @@ class CudaAttention {
   int* const arrived_;
   const cudaStream_t stream_;
   const int multiprocessors_;
+  const bool warpgroups_;  // the device attends to prompts by warpgroup products
   Workspace scratch_{WorkspaceMemory::kDevice};
   // Inverse frequencies by their place in host memory, which the model keeps.
   std::map<const void*, Workspace> frequencies_;

@@ -19,6 +19,14 @@ __device__ __forceinline__ uint64_t TileDescriptor(uint32_t address) {
   constexpr uint64_t kSwizzle128 = 1;
   return uint64_t{(address & 0x3ffff) >> 4} | kGroup << 16 | kGroup << 32 | kSwizzle128 << 62;
 }
+// A tile that is read by its columns, 64 of them, and tiles like it, each for 64 more, at distances
+// of `tile_bytes`.
+__device__ __forceinline__ uint64_t ColumnsDescriptor(uint32_t address, int tile_bytes) {
+  constexpr uint64_t kGroup = 1024 >> 4;
+  constexpr uint64_t kSwizzle128 = 1;
+  return uint64_t{(address & 0x3ffff) >> 4} | uint64_t(tile_bytes >> 4) << 16 | kGroup << 32 |
+         kSwizzle128 << 62;
+}
 // The descriptor of what lies `bytes` behind.
 __device__ __forceinline__ uint64_t Advance(uint64_t descriptor, int bytes) {
   return descriptor + (bytes >> 4);
@@ -107,6 +115,42 @@ __device__ __forceinline__ void Multiply(float (&d)[kColumns / 2], uint64_t a_ti
   }
 }
 
+// d[64, 128] = a b, or += where `add`; tiles as Multiply<128, false> takes them.
+__device__ __forceinline__ void MultiplyInto(float (&d)[64], uint64_t a_tile, uint64_t b_tile,
+                                             bool add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" MOED_NAMES_64
+      "}, %64, %65, add, 1, 1, 0, 0;\n}"
+      : MOED_SUMS_64
+      : "l"(a_tile), "l"(b_tile), "r"(int{add})
+      : "memory");
+}
+
+// `a` lies in registers: a lane has of a[64, 16] what it has of the sums of 16 columns, in pairs of
+// neighbours; they must stay until the product is done. b's tile is a ColumnsDescriptor's.
+#define MOED_REGISTERS_PRODUCT(columns, sums, a0, a1, a2, a3, b)                           \
+  asm volatile(                                                                            \
+      "{\n.reg .pred add;\nsetp.eq.b32 add, 0, 0;\n"                                       \
+      "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.bf16.bf16 {" MOED_NAMES_##sums \
+      "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b ", add, 1, 1, 1;\n}"             \
+      : MOED_SUMS_##sums                                                                   \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_tile)                            \
+      : "memory")
+
+// d[64, kColumns] += a b.
+template <int kColumns>
+__device__ __forceinline__ void MultiplyRegisters(float (&d)[kColumns / 2], const uint32_t* a,
+                                                  uint64_t b_tile) {
+  if constexpr (kColumns == 64) {
+    MOED_REGISTERS_PRODUCT(64, 32, 32, 33, 34, 35, 36);
+  } else {
+    static_assert(kColumns == 128, "no product of so many columns");
+    MOED_REGISTERS_PRODUCT(128, 64, 64, 65, 66, 67, 68);
+  }
+}
+
+#undef MOED_REGISTERS_PRODUCT
 #undef MOED_WARPGROUP_PRODUCT
 #undef MOED_SUMS_80
 #undef MOED_SUMS_72

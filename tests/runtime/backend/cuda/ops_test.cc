@@ -37,6 +37,9 @@ class CudaOpsTest : public ::testing::Test {
     EXPECT_LE(RelativeRms(got, want), bound);
   }
 
+  // Two chunks of two prompts, one of them long.
+  void ExpectSameLongAttention(const AttentionSpec& spec, int block_tokens);
+
   // Two experts or more of every shape, with as many rows as each of `rows_of` says.
   void ExpectSameExperts(ExpertFormatKind kind, const Shapes& shapes,
                          const std::vector<std::vector<int>>& rows_of);
@@ -166,6 +169,70 @@ TEST_F(CudaOpsTest, PrepareQkvAndAttentionOverAPagedCache) {
           1e-2);
     }
   }
+}
+
+// Prompts of many tiles of keys, in chunks that begin within a tile of tokens, one behind another.
+// Blocks of a size that is no power of two take the kernel for devices before Hopper.
+TEST_F(CudaOpsTest, AttentionOfLongPrompts) {
+  for (const int head_dim : {64, 128}) {
+    for (const int window : {0, 300}) {
+      for (const int block_tokens : {16, 12}) {
+        for (const int query_heads : {22, 16}) {
+          ExpectSameLongAttention({.query_heads = query_heads,
+                                   .kv_heads = 2,
+                                   .head_dim = head_dim,
+                                   .scale = 0.2f,
+                                   .sliding_window = window},
+                                  block_tokens);
+        }
+      }
+    }
+  }
+}
+
+void CudaOpsTest::ExpectSameLongAttention(const AttentionSpec& spec, int block_tokens) {
+  const int q_width = spec.query_heads * spec.head_dim;
+  const int kv_width = spec.kv_heads * spec.head_dim;
+  const int num_blocks = 1000 / block_tokens;
+  std::vector<int32_t> blocks(num_blocks);
+  std::iota(blocks.rbegin(), blocks.rend(), 0);
+  std::vector<float> frequencies = RandomFloats(spec.head_dim / 2, 9);
+  ExpectSame(
+      [&](Backend& backend, DeviceTensors& memory) {
+        QkPrepare prepare;
+        prepare.q_norm = memory.Put(RandomFloats(spec.head_dim, 7), DType::kF32, {spec.head_dim});
+        prepare.k_norm = memory.Put(RandomFloats(spec.head_dim, 8), DType::kF32, {spec.head_dim});
+        prepare.clip_qkv = 2.0f;
+        prepare.rope = {
+            .rotary_dims = spec.head_dim,
+            .inverse_frequencies = Tensor(frequencies.data(), DType::kF32, {spec.head_dim / 2})};
+        const KvLayer cache = {memory.Make(DType::kBF16, {num_blocks, block_tokens, kv_width}),
+                               memory.Make(DType::kBF16, {num_blocks, block_tokens, kv_width}),
+                               block_tokens};
+        std::vector<float> all;
+        const std::pair<int, int> chunks[] = {{7, 301}, {3, 570}};
+        std::pair<int, int> context;
+        for (const auto& [first, second] : chunks) {
+          const int rows = first + second;
+          const AttentionSegment segments[] = {
+              {0, first, context.first, std::span(blocks).first(1)},
+              {first, second, context.second, std::span(blocks).subspan(1)}};
+          const std::vector<int32_t> ids(rows);
+          backend.BeginStep(ids, segments);
+          const auto random = [&](int width, uint32_t seed) {
+            return memory.Put(RandomFloats(rows * width, seed), DType::kF32, {rows, width});
+          };
+          const Tensor q = random(q_width, first);
+          const Tensor out = memory.Make(DType::kBF16, {rows, q_width});
+          backend.PrepareQkv(prepare, spec, segments, q, random(kv_width, first + 1),
+                             random(kv_width, first + 2), cache);
+          backend.Attention(spec, segments, q, cache, out);
+          for (float value : memory.GetBFloat16(out)) all.push_back(value);
+          context = {context.first + first, context.second + second};
+        }
+        return all;
+      },
+      1e-2);
 }
 
 // Few rows an expert and many, shapes of whole tiles and others, slices beyond 2048 columns.
