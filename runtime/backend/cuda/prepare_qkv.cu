@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "runtime/backend/cuda/prepare_head.cuh"
 #include "runtime/backend/cuda/prepare_qkv.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
@@ -57,9 +59,118 @@ __global__ void __launch_bounds__(kThreads) PrepareQkv(PrepareQkvArguments a) {
   }
 }
 
+// A lane's share of a head that rotates wholly, in two halves: elements kEach * lane on of each.
+template <int kDim>
+struct LaneOfHead {
+  static constexpr int kEach = kDim / 64;
+  using Vector = std::conditional_t<kEach == 2, float2, float>;
+  union Half {
+    Vector vector;
+    float values[kEach];
+  };
+  Half halves[2];
+
+  static __device__ int Column(int half) { return half * kDim / 2 + threadIdx.x % 32 * kEach; }
+  __device__ explicit LaneOfHead(const float* x) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      halves[half].vector = *reinterpret_cast<const Vector*>(x + Column(half));
+    }
+  }
+  __device__ void Store(float* x) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      *reinterpret_cast<Vector*>(x + Column(half)) = halves[half].vector;
+    }
+  }
+  __device__ void Store(__nv_bfloat16* x) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        x[Column(half) + i] = __float2bfloat16(halves[half].values[i]);
+      }
+    }
+  }
+
+  // `weight`: of the head's norm, or null.
+  __device__ void NormAndClip(const float* weight, float epsilon, float clip) {
+    float squares = 0.0f;
+#pragma unroll
+    for (const Half& half : halves) {
+      for (float value : half.values) squares += value * value;
+    }
+    const float scale = rsqrtf(WarpSum(squares) / kDim + epsilon);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        float& value = halves[half].values[i];
+        if (weight != nullptr) value = value * scale * weight[Column(half) + i];
+        value = Clip(value, clip);
+      }
+    }
+  }
+  // `rotations`: of the head's pairs.
+  __device__ void Rotate(const Rotation* rotations) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const Rotation rotation = rotations[Column(0) + i];
+      float& first = halves[0].values[i];
+      float& second = halves[1].values[i];
+      const float rotated = first * rotation.cosine - second * rotation.sine;
+      second = second * rotation.cosine + first * rotation.sine;
+      first = rotated;
+    }
+  }
+};
+
+// As PrepareQkv, for many tokens: a block to a token, a head's values in registers, rotations
+// computed once a token.
+template <int kDim>
+__global__ void __launch_bounds__(kThreads) PrepareManyQkv(PrepareQkvArguments a) {
+  __shared__ Rotation rotations[kDim / 2];
+  const int token = blockIdx.x;
+  const int position = a.step.positions[token];
+  if (position < 0) return;
+  if (threadIdx.x < kDim / 2) {
+    rotations[threadIdx.x] = RotationOf(a, position, a.inverse_frequencies[threadIdx.x]);
+  }
+  __syncthreads();
+  const size_t row = CacheOffset(a, token, position);
+  for (int head = threadIdx.x / 32; head < a.query_heads + a.kv_heads; head += kWarps) {
+    const int kv_head = head - a.query_heads;
+    float* x = kv_head < 0 ? a.q + (size_t(token) * a.query_heads + head) * kDim
+                           : a.k + (size_t(token) * a.kv_heads + kv_head) * kDim;
+    LaneOfHead<kDim> values(x);
+    values.NormAndClip(kv_head < 0 ? a.q_norm : a.k_norm, a.norm_epsilon, a.clip);
+    values.Rotate(rotations);
+    values.Store(x);
+    if (kv_head < 0) continue;
+    values.Store(a.keys + row + kv_head * kDim);
+    LaneOfHead<kDim> v(a.v + (size_t(token) * a.kv_heads + kv_head) * kDim);
+    v.NormAndClip(nullptr, 0.0f, a.clip);
+    v.Store(a.values + row + kv_head * kDim);
+  }
+}
+
+// From this many tokens on, a block to each keeps the device busy.
+constexpr int kManyTokens = 512;
+
+bool PreparesMany(const PrepareQkvArguments& a) {
+  const bool whole_norm = !a.norm_per_head && (a.q_norm != nullptr || a.k_norm != nullptr);
+  return a.tokens >= kManyTokens && !whole_norm && !a.interleaved && a.rotary_dims == a.head_dim &&
+         (a.head_dim == 64 || a.head_dim == 128);
+}
+
 }  // namespace
 
 void LaunchPrepareQkv(const PrepareQkvArguments& arguments, cudaStream_t stream) {
+  if (PreparesMany(arguments)) {
+    const auto kernel = arguments.head_dim == 64 ? PrepareManyQkv<64> : PrepareManyQkv<128>;
+    kernel<<<arguments.tokens, kThreads, 0, stream>>>(arguments);
+    return;
+  }
   // A norm over the whole projection reads what other heads' warps write: one block a token then.
   const int heads = arguments.query_heads + arguments.kv_heads;
   const int blocks = arguments.norm_per_head ? (heads + kWarps - 1) / kWarps : 1;
