@@ -9,6 +9,7 @@
 #include "runtime/backend/cuda/expert_products.h"
 #include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/experts.h"
+#include "runtime/backend/cuda/experts_at_once.h"
 #include "runtime/backend/cuda/unpack_experts.h"
 #include "runtime/backend/cuda/warpgroup_products.h"
 
@@ -19,7 +20,7 @@ namespace {
 constexpr size_t kManyRows = 24;
 constexpr int kThreads = 256;
 // Of experts unpacked at a time.
-constexpr size_t kUnpackedBytes = size_t{256} << 20;
+constexpr size_t kUnpackedBytes = size_t{208} << 20;
 
 constexpr size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -72,11 +73,6 @@ std::vector<ExpertTask> MakeTasks(std::span<const ExpertWork> work, int top_k,
   return tasks;
 }
 
-// How many experts are unpacked at a time.
-size_t UnpackedAtOnce(const ExpertFormat& bf16) {
-  return std::clamp<size_t>(kUnpackedBytes / bf16.blob_bytes(), 1, kMaxUnpacked);
-}
-
 }  // namespace
 
 CudaExperts::CudaExperts(const Cublas& cublas, cudaStream_t stream, int multiprocessors)
@@ -102,10 +98,14 @@ absl::Status CudaExperts::Run(const ExpertFormat& format, std::span<const Expert
                      : RunEachAnyShape(format, many, top_k, x, out);
 }
 
-absl::StatusOr<std::byte*> CudaExperts::ReserveUnpacked(const ExpertFormat& format,
-                                                        const ExpertFormat& bf16, size_t experts) {
-  if (format.kind() == ExpertFormatKind::kBF16) return nullptr;
-  return unpacked_.Reserve(std::min(UnpackedAtOnce(bf16), experts) * bf16.blob_bytes());
+// How many experts are unpacked at a time.
+size_t CudaExperts::UnpackedAtOnce(const ExpertFormat& bf16,
+                                   std::span<const ExpertWork> work) const {
+  const size_t most = std::clamp<size_t>(kUnpackedBytes / bf16.blob_bytes(), 1, kMaxUnpacked);
+  if (!warpgroup_products_) return std::min(most, work.size());
+  size_t rows = 0;
+  for (const ExpertWork& item : work) rows += item.rows.size();
+  return WarpgroupExpertsAtOnce(bf16, work.size(), rows, most, multiprocessors_);
 }
 
 absl::Status CudaExperts::Unpack(const ExpertFormat& format, const ExpertFormat& bf16,
@@ -121,14 +121,13 @@ absl::Status CudaExperts::RunEachAnyShape(const ExpertFormat& format,
                                           std::span<const ExpertWork> work, int top_k,
                                           const Tensor& x, const Tensor& out) {
   const ExpertFormat bf16(ExpertFormatKind::kBF16, format.hidden(), format.intermediate());
-  const absl::StatusOr<std::byte*> unpacked = ReserveUnpacked(format, bf16, 1);
+  const bool packed = format.kind() != ExpertFormatKind::kBF16;
+  const absl::StatusOr<std::byte*> unpacked = unpacked_.Reserve(packed ? bf16.blob_bytes() : 0);
   absl::Status status = unpacked.status();
   for (size_t i = 0; i < work.size() && status.ok(); ++i) {
     ExpertWork item = work[i];
-    if (*unpacked != nullptr) {
-      status = Unpack(format, bf16, work.subspan(i, 1), *unpacked);
-      item.blob = *unpacked;
-    }
+    if (packed) status = Unpack(format, bf16, work.subspan(i, 1), *unpacked);
+    if (packed) item.blob = *unpacked;
     if (status.ok()) status = RunAnyShape(bf16, item, top_k, x, out);
   }
   return status;
@@ -176,13 +175,14 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
 absl::Status CudaExperts::RunManyRows(const ExpertFormat& format, std::span<const ExpertWork> work,
                                       int top_k, const Tensor& x, const Tensor& out) {
   const ExpertFormat bf16(ExpertFormatKind::kBF16, format.hidden(), format.intermediate());
-  const absl::StatusOr<std::byte*> unpacked = ReserveUnpacked(format, bf16, work.size());
+  const bool packed = format.kind() != ExpertFormatKind::kBF16;
+  const size_t at_once = packed ? UnpackedAtOnce(bf16, work) : work.size();
+  const absl::StatusOr<std::byte*> unpacked =
+      unpacked_.Reserve(packed ? at_once * bf16.blob_bytes() : 0);
   if (!unpacked.ok()) return unpacked.status();
-  const size_t at_once = *unpacked == nullptr ? work.size() : UnpackedAtOnce(bf16);
   std::vector<const std::byte*> blobs;
   for (size_t i = 0; i < work.size(); ++i) {
-    blobs.push_back(*unpacked == nullptr ? work[i].blob
-                                         : *unpacked + i % at_once * bf16.blob_bytes());
+    blobs.push_back(packed ? *unpacked + i % at_once * bf16.blob_bytes() : work[i].blob);
   }
   ExpertProductsArguments arguments = {.x = x.As<__nv_bfloat16>(),
                                        .out = out.As<float>(),
@@ -198,7 +198,7 @@ absl::Status CudaExperts::RunManyRows(const ExpertFormat& format, std::span<cons
   const ExpertProductTile* const tiles = arguments.tiles;
   for (size_t first = 0; first < work.size() && status.ok(); first += at_once) {
     const size_t count = std::min(at_once, work.size() - first);
-    if (*unpacked != nullptr) status = Unpack(format, bf16, work.subspan(first, count), *unpacked);
+    if (packed) status = Unpack(format, bf16, work.subspan(first, count), *unpacked);
     if (!status.ok()) break;
     const int begin = first == 0 ? 0 : ends[first - 1];
     arguments.tiles = tiles + begin;

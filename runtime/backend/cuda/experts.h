@@ -38,8 +38,7 @@ class CudaExperts {
   absl::Status RunEachAnyShape(const ExpertFormat& format, std::span<const ExpertWork> work,
                                int top_k, const Tensor& x, const Tensor& out);
   // Memory for as many of `experts` in `bf16` as are unpacked at a time; null if they are bf16.
-  absl::StatusOr<std::byte*> ReserveUnpacked(const ExpertFormat& format, const ExpertFormat& bf16,
-                                             size_t experts);
+  size_t UnpackedAtOnce(const ExpertFormat& bf16, std::span<const ExpertWork> work) const;
   absl::Status Unpack(const ExpertFormat& format, const ExpertFormat& bf16,
                       std::span<const ExpertWork> work, std::byte* target);
   // Sends the tiles, of at most `most_rows`, and rows of `work`, whose bf16 lies in `blobs`, and

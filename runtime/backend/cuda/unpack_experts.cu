@@ -1,31 +1,42 @@
+#include <algorithm>
+
 #include "runtime/backend/cuda/bf12_experts.cuh"
 #include "runtime/backend/cuda/unpack_experts.h"
 
 namespace moed::backend {
 namespace {
 
-constexpr int kThreads = 256;
-// A piece: eight values, 16 bytes of bf16.
-constexpr int kPieceValues = 8;
-constexpr int kPiecesPerBlock = kBf12PairBlockValues / kPieceValues;
+constexpr int kMostThreads = 256;
+// A thread takes 16 bytes of each plane of a block, eight values of each of its four groups.
+constexpr int kBlockWords = 4;
+constexpr int kWordValues = 8;
+constexpr int kGroupPieces = 4;  // 16 bytes of bf16 each
+constexpr int kBlockPieces = kBf12PairBlockValues / kWordValues;
 
-// Piece `piece` of a block in shared memory.
-__device__ uint4 UnpackPiece(const std::byte* block, int piece, uint32_t base) {
-  const int group = piece / 4;  // of 32 values
-  const std::byte* at = block + piece % 4 * 16;
-  const uint4 bytes = *reinterpret_cast<const uint4*>(at + group / 2 * kBf12PlaneBytes);
-  const uint4 nibbles = *reinterpret_cast<const uint4*>(at + 2 * kBf12PlaneBytes);
-  const auto* b = reinterpret_cast<const uint32_t*>(&bytes);
-  const auto* n = reinterpret_cast<const uint32_t*>(&nibbles);
-  uint32_t pairs[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    // Groups 2 and 3 have their nibbles where 0 and 1 have theirs once these are moved.
-    const uint32_t codes = n[i] >> group / 2 * 8;
-    pairs[i] = group % 2 == 0 ? DecodeBf12Pair<0>(b[i], codes, base)
-                              : DecodeBf12Pair<1>(b[i], codes, base);
+struct Planes {
+  uint4 low;   // of groups 0 and 1
+  uint4 high;  // of groups 2 and 3
+  uint4 nibbles;
+};
+
+template <int kGroup>
+__device__ uint4 UnpackPiece(const Planes& planes, uint32_t base) {
+  const uint4& bytes = kGroup < 2 ? planes.low : planes.high;
+  const uint4& nibbles = planes.nibbles;
+  return make_uint4(DecodeBf12Pair<kGroup>(bytes.x, nibbles.x, base),
+                    DecodeBf12Pair<kGroup>(bytes.y, nibbles.y, base),
+                    DecodeBf12Pair<kGroup>(bytes.z, nibbles.z, base),
+                    DecodeBf12Pair<kGroup>(bytes.w, nibbles.w, base));
+}
+
+template <int kGroup>
+__device__ void StorePieces(const Planes& planes, uint32_t base, int first, int end,
+                            uint4* pieces) {
+  if constexpr (kGroup < 4) {
+    const int piece = first + kGroup * kGroupPieces;
+    if (piece < end) pieces[piece] = UnpackPiece<kGroup>(planes, base);
+    StorePieces<kGroup + 1>(planes, base, first, end, pieces);
   }
-  return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
 
 __device__ void PatchEscape(const Bf12Escape& escape, int row, int target_row, uint16_t* target) {
@@ -33,33 +44,33 @@ __device__ void PatchEscape(const Bf12Escape& escape, int row, int target_row, u
   target[part * target_row + escape.position - part * row] = escape.bits;
 }
 
-// Grid: (neurons, experts). A neuron passes through shared memory, so that the device reads and
-// writes whole lines.
-__global__ void __launch_bounds__(kThreads) UnpackExperts(UnpackExpertsArguments a) {
-  extern __shared__ __align__(16) std::byte packed[];
+__host__ __device__ int WordsOfNeuron(int hidden) {
+  return 3 * (Bf12Experts::RowValues(hidden) / kBf12PairBlockValues) * kBlockWords;
+}
+
+// Grid: (neurons, experts).
+__global__ void __launch_bounds__(kMostThreads) UnpackExperts(UnpackExpertsArguments a) {
   const int neuron = blockIdx.x;
   const int tile = neuron / kTileNeurons;
   const std::byte* blob = a.blobs[blockIdx.y];
   const int neuron_bytes = static_cast<int>(Bf12Experts::NeuronBytes(a.hidden));
   const std::byte* source = blob + Bf12Experts::TileOffset(tile, a.hidden, a.list_bytes) +
                             size_t(neuron % kTileNeurons) * neuron_bytes;
-  for (int i = threadIdx.x * 16; i < neuron_bytes; i += kThreads * 16) {
-    *reinterpret_cast<uint4*>(packed + i) = *reinterpret_cast<const uint4*>(source + i);
-  }
-  __syncthreads();
   auto* target = reinterpret_cast<uint16_t*>(a.target + blockIdx.y * a.target_bytes) +
                  size_t{3} * neuron * a.target_row_values;
-  const auto& header = *reinterpret_cast<const Bf12Header*>(packed);
+  const auto& header = *reinterpret_cast<const Bf12Header*>(source);
   const int row = Bf12Experts::RowValues(a.hidden);
-  const int target_pieces = a.target_row_values / kPieceValues;
-  for (int part = 0; part < 3; ++part) {
-    const std::byte* blocks = packed + sizeof(Bf12Header) + part * Bf12Experts::RowBytes(a.hidden);
-    const uint32_t base = Bf12BasePair(header.bases[part]);
-    auto* pieces = reinterpret_cast<uint4*>(target + part * a.target_row_values);
-    for (int i = threadIdx.x; i < target_pieces; i += kThreads) {
-      pieces[i] = UnpackPiece(blocks + i / kPiecesPerBlock * kBf12PairBlockBytes,
-                              i % kPiecesPerBlock, base);
-    }
+  const int words = WordsOfNeuron(a.hidden);
+  const int target_pieces = a.target_row_values / kWordValues;
+  for (int i = threadIdx.x; i < words; i += blockDim.x) {
+    const int part = i / (words / 3);
+    const int block = i % (words / 3) / kBlockWords;
+    const std::byte* at = source + sizeof(Bf12Header) + part * Bf12Experts::RowBytes(a.hidden) +
+                          block * kBf12PairBlockBytes + i % kBlockWords * 16;
+    const Planes planes = {LoadStreaming(at), LoadStreaming(at + kBf12PlaneBytes),
+                           LoadStreaming(at + 2 * kBf12PlaneBytes)};
+    StorePieces<0>(planes, Bf12BasePair(header.bases[part]), block * kBlockPieces + i % kBlockWords,
+                   target_pieces, reinterpret_cast<uint4*>(target + part * a.target_row_values));
   }
   __syncthreads();
   const int count = header.num_escapes;
@@ -71,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) UnpackExperts(UnpackExpertsArguments
   const size_t list_end =
       Bf12Experts::TileOffset(next * Bf12Experts::kListTiles, a.hidden, a.list_bytes);
   const auto* list = reinterpret_cast<const Bf12TileEscape*>(blob + list_end - a.list_bytes);
-  for (int i = 1 + threadIdx.x; i <= list[0].neuron; i += kThreads) {
+  for (int i = 1 + threadIdx.x; i <= list[0].neuron; i += blockDim.x) {
     if (list[i].neuron != neuron % kBf12TileNeurons) continue;
     PatchEscape(list[i].escape, row, a.target_row_values, target);
   }
@@ -90,9 +101,9 @@ UnpackExpertsArguments UnpackArguments(const ExpertFormat& format, const ExpertF
 }
 
 cudaError_t LaunchUnpackExperts(const UnpackExpertsArguments& arguments, cudaStream_t stream) {
-  const size_t shared_bytes = Bf12Experts::NeuronBytes(arguments.hidden);
-  UnpackExperts<<<dim3(arguments.intermediate, arguments.num_experts), kThreads, shared_bytes,
-                  stream>>>(arguments);
+  const int words = (WordsOfNeuron(arguments.hidden) + 31) / 32 * 32;
+  UnpackExperts<<<dim3(arguments.intermediate, arguments.num_experts),
+                  std::min(words, kMostThreads), 0, stream>>>(arguments);
   return cudaGetLastError();
 }
 

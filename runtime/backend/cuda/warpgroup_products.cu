@@ -16,6 +16,7 @@ constexpr int kDepth = 64;
 constexpr int kStages = 4;
 constexpr int kConsumers = 2;
 constexpr int kOutputs = kConsumers * kWarpgroupOutputs;
+static_assert(kOutputs == kWarpgroupBlockOutputs && kDepth == kWarpgroupDepth);
 constexpr int kThreads = (1 + kConsumers) * kWarpgroupThreads;
 constexpr int kChunks = kDepth / 8;  // 16-byte pieces of a row of a stage
 constexpr int kAlignment = 1024;

@@ -9,6 +9,9 @@ namespace moed::backend {
 
 // Rows of a tile at most.
 inline constexpr int kWarpgroupProductRows = 160;
+// Outputs of a block, and what it multiplies of each a stage.
+inline constexpr int kWarpgroupBlockOutputs = 256;
+inline constexpr int kWarpgroupDepth = 64;
 
 // False if the current device, or this build, has no such products. Once, before the first launch.
 bool PrepareWarpgroupProducts();
