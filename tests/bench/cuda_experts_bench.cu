@@ -1,9 +1,11 @@
 // Times the CUDA expert kernels against the memory they must read, at several models' shapes,
 // formats and batches, weights in VRAM and in mapped host memory; both bandwidths are measured in
 // the same run. Each case is first checked against a plain kernel that reads the bf16 weights.
-// neurons, tiles: expert_neurons.h, expert_tiles.h; alone: tiles that could not take the link.
+// neurons: expert_neurons.h; tiles: expert_tiles.h, experts in VRAM in one pass or, with a number of
+// tasks joined, in two.
 //
-// usage: cuda_experts_bench [gigabytes of experts, default 8] [shape, as Qwen3, or all]
+// usage: cuda_experts_bench [gigabytes of experts, default 8] [shape, as Qwen3, or all] [batches,
+// as 1,8]
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <sys/mman.h>
@@ -149,7 +151,7 @@ class Weights {
     }
   }
 
-  static constexpr int kDistinct = 8;
+  static constexpr int kDistinct = 2;
   const ExpertFormat& bf16() const { return bf16_; }
   const ExpertFormat& format() const { return format_; }
   const std::vector<std::byte>& plain() const { return plain_; }
@@ -171,7 +173,10 @@ class Weights {
 
 class Bench {
  public:
-  explicit Bench(size_t bytes) : bytes_(bytes) {
+  Bench(size_t bytes, const char* batches) : bytes_(bytes) {
+    for (const char* at = batches; *at != 0; at += *at != 0) {
+      batches_.push_back(int(std::strtol(at, const_cast<char**>(&at), 10)));
+    }
     CUDA_CHECK(cudaGetDeviceProperties(&properties_, 0));
     CUDA_CHECK(cudaStreamCreate(&stream_));
     CUDA_CHECK(cudaMalloc(&vram_, bytes_));
@@ -193,34 +198,48 @@ class Bench {
     CUDA_CHECK(cudaMalloc(&plain_, weights.plain().size()));
     CUDA_CHECK(
         cudaMemcpy(plain_, weights.plain().data(), weights.plain().size(), cudaMemcpyHostToDevice));
-    for (int batch : {1, 8, 32, 64}) RunBatch(shape, weights, batch, /*over_link=*/false);
-    for (int batch : {1, 8}) RunBatch(shape, weights, batch, /*over_link=*/true);
+    for (int batch : batches_) RunBatch(shape, weights, batch, /*over_link=*/false);
+    for (int batch : {1, 8}) {
+      if (std::count(batches_.begin(), batches_.end(), batch) > 0) {
+        RunBatch(shape, weights, batch, /*over_link=*/true);
+      }
+    }
     if (kind == ExpertFormatKind::kBF12) RunUnpack(shape, weights);
     CUDA_CHECK(cudaFree(plain_));
   }
 
  private:
+  static constexpr int kNeurons = -1;  // in place of a number of joined tasks
   static constexpr size_t kHostBytes = size_t{4} << 30;
 
   void RunBatch(const Shape& shape, const Weights& weights, int batch, bool over_link) {
     const size_t each = weights.format().blob_bytes();
     const size_t available = (over_link ? kHostBytes : bytes_) / each;
     const int layers = over_link ? 2 : std::clamp(int(available / shape.num_experts), 1, 24);
-    std::vector<ExpertTaskList*> lists;
-    double touched = 0;
-    for (int layer = 0; layer < layers; ++layer) {
-      lists.push_back(MakeLayer(shape, batch, over_link, each, available, layer, &touched));
-    }
-    touched /= layers;
-    const double limit_us = touched * each / (over_link ? link_gbps_ : vram_gbps_) / 1e3;
+    const auto make_lists = [&](int joined, double* touched) {
+      std::vector<ExpertTaskList*> lists;
+      random_.seed(batch);
+      for (int layer = 0; layer < layers; ++layer) {
+        lists.push_back(MakeLayer(shape, batch, over_link, each, available, layer, joined, touched));
+      }
+      *touched /= layers;
+      return lists;
+    };
     __nv_bfloat16* x = RandomTokens(batch, shape.hidden);
     const ExpertFormatKind kind = weights.format().kind();
-    if (batch == 1 && moed::backend::ExpertNeuronsSupports(kind, shape.hidden)) {
-      Report(shape, weights, batch, "neurons", over_link, lists, x, touched, limit_us);
+    for (int joined : {0, 1, 2, 4}) {
+      if (joined > 1 && (batch <= 8 || over_link)) continue;
+      double touched = 0;
+      const std::vector<ExpertTaskList*> lists = make_lists(joined, &touched);
+      const double limit_us = touched * each / (over_link ? link_gbps_ : vram_gbps_) / 1e3;
+      if (joined == 0 && batch == 1 && moed::backend::ExpertNeuronsSupports(kind, shape.hidden)) {
+        Report(shape, weights, batch, kNeurons, over_link, lists, x, touched, limit_us);
+      }
+      if (joined > 0 || shape.hidden <= 2048) {
+        Report(shape, weights, batch, joined, over_link, lists, x, touched, limit_us);
+      }
+      for (ExpertTaskList* list : lists) Free(list);
     }
-    Report(shape, weights, batch, "tiles", over_link, lists, x, touched, limit_us);
-    if (!over_link) Report(shape, weights, batch, "alone", false, lists, x, touched, limit_us);
-    for (ExpertTaskList* list : lists) Free(list);
     CUDA_CHECK(cudaFree(x));
   }
 
@@ -263,7 +282,7 @@ class Bench {
 
   // Random routing of `batch` tokens over experts of a layer.
   ExpertTaskList* MakeLayer(const Shape& shape, int batch, bool over_link, size_t expert_bytes,
-                            size_t available, int layer, double* touched) {
+                            size_t available, int layer, int joined, double* touched) {
     std::vector<std::vector<int>> tokens(shape.num_experts);
     std::vector<int> ids(shape.num_experts);
     for (int t = 0; t < batch; ++t) {
@@ -275,14 +294,18 @@ class Bench {
     int first_tile = 0;
     for (int e = 0; e < shape.num_experts; ++e) {
       *touched += !tokens[e].empty();
+      const int count = int(tokens[e].size() + 7) / 8;
       for (size_t begin = 0; begin < tokens[e].size(); begin += moed::backend::kTaskTokens) {
+        const int place = int(begin) / 8;
+        const bool leads = joined == 0 || place % joined == 0;
         const size_t index = (size_t(layer) * shape.num_experts + e) % available;
         ExpertTask task;
         task.blob = (over_link ? link_ : vram_) + index * expert_bytes;
         task.expert = int(index % Weights::kDistinct);
         task.num_tokens = std::min<int>(moed::backend::kTaskTokens, tokens[e].size() - begin);
         task.first_tile = first_tile;
-        task.num_tiles = shape.intermediate / moed::backend::kTileNeurons;
+        task.num_tiles = leads ? shape.intermediate / moed::backend::kTileNeurons : 0;
+        task.num_joined = leads ? std::min(std::max(joined, 1), count - place) : 0;
         first_tile += task.num_tiles;
         for (int i = 0; i < task.num_tokens; ++i) {
           task.token[i] = tokens[e][begin + i];
@@ -323,32 +346,31 @@ class Bench {
     return x;
   }
 
-  void Launch(const ExpertFormat& format, const char* kernel, const ExpertTaskList* list,
+  void Launch(const ExpertFormat& format, int joined, const ExpertTaskList* list,
               const __nv_bfloat16* x, float* residual, __nv_bfloat16* activations) {
     const int hidden = int(format.hidden());
     const int list_bytes = int(format.tile_list_bytes());
     const int multiprocessors = properties_.multiProcessorCount;
-    if (kernel[0] == 'n') {
+    if (joined == kNeurons) {
       CUDA_CHECK(moed::backend::LaunchExpertNeurons(
           format.kind(),
           {list, x, residual, hidden, int(format.intermediate()), list_bytes, multiprocessors},
           stream_));
     } else {
-      const LinkAccess link = kernel[0] == 'a'
-                                  ? LinkAccess::kNone
-                                  : moed::backend::LinkAccessFor(format.kind(), hidden);
+      const LinkAccess link = moed::backend::LinkAccessFor(format.kind(), hidden);
       CUDA_CHECK(moed::backend::LaunchExpertTiles({list, x, residual, activations, format.kind(),
-                                                   hidden, list_bytes, multiprocessors, link},
+                                                   hidden, list_bytes, multiprocessors, link,
+                                                   joined},
                                                   stream_));
     }
   }
 
-  void Report(const Shape& shape, const Weights& weights, int batch, const char* kernel,
+  void Report(const Shape& shape, const Weights& weights, int batch, int joined,
               bool over_link, const std::vector<ExpertTaskList*>& lists, const __nv_bfloat16* x,
               double touched, double limit_us) {
     const ExpertFormat& format = weights.format();
     CUDA_CHECK(moed::backend::PrepareExpertTiles(shape.hidden));
-    if (kernel[0] == 'n') {
+    if (joined == kNeurons) {
       CUDA_CHECK(moed::backend::PrepareExpertNeurons(format.kind(), shape.hidden));
     }
     const size_t values = size_t(batch) * shape.hidden;
@@ -357,30 +379,31 @@ class Bench {
     CUDA_CHECK(cudaMalloc(&expected, values * 4));
     const int max_tiles = shape.num_experts * ((batch + 7) / 8) * shape.intermediate / 8;
     __nv_bfloat16* activations = nullptr;
-    const size_t scratch = moed::backend::ExpertTilesScratchBytes(
-        shape.hidden, moed::backend::LinkAccessFor(format.kind(), shape.hidden), max_tiles);
-    if (scratch > 0) CUDA_CHECK(cudaMalloc(&activations, scratch));
+    CUDA_CHECK(cudaMalloc(&activations, moed::backend::ExpertTilesScratchBytes(max_tiles)));
 
     const ExpertTaskSpan span = SpanOf(lists[0]);
     CUDA_CHECK(cudaMemset(residual, 0, values * 4));
     CUDA_CHECK(cudaMemset(expected, 0, values * 4));
     PlainExperts<<<dim3(shape.intermediate, span.num_tasks), 128, 0, stream_>>>(
         span.tasks, plain_, weights.bf16().blob_bytes(), x, expected, shape.hidden);
-    Launch(format, kernel, lists[0], x, residual, activations);
+    Launch(format, joined, lists[0], x, residual, activations);
     CUDA_CHECK(cudaStreamSynchronize(stream_));
     const double error = RelativeError(residual, expected, values);
 
     const double us = Microseconds(stream_, int(lists.size()), [&](int i) {
-      Launch(format, kernel, lists[i], x, residual, activations);
+      Launch(format, joined, lists[i], x, residual, activations);
     });
-    std::printf("%-12s %s %-4s batch %2d %-7s %6.1f experts %8.1f us = %.2f of the limit%s\n",
+    const std::string kernel = joined == kNeurons ? "neurons"
+                               : joined == 0      ? "one pass"
+                                                  : "two x" + std::to_string(joined);
+    std::printf("%-12s %s %-4s batch %2d %-8s %6.1f experts %8.1f us = %.2f of the limit%s\n",
                 shape.name, ExpertFormatName(format.kind()).data(), over_link ? "link" : "VRAM",
-                batch, kernel, touched, us, us / limit_us, error < 1e-2 ? "" : "   WRONG");
+                batch, kernel.c_str(), touched, us, us / limit_us, error < 1e-2 ? "" : "   WRONG");
     if (!(error < 1e-2)) std::printf("   relative error %.2e\n", error);
     std::fflush(stdout);
     CUDA_CHECK(cudaFree(residual));
     CUDA_CHECK(cudaFree(expected));
-    if (activations != nullptr) CUDA_CHECK(cudaFree(activations));
+    CUDA_CHECK(cudaFree(activations));
   }
 
   static double RelativeError(const float* device, const float* expected, size_t values) {
@@ -396,6 +419,7 @@ class Bench {
   }
 
   size_t bytes_;
+  std::vector<int> batches_;
   cudaDeviceProp properties_;
   cudaStream_t stream_;
   std::byte* vram_ = nullptr;
@@ -409,7 +433,8 @@ class Bench {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Bench bench((argc > 1 ? std::atoi(argv[1]) : 8) * (size_t{1} << 30));
+  Bench bench((argc > 1 ? std::atoi(argv[1]) : 8) * (size_t{1} << 30),
+              argc > 3 ? argv[3] : "1,8,32,64");
   const std::string wanted = argc > 2 ? argv[2] : "all";
   const Shape shapes[] = {
       {"Qwen3-30B", 2048, 768, 128, 8},

@@ -18,6 +18,7 @@
 #include "runtime/backend/cuda/expert_tasks.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
 #include "runtime/backend/cuda/weight_readers.cuh"
+#include "runtime/backend/expert_format.h"
 
 namespace moed::backend {
 
@@ -27,9 +28,15 @@ __device__ __forceinline__ float Bf12Delta(uint32_t bits, uint32_t base) {
 }
 
 struct Bf12Experts {
+  static constexpr ExpertFormatKind kKind = ExpertFormatKind::kBF12;
   static constexpr int kStagedTiles = 3;  // gate_up_sources.cuh: as many as shared memory holds
   static constexpr bool kHasEscapes = true;
+  static constexpr int kDownWords = 2;  // of a lane, beside the down rows: its neurons' headers'
   using Header = uint2;
+  struct Bases {  // of the gate and up row of the lane's neuron, in pairs
+    uint32_t gate;
+    uint32_t up;
+  };
 
   struct GateUp {
     uint4 gate[3];
@@ -65,6 +72,13 @@ struct Bf12Experts {
   }
 
   __device__ static Header HeaderOf(const GateUp& values) { return values.header; }
+  __device__ static Header LoadHeader(const std::byte* tile, int hidden, int lane) {
+    return reinterpret_cast<const uint2*>(tile + lane / 4 * NeuronBytes(hidden))[lane % 4];
+  }
+  __device__ static Bases BasesOf(const Header& header, int lane) {
+    const uint32_t bases = __shfl_sync(0xffffffffu, header.x, lane / 4 * 4);
+    return {Bf12BasePair(bases & 0xff), Bf12BasePair(bases >> 8 & 0xff)};
+  }
 
   // `tile`: the tile's first neuron, of kNeurons; what stands for others repeats them, without
   // escapes. Columns at and beyond `hidden` read as zero.
@@ -86,19 +100,18 @@ struct Bf12Experts {
                                    GateUp* out) {
     const size_t stride = Reader::Stride(NeuronBytes(hidden), GateUpBytes(hidden));
     const std::byte* neuron = tile + lane / 4 % kNeurons * stride;
-    const std::byte* gate = neuron + BlockOffset(column) + lane % 4 * 16;
-    const std::byte* up = gate + RowBytes(hidden);
-    const bool inside = column < hidden;
-#pragma unroll
-    for (int plane = kPiece; plane < 1 + 2 * kPiece; ++plane) {
-      const int offset = plane * kBf12PlaneBytes;
-      out->gate[plane] = inside ? Reader::Read(gate + offset) : make_uint4(0, 0, 0, 0);
-      out->up[plane] = inside ? Reader::Read(up + offset) : make_uint4(0, 0, 0, 0);
-    }
+    ReadRows<Reader, kPiece>(neuron, hidden, column, lane, out);
     if (kPiece == 0) return;
     out->header = reinterpret_cast<const uint2*>(neuron)[lane % 4];
     constexpr uint32_t kBases = 0x00ffffff;
     if (lane / 4 >= kNeurons && lane % 4 == 0) out->header.x &= kBases;
+  }
+  // The same without the header.
+  template <int kPiece>
+  __device__ static void LoadRows(const std::byte* tile, int hidden, int column, int lane,
+                                  GateUp* out) {
+    ReadRows<ReadStreaming, kPiece>(tile + lane / 4 * NeuronBytes(hidden), hidden, column, lane,
+                                    out);
   }
   template <class Reader, int kPiece, int kNeurons = kTileNeurons>
   __device__ static void LoadPiece(const std::byte* tile, int hidden, int column, int lane,
@@ -113,6 +126,30 @@ struct Bf12Experts {
     out->even[1] = inside ? Reader::Read(even + 2 * kBf12PlaneBytes) : zero;
     out->odd[0] = inside ? Reader::Read(even + stride + plane) : zero;
     out->odd[1] = inside ? Reader::Read(even + stride + 2 * kBf12PlaneBytes) : zero;
+  }
+
+  // function(i, address, whether it is inside of the row) for each 16 bytes that a lane has of a
+  // tile's down rows, and DownWord for its words, as MakeDown takes them.
+  template <class Function>
+  __device__ static void ForEachDownPiece(const std::byte* tile, int hidden, int column, int lane,
+                                          const Function& function) {
+    const size_t stride = NeuronBytes(hidden);
+    const bool inside = column < hidden;
+    const std::byte* even = tile + 2 * (lane % 4) * stride + 2 * RowBytes(hidden) +
+                            BlockOffset(column) + lane / 4 % 4 * 16;
+    const int plane = lane / 16 * kBf12PlaneBytes;
+    function(0, inside ? even + plane : tile, inside);
+    function(1, inside ? even + 2 * kBf12PlaneBytes : tile, inside);
+    function(2, inside ? even + stride + plane : tile, inside);
+    function(3, inside ? even + stride + 2 * kBf12PlaneBytes : tile, inside);
+  }
+  __device__ static const std::byte* DownWord(const std::byte* tile, int hidden, int lane, int i) {
+    return tile + (2 * (lane % 4) + i) * NeuronBytes(hidden);
+  }
+  __device__ static Down MakeDown(const uint4 (&pieces)[4], const uint32_t* words) {
+    return {{pieces[0], pieces[1]},
+            {pieces[2], pieces[3]},
+            {DownBase(words[0]), DownBase(words[1])}};
   }
 
   // The bases of the two neurons, from memory or from the headers of all eight.
@@ -161,15 +198,19 @@ struct Bf12Experts {
   template <class Used>
   __device__ static void MultiplyGateUp(const GateUp& weights, const __nv_bfloat16* tokens,
                                         int lane, float (&sums)[4], const Used& used) {
-    const uint32_t bases = __shfl_sync(0xffffffffu, weights.header.x, lane / 4 * 4);
-    const uint32_t gate = Bf12BasePair(bases & 0xff);
-    const uint32_t up = Bf12BasePair(bases >> 8 & 0xff);
+    MultiplyGateUp<1>(weights, BasesOf(weights.header, lane), tokens, 0, lane, &sums, used);
+  }
+  // The same for kTokenTiles times 8 tokens, `tile_stride` values apart.
+  template <int kTokenTiles, class Used>
+  __device__ static void MultiplyGateUp(const GateUp& weights, const Bases& bases,
+                                        const __nv_bfloat16* tokens, int tile_stride, int lane,
+                                        float (*sums)[4], const Used& used) {
     const __nv_bfloat16* own = tokens + lane % 4 * 8;
-    MultiplyGroup<0>(weights, gate, up, own, sums);
-    MultiplyGroup<1>(weights, gate, up, own, sums);
+    MultiplyGroup<0, kTokenTiles>(weights, bases, own, tile_stride, sums);
+    MultiplyGroup<1, kTokenTiles>(weights, bases, own, tile_stride, sums);
     used(std::integral_constant<int, 0>());
-    MultiplyGroup<2>(weights, gate, up, own, sums);
-    MultiplyGroup<3>(weights, gate, up, own, sums);
+    MultiplyGroup<2, kTokenTiles>(weights, bases, own, tile_stride, sums);
+    MultiplyGroup<3, kTokenTiles>(weights, bases, own, tile_stride, sums);
     used(std::integral_constant<int, 1>());
   }
 
@@ -178,6 +219,12 @@ struct Bf12Experts {
   template <class Used>
   __device__ static void MultiplyDown(const Down& weights, uint32_t activations, int lane,
                                       float (&out)[8][4], const Used& used) {
+    MultiplyDown<1>(weights, &activations, lane, &out, used);
+  }
+  // The same for kTokenTiles times 8 tokens.
+  template <int kTokenTiles, class Used>
+  __device__ static void MultiplyDown(const Down& weights, const uint32_t* activations, int lane,
+                                      float (*out)[8][4], const Used& used) {
     const uint32_t even_base = Bf12BasePair(weights.bases[0]);
     const uint32_t odd_base = Bf12BasePair(weights.bases[1]);
     // Plane 1 has nibbles 2 and 3: moved to where plane 0 has its own.
@@ -194,8 +241,15 @@ struct Bf12Experts {
       const uint32_t o0 = DecodeBf12Pair<0>(odd[m], o, odd_base);
       const uint32_t e1 = DecodeBf12Pair<1>(even[m], e, even_base);
       const uint32_t o1 = DecodeBf12Pair<1>(odd[m], o, odd_base);
-      MmaK8(out[m], __byte_perm(e0, o0, 0x5410), __byte_perm(e0, o0, 0x7632), activations);
-      MmaK8(out[4 + m], __byte_perm(e1, o1, 0x5410), __byte_perm(e1, o1, 0x7632), activations);
+      const uint32_t low0 = __byte_perm(e0, o0, 0x5410);
+      const uint32_t high0 = __byte_perm(e0, o0, 0x7632);
+      const uint32_t low1 = __byte_perm(e1, o1, 0x5410);
+      const uint32_t high1 = __byte_perm(e1, o1, 0x7632);
+#pragma unroll
+      for (int n = 0; n < kTokenTiles; ++n) {
+        MmaK8(out[n][m], low0, high0, activations[n]);
+        MmaK8(out[n][4 + m], low1, high1, activations[n]);
+      }
     }
     used(std::integral_constant<int, 0>());
   }
@@ -235,6 +289,45 @@ struct Bf12Experts {
     }
   }
 
+  // function(part, column, delta) for each escape of the lane's neuron g of the tile. All lanes of
+  // a warp call it; it calls with the four lanes of the neuron.
+  template <class Function>
+  __device__ static void ForEachEscapeOfTile(const Header& header, const std::byte* blob,
+                                             int first_neuron, int hidden, int list_bytes, int lane,
+                                             const Function& function) {
+    const int row = RowValues(hidden);
+    const uint32_t bases = __shfl_sync(0xffffffffu, header.x, lane / 4 * 4);
+    const auto report = [&](uint32_t escape) {
+      const int position = static_cast<int>(escape & 0xffff);
+      const int part = position < row ? 0 : position < 2 * row ? 1 : 2;
+      function(part, position - part * row, Bf12Delta(escape >> 16, bases >> 8 * part & 0xff));
+    };
+    const int count = static_cast<int>(bases >> 24);
+    const int most = __reduce_max_sync(0xffffffffu, count);
+    for (int i = 1; i <= min(most, kBf12HeaderEscapes); ++i) {
+      const int source = lane / 4 * 4 + i / 2;
+      const uint32_t even = __shfl_sync(0xffffffffu, header.x, source);
+      const uint32_t odd = __shfl_sync(0xffffffffu, header.y, source);
+      if (i <= count) report(i % 2 == 0 ? even : odd);
+    }
+    if (most <= kBf12HeaderEscapes) return;
+    const int first = first_neuron % kBf12TileNeurons;
+    const auto* list = reinterpret_cast<const Bf12TileEscape*>(
+        blob + ListOffset(first_neuron / kTileNeurons, hidden, list_bytes));
+    const int entries = list[0].neuron;
+    for (int begin = 1; begin <= entries; begin += 32) {
+      const Bf12TileEscape entry = begin + lane <= entries ? list[begin + lane] : Bf12TileEscape{};
+      const int neuron = begin + lane <= entries ? entry.neuron - first : -1;
+      const uint32_t word = entry.escape.position | uint32_t{entry.escape.bits} << 16;
+      uint32_t pending = __ballot_sync(0xffffffffu, neuron >= 0 && neuron < kTileNeurons);
+      for (; pending != 0; pending &= pending - 1) {
+        const int source = __ffs(pending) - 1;
+        const uint32_t escape = __shfl_sync(0xffffffffu, word, source);
+        if (__shfl_sync(0xffffffffu, neuron, source) == lane / 4) report(escape);
+      }
+    }
+  }
+
  private:
   static constexpr int kWarpBlockValues = kBf12PairBlockValues;
 
@@ -271,10 +364,24 @@ struct Bf12Experts {
   }
   __device__ static uint32_t DownBase(uint32_t word) { return word >> 16 & 0xff; }
 
-  template <int kGroup>
-  __device__ static void MultiplyGroup(const GateUp& weights, uint32_t gate_base, uint32_t up_base,
-                                       const __nv_bfloat16* tokens, float (&sums)[4]) {
-    const uint4 b = *reinterpret_cast<const uint4*>(tokens + kGroup * 32);
+  template <class Reader, int kPiece>
+  __device__ static void ReadRows(const std::byte* neuron, int hidden, int column, int lane,
+                                  GateUp* out) {
+    const std::byte* gate = neuron + BlockOffset(column) + lane % 4 * 16;
+    const std::byte* up = gate + RowBytes(hidden);
+    const bool inside = column < hidden;
+#pragma unroll
+    for (int plane = kPiece; plane < 1 + 2 * kPiece; ++plane) {
+      const int offset = plane * kBf12PlaneBytes;
+      out->gate[plane] = inside ? Reader::Read(gate + offset) : make_uint4(0, 0, 0, 0);
+      out->up[plane] = inside ? Reader::Read(up + offset) : make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  template <int kGroup, int kTokenTiles>
+  __device__ static void MultiplyGroup(const GateUp& weights, const Bases& bases,
+                                       const __nv_bfloat16* tokens, int tile_stride,
+                                       float (*sums)[4]) {
     const auto* gate = reinterpret_cast<const uint32_t*>(&weights.gate[kGroup / 2]);
     const auto* up = reinterpret_cast<const uint32_t*>(&weights.up[kGroup / 2]);
     const auto* gate_nibbles = reinterpret_cast<const uint32_t*>(&weights.gate[2]);
@@ -283,11 +390,15 @@ struct Bf12Experts {
     uint32_t u[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      g[i] = DecodeBf12Pair<kGroup>(gate[i], gate_nibbles[i], gate_base);
-      u[i] = DecodeBf12Pair<kGroup>(up[i], up_nibbles[i], up_base);
+      g[i] = DecodeBf12Pair<kGroup>(gate[i], gate_nibbles[i], bases.gate);
+      u[i] = DecodeBf12Pair<kGroup>(up[i], up_nibbles[i], bases.up);
     }
-    MmaK16(sums, g[0], u[0], g[1], u[1], b.x, b.y);
-    MmaK16(sums, g[2], u[2], g[3], u[3], b.z, b.w);
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n) {
+      const uint4 b = *reinterpret_cast<const uint4*>(tokens + n * tile_stride + kGroup * 32);
+      MmaK16(sums[n], g[0], u[0], g[1], u[1], b.x, b.y);
+      MmaK16(sums[n], g[2], u[2], g[3], u[3], b.z, b.w);
+    }
   }
 };
 

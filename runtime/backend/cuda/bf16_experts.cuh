@@ -15,13 +15,17 @@
 #include "runtime/backend/cuda/expert_tasks.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
 #include "runtime/backend/cuda/weight_readers.cuh"
+#include "runtime/backend/expert_format.h"
 
 namespace moed::backend {
 
 struct Bf16Experts {
+  static constexpr ExpertFormatKind kKind = ExpertFormatKind::kBF16;
   static constexpr int kStagedTiles = 2;  // gate_up_sources.cuh: as many as shared memory holds
   static constexpr bool kHasEscapes = false;
-  struct Header {};  // of the lane's neurons: nothing
+  static constexpr int kDownWords = 0;  // of a lane, beside the down rows
+  struct Header {};                     // of the lane's neurons: nothing
+  struct Bases {};
 
   struct GateUp {
     uint4 gate[4];
@@ -46,6 +50,8 @@ struct Bf16Experts {
   }
 
   __device__ static Header HeaderOf(const GateUp&) { return {}; }
+  __device__ static Header LoadHeader(const std::byte*, int, int) { return {}; }
+  __device__ static Bases BasesOf(const Header&, int) { return {}; }
   __device__ static void LoadBases(const std::byte*, int, int, Down*) {}
   __device__ static void TakeBases(const Header&, int, Down*) {}
 
@@ -77,6 +83,12 @@ struct Bf16Experts {
     out->gate[kPiece] = inside ? Reader::Read(neuron + 2 * first) : make_uint4(0, 0, 0, 0);
     out->up[kPiece] = inside ? Reader::Read(up) : make_uint4(0, 0, 0, 0);
   }
+  // The same without the header.
+  template <int kPiece>
+  __device__ static void LoadRows(const std::byte* tile, int hidden, int column, int lane,
+                                  GateUp* out) {
+    LoadPiece<ReadStreaming, kPiece>(tile, hidden, column, lane, out);
+  }
   template <class Reader, int kPiece, int kNeurons = kTileNeurons>
   __device__ static void LoadPiece(const std::byte* tile, int hidden, int column, int lane,
                                    Down* out) {
@@ -87,6 +99,25 @@ struct Bf16Experts {
     const uint4 zero = make_uint4(0, 0, 0, 0);
     out->even[kPiece] = inside ? Reader::Read(even + 2 * first) : zero;
     out->odd[kPiece] = inside ? Reader::Read(even + stride + 2 * first) : zero;
+  }
+
+  // function(i, address, whether it is inside of the row) for each 16 bytes that a lane has of a
+  // tile's down rows, as MakeDown takes them.
+  template <class Function>
+  __device__ static void ForEachDownPiece(const std::byte* tile, int hidden, int column, int lane,
+                                          const Function& function) {
+    const size_t stride = NeuronBytes(hidden);
+    const int first = column + lane / 4 * 8;
+    const std::byte* even = tile + 2 * (lane % 4) * stride + 2 * (2 * RowValues(hidden) + first);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const bool inside = first + h * 64 < hidden;
+      function(h, inside ? even + h * 128 : tile, inside);
+      function(2 + h, inside ? even + stride + h * 128 : tile, inside);
+    }
+  }
+  __device__ static Down MakeDown(const uint4 (&pieces)[4], const uint32_t*) {
+    return {{pieces[0], pieces[1]}, {pieces[2], pieces[3]}};
   }
 
   // Writes what Load read to the same place of another blob; columns beyond `hidden` are left.
@@ -122,19 +153,32 @@ struct Bf16Experts {
   template <class Used>
   __device__ static void MultiplyGateUp(const GateUp& weights, const __nv_bfloat16* tokens,
                                         int lane, float (&sums)[4], const Used& used) {
-    MultiplyPiece<0>(weights, tokens, lane, sums, used);
-    MultiplyPiece<1>(weights, tokens, lane, sums, used);
-    MultiplyPiece<2>(weights, tokens, lane, sums, used);
-    MultiplyPiece<3>(weights, tokens, lane, sums, used);
+    MultiplyGateUp<1>(weights, Bases(), tokens, 0, lane, &sums, used);
+  }
+  // The same for kTokenTiles times 8 tokens, `tile_stride` values apart.
+  template <int kTokenTiles, class Used>
+  __device__ static void MultiplyGateUp(const GateUp& weights, const Bases&,
+                                        const __nv_bfloat16* tokens, int tile_stride, int lane,
+                                        float (*sums)[4], const Used& used) {
+    MultiplyPiece<0, kTokenTiles>(weights, tokens, tile_stride, lane, sums, used);
+    MultiplyPiece<1, kTokenTiles>(weights, tokens, tile_stride, lane, sums, used);
+    MultiplyPiece<2, kTokenTiles>(weights, tokens, tile_stride, lane, sums, used);
+    MultiplyPiece<3, kTokenTiles>(weights, tokens, tile_stride, lane, sums, used);
   }
 
   // out[128 columns, 8 tokens] += down x activations. `activations`: of token g, neurons 2t, 2t
   // + 1.
   template <class Used>
-  __device__ static void MultiplyDown(const Down& weights, uint32_t activations, int,
+  __device__ static void MultiplyDown(const Down& weights, uint32_t activations, int lane,
                                       float (&out)[8][4], const Used& used) {
-    MultiplyPiece<0>(weights, activations, out, used);
-    MultiplyPiece<1>(weights, activations, out, used);
+    MultiplyDown<1>(weights, &activations, lane, &out, used);
+  }
+  // The same for kTokenTiles times 8 tokens.
+  template <int kTokenTiles, class Used>
+  __device__ static void MultiplyDown(const Down& weights, const uint32_t* activations, int,
+                                      float (*out)[8][4], const Used& used) {
+    MultiplyPiece<0, kTokenTiles>(weights, activations, out, used);
+    MultiplyPiece<1, kTokenTiles>(weights, activations, out, used);
   }
 
   // The column, within the warp's 128, of element `r` of out[m].
@@ -143,26 +187,35 @@ struct Bf16Experts {
   }
 
  private:
-  template <int kPiece, class Used>
-  __device__ static void MultiplyPiece(const GateUp& weights, const __nv_bfloat16* tokens, int lane,
-                                       float (&sums)[4], const Used& used) {
+  template <int kPiece, int kTokenTiles, class Used>
+  __device__ static void MultiplyPiece(const GateUp& weights, const __nv_bfloat16* tokens,
+                                       int tile_stride, int lane, float (*sums)[4],
+                                       const Used& used) {
     const uint4& gate = weights.gate[kPiece];
     const uint4& up = weights.up[kPiece];
-    const uint4 b = *reinterpret_cast<const uint4*>(tokens + kPiece * 32 + lane % 4 * 8);
-    MmaK16(sums, gate.x, up.x, gate.y, up.y, b.x, b.y);
-    MmaK16(sums, gate.z, up.z, gate.w, up.w, b.z, b.w);
+    const __nv_bfloat16* own = tokens + kPiece * 32 + lane % 4 * 8;
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n) {
+      const uint4 b = *reinterpret_cast<const uint4*>(own + n * tile_stride);
+      MmaK16(sums[n], gate.x, up.x, gate.y, up.y, b.x, b.y);
+      MmaK16(sums[n], gate.z, up.z, gate.w, up.w, b.z, b.w);
+    }
     used(std::integral_constant<int, kPiece>());
   }
 
-  template <int kPiece, class Used>
-  __device__ static void MultiplyPiece(const Down& weights, uint32_t activations,
-                                       float (&out)[8][4], const Used& used) {
+  template <int kPiece, int kTokenTiles, class Used>
+  __device__ static void MultiplyPiece(const Down& weights, const uint32_t* activations,
+                                       float (*out)[8][4], const Used& used) {
     const auto* even = reinterpret_cast<const uint32_t*>(&weights.even[kPiece]);
     const auto* odd = reinterpret_cast<const uint32_t*>(&weights.odd[kPiece]);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      MmaK8(out[kPiece * 4 + m], __byte_perm(even[m], odd[m], 0x5410),
-            __byte_perm(even[m], odd[m], 0x7632), activations);
+      const uint32_t low = __byte_perm(even[m], odd[m], 0x5410);
+      const uint32_t high = __byte_perm(even[m], odd[m], 0x7632);
+#pragma unroll
+      for (int n = 0; n < kTokenTiles; ++n) {
+        MmaK8(out[n][kPiece * 4 + m], low, high, activations[n]);
+      }
     }
     used(std::integral_constant<int, kPiece>());
   }

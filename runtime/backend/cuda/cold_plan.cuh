@@ -103,6 +103,7 @@ __device__ inline void PlacePairs(const DivideExpertsArguments& a, const Divided
 // How many of each were written so far.
 struct Written {
   int vram_tasks = 0;
+  int leading_tasks = 0;  // of those, that have tiles
   int link_tasks = 0;
   int items = 0;
   int pairs = 0;
@@ -127,6 +128,10 @@ __device__ inline void Divide(const DivideExpertsArguments& a, const DividedExpe
   const int passes = whole ? ColdPasses(tokens) : 0;
   const int vram_task = written->vram_tasks + ExclusiveSum(hit ? passes : 0, &sum);
   written->vram_tasks += sum;
+  const int joined = hit ? max(a.plan.joined_tasks, 1) : 1;
+  const int leading_task =
+      written->leading_tasks + ExclusiveSum(hit ? LeadingTasks(passes, joined) : 0, &sum);
+  written->leading_tasks += sum;
   const int link_task = written->link_tasks + ExclusiveSum(hit ? 0 : passes, &sum);
   written->link_tasks += sum;
   const int task = hit ? vram_task : link_task;
@@ -140,7 +145,8 @@ __device__ inline void Divide(const DivideExpertsArguments& a, const DividedExpe
   experts.first_task[e] = whole ? task : -1;
   experts.first_pair[e] = cpu ? pair : -1;
   if (whole) {
-    WriteTasks(TaskOf(a.plan, e), tokens, tiles, task * tiles, SpanOf(a.plan, e) + task);
+    WriteTasks(TaskOf(a.plan, e), tokens, tiles, (hit ? leading_task : task) * tiles, joined,
+               SpanOf(a.plan, e) + task);
   }
   if (!cpu) return;
   if (over_link > 0) *cut = {e, over_link};
@@ -181,10 +187,11 @@ __device__ inline void DivideLayer(const DivideExpertsArguments& a, int* shared)
     if (cut.expert >= 0) {
       experts.first_task[cut.expert] = written.link_tasks;
       WriteTasks(TaskOf(a.plan, cut.expert), experts.counts[cut.expert], cut.tiles,
-                 written.link_tasks * tiles, a.plan.link_tasks + written.link_tasks);
+                 written.link_tasks * tiles, /*joined=*/1,
+                 a.plan.link_tasks + written.link_tasks);
     }
     *a.plan.list = {
-        .vram = {written.vram_tasks, written.vram_tasks * tiles, a.plan.vram_tasks},
+        .vram = {written.vram_tasks, written.leading_tasks * tiles, a.plan.vram_tasks},
         .link = {written.link_tasks + cut_passes,
                  written.link_tasks * tiles + cut_passes * cut.tiles, a.plan.link_tasks}};
     *a.plan.layer.num_offered -= min(offers_taken, *a.plan.layer.num_offered);

@@ -131,8 +131,7 @@ size_t CudaDeviceExperts::CutWork(std::byte* base) {
       *std::max_element(options_.experts_per_layer.begin(), options_.experts_per_layer.end());
   const size_t max_tasks = most + StepPairs() / kTaskTokens;
   const size_t max_tiles = max_tasks * (options_.format.intermediate() / kTileNeurons);
-  const size_t scratch_bytes = ExpertTilesScratchBytes(static_cast<int>(options_.format.hidden()),
-                                                       link_access_, static_cast<int>(max_tiles));
+  const size_t scratch_bytes = ExpertTilesScratchBytes(static_cast<int>(max_tiles));
   Cutter cutter(base);
   list_ = cutter.Cut<ExpertTaskList>(1);
   vram_tasks_ = cutter.Cut<ExpertTask>(max_tasks);
@@ -227,8 +226,13 @@ void CudaDeviceExperts::Run(int layer, const Tensor& weights, const Tensor& x,
                             const Tensor& residual) {
   const int rows = static_cast<int>(x.dim(0));
   if (!std::exchange(planned_, false)) Plan(layer, weights, x);
-  Compute(rows, x, residual);
+  Compute(layer, rows, x, residual);
   if (cold_path_ != nullptr) cold_path_->Collect(residual.As<float>(), rows);
+}
+
+int CudaDeviceExperts::JoinedTasks(int layer, int rows) const {
+  return JoinedTasksFor(static_cast<int>(options_.format.hidden()), rows, options_.top_k,
+                        options_.experts_per_layer[layer]);
 }
 
 PlanExpertsArguments CudaDeviceExperts::PlanArguments(int layer, const Tensor& weights,
@@ -242,6 +246,7 @@ PlanExpertsArguments CudaDeviceExperts::PlanArguments(int layer, const Tensor& w
           .positions = steps_.view().positions,
           .rows = rows,
           .top_k = options_.top_k,
+          .joined_tasks = JoinedTasks(layer, rows),
           .list = list_,
           .vram_tasks = vram_tasks_,
           .link_tasks = link_tasks_};
@@ -264,7 +269,7 @@ void CudaDeviceExperts::Plan(int layer, const Tensor& weights, const Tensor& x) 
   cold_path_->Post(x.As<__nv_bfloat16>(), rows);
 }
 
-void CudaDeviceExperts::Compute(int rows, const Tensor& x, const Tensor& residual) {
+void CudaDeviceExperts::Compute(int layer, int rows, const Tensor& x, const Tensor& residual) {
   const int hidden = static_cast<int>(options_.format.hidden());
   const ExpertFormatKind format = options_.format.kind();
   const int list_bytes = static_cast<int>(options_.format.tile_list_bytes());
@@ -290,6 +295,7 @@ void CudaDeviceExperts::Compute(int rows, const Tensor& x, const Tensor& residua
   tiles.list_bytes = list_bytes;
   tiles.multiprocessors = multiprocessors_;
   tiles.link = link_access_;
+  tiles.joined_tasks = JoinedTasks(layer, rows);
   LaunchExpertTiles(tiles, stream_);
 }
 

@@ -53,7 +53,9 @@ class CudaDeviceExperts : public DeviceExperts {
   PlanExpertsArguments PlanArguments(int layer, const Tensor& weights, int rows) const;
   DivideExpertsArguments DivideArguments(int layer, const PlanExpertsArguments& plan) const;
   void Plan(int layer, const Tensor& weights, const Tensor& x);
-  void Compute(int rows, const Tensor& x, const Tensor& residual);
+  void Compute(int layer, int rows, const Tensor& x, const Tensor& residual);
+  // Of a step of `rows` tokens.
+  int JoinedTasks(int layer, int rows) const;
   // (token, rank) pairs of the largest step.
   size_t StepPairs() const;
   // Where the uses begin in the trace, behind the ids.

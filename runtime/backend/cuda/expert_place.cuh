@@ -33,18 +33,25 @@ __device__ inline ExpertTask Place(const PlanExpertsArguments& a, int expert, in
   return task;
 }
 
-// Tasks of `tiles` tiles each for all tokens of an expert, without them, from `tasks` on,
-// whose first tile is the span's `first_tile`.
+// Tasks for all tokens of an expert of `tiles` tiles, without them, from `tasks` on, up to `joined`
+// of them joined; the first tile is the span's `first_tile`.
 __device__ inline void WriteTasks(ExpertTask task, int tokens, int tiles, int first_tile,
-                                  ExpertTask* tasks) {
-  task.num_tiles = tiles;
-  for (int i = 0; i < (tokens + kTaskTokens - 1) / kTaskTokens; ++i) {
+                                  int joined, ExpertTask* tasks) {
+  const int count = (tokens + kTaskTokens - 1) / kTaskTokens;
+  for (int i = 0; i < count; ++i) {
+    const bool leads = i % joined == 0;
     task.num_tokens = min(kTaskTokens, tokens - i * kTaskTokens);
-    task.first_tile = first_tile + i * tiles;
+    task.num_joined = leads ? min(joined, count - i) : 0;
+    task.first_tile = first_tile;
+    task.num_tiles = leads ? tiles : 0;
+    first_tile += task.num_tiles;
     tasks[i] = task;
     task.fill = nullptr;  // one of an expert's tasks fills its slot
   }
 }
+
+// Of `tasks` tasks of an expert, those that have tiles.
+__device__ inline int LeadingTasks(int tasks, int joined) { return (tasks + joined - 1) / joined; }
 
 // The sum of `value` over the threads before this one, and over all into `total`.
 __device__ inline int ExclusiveSum(int value, int* total) {

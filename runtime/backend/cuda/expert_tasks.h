@@ -10,6 +10,8 @@ namespace moed::backend {
 
 // Tokens of one tensor-core tile; an expert with more gets several tasks.
 inline constexpr int kTaskTokens = 8;
+// Tasks of an expert in VRAM that can be joined, so that its weights are read once for all of them.
+inline constexpr int kMostJoinedTasks = 4;
 // Neurons of one tile, the unit in which blocks share out experts.
 inline constexpr int kTileNeurons = 8;
 
@@ -20,6 +22,9 @@ struct ExpertTask {
   int32_t num_tokens = 0;
   int32_t first_tile = 0;  // tiles of all tasks before this one in its span
   int32_t num_tiles = 0;
+  // This one and those behind it of the same expert that are read with it (two_pass_experts.h); 0
+  // for the latter, which have no tiles of their own.
+  int32_t num_joined = 1;
   int32_t token[kTaskTokens] = {};   // row of x
   int32_t target[kTaskTokens] = {};  // row of the output, added to
   float weight[kTaskTokens] = {};    // factor of the sum: the router's, or 1

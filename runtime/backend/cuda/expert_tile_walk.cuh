@@ -6,6 +6,7 @@
 #include <cuda_bf16.h>
 
 #include "runtime/backend/cuda/expert_tiles.h"
+#include "runtime/backend/cuda/global_add.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
 namespace moed::backend {
@@ -222,18 +223,27 @@ __device__ inline uint32_t ActivationPair(const TileState& state, int buffer, in
 template <class Format>
 __device__ void Flush(const ExpertTask& task, int hidden, int column, int lane, float* output,
                       float (&out)[8][4]) {
+  const int num_tokens = task.num_tokens;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int token = 2 * (lane % 4) + i;
+    if (token < num_tokens) {
+      const float weight = task.weight[token];
+      float* const row = output + size_t(task.target[token]) * hidden;
+#pragma unroll
+      for (int m = 0; m < 8; m += 2) {  // four neighbouring columns
+        const int target = column + Format::OutputColumn(lane, m, 0);
+        if (target < hidden) {
+          AddToGlobal(row + target, make_float4(weight * out[m][i], weight * out[m][2 + i],
+                                                weight * out[m + 1][i], weight * out[m + 1][2 + i]));
+        }
+      }
+    }
+  }
 #pragma unroll
   for (int m = 0; m < 8; ++m) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const int token = 2 * (lane % 4) + r % 2;
-      const int target = column + Format::OutputColumn(lane, m, r);
-      if (token < task.num_tokens && target < hidden) {
-        atomicAdd(output + size_t(task.target[token]) * hidden + target,
-                  task.weight[token] * out[m][r]);
-      }
-      out[m][r] = 0.0f;
-    }
+    for (int r = 0; r < 4; ++r) out[m][r] = 0.0f;
   }
 }
 

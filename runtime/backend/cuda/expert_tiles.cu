@@ -7,6 +7,7 @@
 #include "runtime/backend/cuda/fused_walk.cuh"
 #include "runtime/backend/cuda/gate_up_sources.cuh"
 #include "runtime/backend/cuda/link_tiles.cuh"
+#include "runtime/backend/cuda/two_pass_experts.h"
 
 namespace moed::backend {
 namespace {
@@ -244,11 +245,18 @@ void LaunchTwoKernels(const ExpertTilesArguments& a, TilesOf of, int bytes, cuda
   DownTiles<Format><<<a.multiprocessors, kThreads, 0, stream>>>(a, of);
 }
 
+// Unjoined tasks whose columns one pass holds are faster in one.
+bool TakesTwoPasses(int hidden, int joined_tasks) {
+  return (hidden > kSliceColumns || joined_tasks > 0) && TwoPassSupports();
+}
+
 template <class Format>
 void Launch(const ExpertTilesArguments& a, cudaStream_t stream) {
   const int bytes = SharedBytes<Format>(a.hidden, a.link);
   const TilesOf of = a.link == LinkAccess::kBulk ? TilesOf::kBoth : TilesOf::kVram;
-  if (a.hidden <= kSliceColumns) {
+  if (TakesTwoPasses(a.hidden, a.joined_tasks)) {
+    LaunchTwoPass(a, stream);
+  } else if (a.hidden <= kSliceColumns) {
     WithFusedKernel<Format>(a.hidden, a.link, [&](auto kernel, int fused_bytes) {
       kernel<<<a.multiprocessors, kThreads, fused_bytes, stream>>>(a, of);
     });
@@ -265,14 +273,25 @@ LinkAccess LinkAccessFor(ExpertFormatKind format, int hidden) {
                                            : AccessFor<Bf16Experts>(hidden);
 }
 
-size_t ExpertTilesScratchBytes(int hidden, LinkAccess link, int max_tiles) {
-  if (hidden <= kSliceColumns && link != LinkAccess::kPlain) return 0;
+int JoinedTasksFor(int hidden, int rows, int top_k, int num_experts) {
+  if (!TwoPassSupports()) return 0;
+  if (rows <= kTaskTokens) return hidden <= kSliceColumns ? 0 : 1;
+  // So that experts of twice the tokens of the mean are read once.
+  const int tokens = 2 * rows * top_k / num_experts;
+  if (tokens <= kTaskTokens / 2) return hidden <= kSliceColumns ? 0 : 1;
+  return tokens <= 2 * kTaskTokens ? 2 : kMostJoinedTasks;
+}
+
+size_t ExpertTilesScratchBytes(int max_tiles) {
   return size_t(max_tiles) * kTileNeurons * kTaskTokens * sizeof(__nv_bfloat16);
 }
 
 cudaError_t PrepareExpertTiles(int hidden) {
-  const cudaError_t error = Prepare<Bf16Experts>(hidden);
-  return error != cudaSuccess ? error : Prepare<Bf12Experts>(hidden);
+  for (const cudaError_t error : {Prepare<Bf16Experts>(hidden), Prepare<Bf12Experts>(hidden),
+                                  TwoPassSupports() ? PrepareTwoPass(hidden) : cudaSuccess}) {
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t LaunchExpertTiles(const ExpertTilesArguments& arguments, cudaStream_t stream) {

@@ -1,10 +1,12 @@
 // Experts for up to 64 tokens a step on tensor cores, weights read once: decode batches.
 //
-// Blocks of 16 warps, one per multiprocessor, walk ranges of tiles of 8 neurons. Experts in VRAM:
-// each warp owns 128 columns of the hidden size and loads weights straight into fragments
-// (bf16_experts.cuh, bf12_experts.cuh). With a hidden size of at most 2048 one kernel does it all;
-// beyond, the down product needs more accumulators than a block has registers for, so gate and up
-// write activations and a second kernel takes the columns in slices of 2048. Experts in mapped host
+// Blocks of 16 warps, one per multiprocessor, walk ranges of tiles of 8 neurons. Experts in VRAM
+// with a hidden size of at most 2048: each warp owns 128 columns of the hidden size and loads
+// weights straight into fragments (bf16_experts.cuh, bf12_experts.cuh); one kernel does it all.
+// Beyond, the down product needs more accumulators than a block has registers for, so gate and up
+// write activations and a second kernel multiplies down (two_pass_experts.h; on devices of less
+// shared memory by kernels that take the columns in slices of 2048); it is also what reads the
+// weights of experts of many tokens once, at any hidden size. Experts in mapped host
 // memory: the first blocks fetch whole tiles at the link's full rate (link_tiles.cuh) while the
 // others work in VRAM; a task's slot is filled on the way.
 #pragma once
@@ -38,10 +40,17 @@ struct ExpertTilesArguments {
   int list_bytes = 0;  // bf12: of the list of escapes behind every 32 neurons
   int multiprocessors = 0;
   LinkAccess link = LinkAccess::kNone;
+  // Of an expert in VRAM, at most so many are joined (ExpertTask::num_joined); 0: none, and hidden
+  // sizes of at most 2048 take one pass.
+  int joined_tasks = 0;
 };
 
-// Bytes of activations scratch for at most `max_tiles` tiles of a span; 0 if none is needed.
-size_t ExpertTilesScratchBytes(int hidden, LinkAccess link, int max_tiles);
+// The joined_tasks that suits steps of `rows` tokens; the current device's.
+int JoinedTasksFor(int hidden, int rows, int top_k, int num_experts);
+
+// Bytes of activations scratch for at most `max_tiles` tiles of a span, those of joined tasks
+// counted for each.
+size_t ExpertTilesScratchBytes(int max_tiles);
 
 // Raises the kernels' shared-memory limit; once per device, before the first launch or capture.
 cudaError_t PrepareExpertTiles(int hidden);

@@ -38,7 +38,9 @@ __device__ inline void PlanLayer(const PlanExpertsArguments& a, std::byte* memor
   }
   __syncthreads();
 
+  const int joined = max(a.joined_tasks, 1);
   int written = 0;  // tasks of both spans
+  int leading = 0;  // of those in VRAM, that have tiles
   for (int base = 0; base < experts; base += kPlanThreads) {
     const int e = base + threadIdx.x;
     const int tokens = e < experts ? counts[e] : 0;
@@ -54,11 +56,14 @@ __device__ inline void PlanLayer(const PlanExpertsArguments& a, std::byte* memor
     int total;
     const int before = written + ExclusiveSum(hit ? tasks : tasks << kLinkShift, &total);
     written += total;
+    const int leads_before = leading + ExclusiveSum(hit ? LeadingTasks(tasks, joined) : 0, &total);
+    leading += total;
     if (tokens == 0) continue;
     const int index = hit ? before & ((1 << kLinkShift) - 1) : before >> kLinkShift;
+    const int first_tile = (hit ? leads_before : index) * a.tiles_per_expert;
     ExpertTask* const first = (hit ? a.vram_tasks : a.link_tasks) + index;
     places[e] = {first, 0};
-    WriteTasks(task, tokens, a.tiles_per_expert, index * a.tiles_per_expert, first);
+    WriteTasks(task, tokens, a.tiles_per_expert, first_tile, hit ? joined : 1, first);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < pairs; i += kPlanThreads) {
@@ -74,7 +79,7 @@ __device__ inline void PlanLayer(const PlanExpertsArguments& a, std::byte* memor
   if (threadIdx.x == 0) {
     const int vram = written & ((1 << kLinkShift) - 1);
     const int link = written >> kLinkShift;
-    *a.list = {.vram = {vram, vram * a.tiles_per_expert, a.vram_tasks},
+    *a.list = {.vram = {vram, leading * a.tiles_per_expert, a.vram_tasks},
                .link = {link, link * a.tiles_per_expert, a.link_tasks}};
     *a.layer.num_offered -= min(offers_taken, *a.layer.num_offered);
   }

@@ -23,7 +23,7 @@ namespace {
 constexpr int kExperts = 9;
 constexpr int kTopK = 3;
 constexpr int kSlots = 5;
-constexpr int kMaxTokens = 24;
+constexpr int kMaxTokens = 64;
 constexpr int kLayers = 2;
 
 // Two layers of experts on one backend.
@@ -188,10 +188,13 @@ class CudaDeviceExpertsTest
 
   // A step of `tokens`, whose experts are drawn at random, on both; then every expert that the GPU
   // read from a slot or wrote into one must be what that slot holds.
-  void Step(int layer, int tokens) {
+  void Step(int layer, int tokens) { StepAmong(kExperts, layer, tokens); }
+
+  // The same where the first of a token's experts is one of so many.
+  void StepAmong(int experts, int layer, int tokens) {
     std::vector<int32_t> ids;
     for (int t = 0; t < tokens; ++t) {
-      const auto first = static_cast<int32_t>(random_() % kExperts);
+      const auto first = static_cast<int32_t>(random_() % experts);
       for (int k = 0; k < kTopK; ++k) ids.push_back((first + k * 2) % kExperts);
     }
     const std::vector<float> want = on_cpu_->RunStep(layer, ids);
@@ -249,6 +252,19 @@ TEST_P(CudaDeviceExpertsTest, ComputesAndFillsWhereverExpertsLie) {
   for (const int tokens : {1, 3, 24, 1, 20}) Step(1, tokens);  // fills, then hits and cold
 }
 
+// An expert's tokens fill a task and a part of the next, several that are joined, and more.
+TEST_P(CudaDeviceExpertsTest, ReadsAnExpertOfManyTokensWhereverItLies) {
+  std::vector<ExpertEdit> edits;
+  for (int slot = 0; slot < kSlots; ++slot) {
+    edits.push_back({.kind = ExpertEditKind::kOffer, .layer = 0, .slot = slot, .generation = 4});
+    edits.push_back({.kind = ExpertEditKind::kAllowFill, .layer = 0, .expert = 2 * slot});
+  }
+  Apply(edits);
+  Step(0, 24);  // fills experts 0, 2, 4, 6 and 8
+  for (const int tokens : {9, 16, 17, 31, 33, 64}) StepAmong(1, 0, tokens);
+  for (const int tokens : {12, 40, 64}) Step(0, tokens);
+}
+
 // Steps of one token, of several, of more than a tile has, in turn: the share of the link moves.
 TEST_P(CudaDeviceExpertsTest, GivesTheSameSumsWhileTheShareMoves) {
   for (int round = 0; round < 20; ++round) {
@@ -266,7 +282,8 @@ std::string NameOf(const ::testing::TestParamInfo<CudaDeviceExpertsTest::ParamTy
 INSTANTIATE_TEST_SUITE_P(
     HiddenAndIntermediate, CudaDeviceExpertsTest,
     ::testing::Combine(::testing::Values(Shape(40, 16), Shape(128, 40), Shape(256, 64),
-                                         Shape(2048, 40), Shape(2880, 48)),
+                                         Shape(2048, 40), Shape(2880, 48), Shape(4096, 40),
+                                         Shape(7168, 16)),
                        ::testing::Values(ExpertFormatKind::kBF16, ExpertFormatKind::kBF12),
                        ::testing::Values(ColdPath::kLink, ColdPath::kCpu, ColdPath::kHybrid)),
     NameOf);
