@@ -1,8 +1,8 @@
 // Times the CUDA expert kernels against the memory they must read, at several models' shapes,
 // formats and batches, weights in VRAM and in mapped host memory; both bandwidths are measured in
 // the same run. Each case is first checked against a plain kernel that reads the bf16 weights.
-// neurons: expert_neurons.h; tiles: expert_tiles.h, experts in VRAM in one pass or, with a number of
-// tasks joined, in two.
+// neurons: expert_neurons.h; tiles: expert_tiles.h, experts in VRAM in one pass or, with a number
+// of tasks joined, in two.
 //
 // usage: cuda_experts_bench [gigabytes of experts, default 8] [shape, as Qwen3, or all] [batches,
 // as 1,8]
@@ -220,7 +220,8 @@ class Bench {
       std::vector<ExpertTaskList*> lists;
       random_.seed(batch);
       for (int layer = 0; layer < layers; ++layer) {
-        lists.push_back(MakeLayer(shape, batch, over_link, each, available, layer, joined, touched));
+        lists.push_back(
+            MakeLayer(shape, batch, over_link, each, available, layer, joined, touched));
       }
       *touched /= layers;
       return lists;
@@ -358,16 +359,16 @@ class Bench {
           stream_));
     } else {
       const LinkAccess link = moed::backend::LinkAccessFor(format.kind(), hidden);
-      CUDA_CHECK(moed::backend::LaunchExpertTiles({list, x, residual, activations, format.kind(),
-                                                   hidden, list_bytes, multiprocessors, link,
-                                                   joined},
-                                                  stream_));
+      CUDA_CHECK(
+          moed::backend::LaunchExpertTiles({list, x, residual, activations, format.kind(), hidden,
+                                            list_bytes, multiprocessors, link, joined},
+                                           stream_));
     }
   }
 
-  void Report(const Shape& shape, const Weights& weights, int batch, int joined,
-              bool over_link, const std::vector<ExpertTaskList*>& lists, const __nv_bfloat16* x,
-              double touched, double limit_us) {
+  void Report(const Shape& shape, const Weights& weights, int batch, int joined, bool over_link,
+              const std::vector<ExpertTaskList*>& lists, const __nv_bfloat16* x, double touched,
+              double limit_us) {
     const ExpertFormat& format = weights.format();
     CUDA_CHECK(moed::backend::PrepareExpertTiles(shape.hidden));
     if (joined == kNeurons) {

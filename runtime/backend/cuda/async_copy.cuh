@@ -16,16 +16,6 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* address) {
 __device__ __forceinline__ void CopyAsync(uint32_t target, const void* source) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
 }
-// The same, or zeros if not `inside`; with what lies beside it on its way to L2.
-__device__ __forceinline__ void CopyAsyncOrZeros(uint32_t target, const void* source, bool inside) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
-               "r"(inside ? 16 : 0)
-               : "memory");
-}
-// 4 bytes, through L1.
-__device__ __forceinline__ void CopyWordAsync(uint32_t target, const void* source) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(source) : "memory");
-}
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

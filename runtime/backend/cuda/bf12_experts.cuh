@@ -15,6 +15,7 @@
 
 #include "runtime/backend/bf12.h"
 #include "runtime/backend/bf12_bits.h"
+#include "runtime/backend/cuda/bf12_escapes.cuh"
 #include "runtime/backend/cuda/expert_tasks.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
 #include "runtime/backend/cuda/weight_readers.cuh"
@@ -22,17 +23,11 @@
 
 namespace moed::backend {
 
-// What a placeholder is off by.
-__device__ __forceinline__ float Bf12Delta(uint32_t bits, uint32_t base) {
-  return __uint_as_float(bits << 16) - __uint_as_float(base << 23);
-}
-
-struct Bf12Experts {
+struct Bf12Experts : Bf12Escapes {
   static constexpr ExpertFormatKind kKind = ExpertFormatKind::kBF12;
   static constexpr int kStagedTiles = 3;  // gate_up_sources.cuh: as many as shared memory holds
   static constexpr bool kHasEscapes = true;
-  static constexpr int kDownWords = 2;  // of a lane, beside the down rows: its neurons' headers'
-  using Header = uint2;
+  static constexpr int kHeaderBytes = sizeof(Bf12Header);
   struct Bases {  // of the gate and up row of the lane's neuron, in pairs
     uint32_t gate;
     uint32_t up;
@@ -48,28 +43,6 @@ struct Bf12Experts {
     uint4 odd[2];       // neuron 2t + 1
     uint32_t bases[2];  // of the two
   };
-
-  __host__ __device__ static int RowValues(int hidden) { return (hidden + 127) / 128 * 128; }
-  __host__ __device__ static size_t RowBytes(int hidden) {
-    return size_t{3} * (RowValues(hidden) / 2);
-  }
-  __host__ __device__ static size_t NeuronBytes(int hidden) {
-    return sizeof(Bf12Header) + 3 * RowBytes(hidden);
-  }
-  // Of the header and the gate and up rows.
-  __host__ __device__ static size_t GateUpBytes(int hidden) {
-    return sizeof(Bf12Header) + 2 * RowBytes(hidden);
-  }
-  // Where tile `tile` of 8 neurons begins; `list_bytes` is a list of escapes, behind every fourth.
-  __device__ static size_t TileOffset(int tile, int hidden, int list_bytes) {
-    return size_t(tile) * kTileNeurons * NeuronBytes(hidden) +
-           size_t(tile / kListTiles) * list_bytes;
-  }
-  static constexpr int kListTiles = kBf12TileNeurons / kTileNeurons;
-  // Where the list of escapes lies that tile `tile` shares with three others.
-  __device__ static size_t ListOffset(int tile, int hidden, int list_bytes) {
-    return TileOffset((tile / kListTiles + 1) * kListTiles, hidden, list_bytes) - list_bytes;
-  }
 
   __device__ static Header HeaderOf(const GateUp& values) { return values.header; }
   __device__ static Header LoadHeader(const std::byte* tile, int hidden, int lane) {
@@ -128,28 +101,38 @@ struct Bf12Experts {
     out->odd[1] = inside ? Reader::Read(even + stride + 2 * kBf12PlaneBytes) : zero;
   }
 
-  // function(i, address, whether it is inside of the row) for each 16 bytes that a lane has of a
-  // tile's down rows, and DownWord for its words, as MakeDown takes them.
-  template <class Function>
-  __device__ static void ForEachDownPiece(const std::byte* tile, int hidden, int column, int lane,
-                                          const Function& function) {
-    const size_t stride = NeuronBytes(hidden);
-    const bool inside = column < hidden;
-    const std::byte* even = tile + 2 * (lane % 4) * stride + 2 * RowBytes(hidden) +
-                            BlockOffset(column) + lane / 4 % 4 * 16;
+  // Bytes of so many columns of a row; a multiple of 128.
+  __host__ __device__ static constexpr int ColumnBytes(int columns) { return columns / 2 * 3; }
+  // Where row `part` of a neuron begins in it.
+  __device__ static size_t RowOffset(int part, int hidden) {
+    return sizeof(Bf12Header) + part * RowBytes(hidden);
+  }
+  // From shared memory: a warp's 128 columns of the lane's gate row, from `gate` on, and, `to_up`
+  // further on, of its up row; `columns`: how many of them are inside of the row.
+  __device__ static void ReadGateUp(const std::byte* gate, int to_up, int columns, int lane,
+                                    GateUp* out) {
+#pragma unroll
+    for (int plane = 0; plane < 3; ++plane) {
+      const std::byte* const at = gate + plane * kBf12PlaneBytes + lane % 4 * 16;
+      out->gate[plane] = columns > 0 ? ReadShared::Read(at) : make_uint4(0, 0, 0, 0);
+      out->up[plane] = columns > 0 ? ReadShared::Read(at + to_up) : make_uint4(0, 0, 0, 0);
+    }
+  }
+  // The same of a tile's down rows, `stride` apart, of which `rows` is the first; `bases`: of the
+  // eight rows.
+  __device__ static void ReadDown(const std::byte* rows, int stride, int columns, int lane,
+                                  const std::byte* bases, Down* out) {
+    const std::byte* const even = rows + 2 * (lane % 4) * stride + lane / 4 % 4 * 16;
     const int plane = lane / 16 * kBf12PlaneBytes;
-    function(0, inside ? even + plane : tile, inside);
-    function(1, inside ? even + 2 * kBf12PlaneBytes : tile, inside);
-    function(2, inside ? even + stride + plane : tile, inside);
-    function(3, inside ? even + stride + 2 * kBf12PlaneBytes : tile, inside);
-  }
-  __device__ static const std::byte* DownWord(const std::byte* tile, int hidden, int lane, int i) {
-    return tile + (2 * (lane % 4) + i) * NeuronBytes(hidden);
-  }
-  __device__ static Down MakeDown(const uint4 (&pieces)[4], const uint32_t* words) {
-    return {{pieces[0], pieces[1]},
-            {pieces[2], pieces[3]},
-            {DownBase(words[0]), DownBase(words[1])}};
+    const bool inside = columns > 0;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
+    out->even[0] = inside ? ReadShared::Read(even + plane) : zero;
+    out->even[1] = inside ? ReadShared::Read(even + 2 * kBf12PlaneBytes) : zero;
+    out->odd[0] = inside ? ReadShared::Read(even + stride + plane) : zero;
+    out->odd[1] = inside ? ReadShared::Read(even + stride + 2 * kBf12PlaneBytes) : zero;
+    const uint32_t pair = reinterpret_cast<const uint16_t*>(bases)[lane % 4];
+    out->bases[0] = pair & 0xff;
+    out->bases[1] = pair >> 8;
   }
 
   // The bases of the two neurons, from memory or from the headers of all eight.
@@ -198,19 +181,18 @@ struct Bf12Experts {
   template <class Used>
   __device__ static void MultiplyGateUp(const GateUp& weights, const __nv_bfloat16* tokens,
                                         int lane, float (&sums)[4], const Used& used) {
-    MultiplyGateUp<1>(weights, BasesOf(weights.header, lane), tokens, 0, lane, &sums, used);
+    MultiplyGateUp<1>(weights, BasesOf(weights.header, lane), TokenPieces{tokens + lane % 4 * 8, 0},
+                      &sums, used);
   }
-  // The same for kTokenTiles times 8 tokens, `tile_stride` values apart.
-  template <int kTokenTiles, class Used>
+  // The same for kTokenTiles times 8 tokens; `tokens`(tile, group): the lane's 16 bytes.
+  template <int kTokenTiles, class Tokens, class Used>
   __device__ static void MultiplyGateUp(const GateUp& weights, const Bases& bases,
-                                        const __nv_bfloat16* tokens, int tile_stride, int lane,
-                                        float (*sums)[4], const Used& used) {
-    const __nv_bfloat16* own = tokens + lane % 4 * 8;
-    MultiplyGroup<0, kTokenTiles>(weights, bases, own, tile_stride, sums);
-    MultiplyGroup<1, kTokenTiles>(weights, bases, own, tile_stride, sums);
+                                        const Tokens& tokens, float (*sums)[4], const Used& used) {
+    MultiplyGroup<0, kTokenTiles>(weights, bases, tokens, sums);
+    MultiplyGroup<1, kTokenTiles>(weights, bases, tokens, sums);
     used(std::integral_constant<int, 0>());
-    MultiplyGroup<2, kTokenTiles>(weights, bases, own, tile_stride, sums);
-    MultiplyGroup<3, kTokenTiles>(weights, bases, own, tile_stride, sums);
+    MultiplyGroup<2, kTokenTiles>(weights, bases, tokens, sums);
+    MultiplyGroup<3, kTokenTiles>(weights, bases, tokens, sums);
     used(std::integral_constant<int, 1>());
   }
 
@@ -259,105 +241,7 @@ struct Bf12Experts {
     return lane / 16 * 64 + m / 4 * 32 + lane / 4 % 4 * 8 + 2 * (m % 4) + r / 2;
   }
 
-  // function(neuron of the tile, part, column, delta) for each escape of parts kFirst to kEnd - 1
-  // in the warp's 128 columns from `column` on. All lanes of a warp call it, and it calls with all
-  // of them. `header`: of kNeurons neurons of the expert at `blob`, the first of which is
-  // `first_neuron`.
-  template <int kFirst, int kEnd, int kNeurons, class Function>
-  __device__ static void ForEachEscape(const Header& header, const std::byte* blob,
-                                       int first_neuron, int hidden, int list_bytes, int column,
-                                       int lane, const Function& function) {
-    if (column >= hidden) return;
-    const Columns columns = {RowValues(hidden) / kWarpBlockValues, column / kWarpBlockValues};
-    const uint32_t bases = __shfl_sync(0xffffffffu, header.x, lane / 4 * 4);
-    const int count = static_cast<int>(bases >> 24);
-    const int t = lane % 4;
-    Visit<kFirst, kEnd>(columns, header.y, 2 * t < count, lane / 4, bases, function);
-    Visit<kFirst, kEnd>(columns, header.x, t > 0 && 2 * t - 1 < count, lane / 4, bases, function);
-    if (!__any_sync(0xffffffffu, count > kBf12HeaderEscapes)) return;
-    const int first = first_neuron % kBf12TileNeurons;
-    const auto* list = reinterpret_cast<const Bf12TileEscape*>(
-        blob + ListOffset(first_neuron / kTileNeurons, hidden, list_bytes));
-    const int entries = list[0].neuron;
-    for (int begin = 1; begin <= entries; begin += 32) {
-      const Bf12TileEscape entry = begin + lane <= entries ? list[begin + lane] : Bf12TileEscape{};
-      const int neuron = entry.neuron - first;
-      const bool own = begin + lane <= entries && neuron >= 0 && neuron < kNeurons;
-      const uint32_t word = entry.escape.position | uint32_t{entry.escape.bits} << 16;
-      const uint32_t own_bases = __shfl_sync(0xffffffffu, header.x, own ? neuron * 4 : 0);
-      Visit<kFirst, kEnd>(columns, word, own, neuron, own_bases, function);
-    }
-  }
-
-  // function(part, column, delta) for each escape of the lane's neuron g of the tile. All lanes of
-  // a warp call it; it calls with the four lanes of the neuron.
-  template <class Function>
-  __device__ static void ForEachEscapeOfTile(const Header& header, const std::byte* blob,
-                                             int first_neuron, int hidden, int list_bytes, int lane,
-                                             const Function& function) {
-    const int row = RowValues(hidden);
-    const uint32_t bases = __shfl_sync(0xffffffffu, header.x, lane / 4 * 4);
-    const auto report = [&](uint32_t escape) {
-      const int position = static_cast<int>(escape & 0xffff);
-      const int part = position < row ? 0 : position < 2 * row ? 1 : 2;
-      function(part, position - part * row, Bf12Delta(escape >> 16, bases >> 8 * part & 0xff));
-    };
-    const int count = static_cast<int>(bases >> 24);
-    const int most = __reduce_max_sync(0xffffffffu, count);
-    for (int i = 1; i <= min(most, kBf12HeaderEscapes); ++i) {
-      const int source = lane / 4 * 4 + i / 2;
-      const uint32_t even = __shfl_sync(0xffffffffu, header.x, source);
-      const uint32_t odd = __shfl_sync(0xffffffffu, header.y, source);
-      if (i <= count) report(i % 2 == 0 ? even : odd);
-    }
-    if (most <= kBf12HeaderEscapes) return;
-    const int first = first_neuron % kBf12TileNeurons;
-    const auto* list = reinterpret_cast<const Bf12TileEscape*>(
-        blob + ListOffset(first_neuron / kTileNeurons, hidden, list_bytes));
-    const int entries = list[0].neuron;
-    for (int begin = 1; begin <= entries; begin += 32) {
-      const Bf12TileEscape entry = begin + lane <= entries ? list[begin + lane] : Bf12TileEscape{};
-      const int neuron = begin + lane <= entries ? entry.neuron - first : -1;
-      const uint32_t word = entry.escape.position | uint32_t{entry.escape.bits} << 16;
-      uint32_t pending = __ballot_sync(0xffffffffu, neuron >= 0 && neuron < kTileNeurons);
-      for (; pending != 0; pending &= pending - 1) {
-        const int source = __ffs(pending) - 1;
-        const uint32_t escape = __shfl_sync(0xffffffffu, word, source);
-        if (__shfl_sync(0xffffffffu, neuron, source) == lane / 4) report(escape);
-      }
-    }
-  }
-
  private:
-  static constexpr int kWarpBlockValues = kBf12PairBlockValues;
-
-  // Blocks of 128 values: how many a row has, and which is the warp's.
-  struct Columns {
-    int row_blocks;
-    int own;
-  };
-
-  // Calls function with each lane's escape that `present` says there is and that lies in the
-  // warp's columns of one of the parts.
-  template <int kFirst, int kEnd, class Function>
-  __device__ static void Visit(const Columns& columns, uint32_t escape, bool present, int neuron,
-                               uint32_t bases, const Function& function) {
-    const int block = static_cast<int>(escape & 0xffff) / kWarpBlockValues;
-    int part = -1;
-#pragma unroll
-    for (int p = kFirst; p < kEnd; ++p) {
-      if (block == p * columns.row_blocks + columns.own) part = p;
-    }
-    const float delta = Bf12Delta(escape >> 16, bases >> 8 * max(part, 0) & 0xff);
-    const int at = columns.own * kWarpBlockValues + static_cast<int>(escape % kWarpBlockValues);
-    uint32_t pending = __ballot_sync(0xffffffffu, present && part >= 0);
-    for (; pending != 0; pending &= pending - 1) {
-      const int source = __ffs(pending) - 1;
-      function(__shfl_sync(0xffffffffu, neuron, source), __shfl_sync(0xffffffffu, part, source),
-               __shfl_sync(0xffffffffu, at, source), __shfl_sync(0xffffffffu, delta, source));
-    }
-  }
-
   // Of a row's block of the columns from `column` on, behind the header.
   __device__ static size_t BlockOffset(int column) {
     return sizeof(Bf12Header) + size_t(column / kBf12PairBlockValues) * kBf12PairBlockBytes;
@@ -378,10 +262,9 @@ struct Bf12Experts {
     }
   }
 
-  template <int kGroup, int kTokenTiles>
+  template <int kGroup, int kTokenTiles, class Tokens>
   __device__ static void MultiplyGroup(const GateUp& weights, const Bases& bases,
-                                       const __nv_bfloat16* tokens, int tile_stride,
-                                       float (*sums)[4]) {
+                                       const Tokens& tokens, float (*sums)[4]) {
     const auto* gate = reinterpret_cast<const uint32_t*>(&weights.gate[kGroup / 2]);
     const auto* up = reinterpret_cast<const uint32_t*>(&weights.up[kGroup / 2]);
     const auto* gate_nibbles = reinterpret_cast<const uint32_t*>(&weights.gate[2]);
@@ -395,7 +278,7 @@ struct Bf12Experts {
     }
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) {
-      const uint4 b = *reinterpret_cast<const uint4*>(tokens + n * tile_stride + kGroup * 32);
+      const uint4 b = tokens(n, kGroup);
       MmaK16(sums[n], g[0], u[0], g[1], u[1], b.x, b.y);
       MmaK16(sums[n], g[2], u[2], g[3], u[3], b.z, b.w);
     }

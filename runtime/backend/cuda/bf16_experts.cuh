@@ -23,8 +23,8 @@ struct Bf16Experts {
   static constexpr ExpertFormatKind kKind = ExpertFormatKind::kBF16;
   static constexpr int kStagedTiles = 2;  // gate_up_sources.cuh: as many as shared memory holds
   static constexpr bool kHasEscapes = false;
-  static constexpr int kDownWords = 0;  // of a lane, beside the down rows
-  struct Header {};                     // of the lane's neurons: nothing
+  static constexpr int kHeaderBytes = 0;
+  struct Header {};  // of the lane's neurons: nothing
   struct Bases {};
 
   struct GateUp {
@@ -101,23 +101,36 @@ struct Bf16Experts {
     out->odd[kPiece] = inside ? Reader::Read(even + stride + 2 * first) : zero;
   }
 
-  // function(i, address, whether it is inside of the row) for each 16 bytes that a lane has of a
-  // tile's down rows, as MakeDown takes them.
-  template <class Function>
-  __device__ static void ForEachDownPiece(const std::byte* tile, int hidden, int column, int lane,
-                                          const Function& function) {
-    const size_t stride = NeuronBytes(hidden);
-    const int first = column + lane / 4 * 8;
-    const std::byte* even = tile + 2 * (lane % 4) * stride + 2 * (2 * RowValues(hidden) + first);
+  // Bytes of so many columns of a row.
+  __host__ __device__ static constexpr int ColumnBytes(int columns) { return 2 * columns; }
+  // Where row `part` of a neuron begins in it.
+  __device__ static size_t RowOffset(int part, int hidden) {
+    return size_t{2} * part * RowValues(hidden);
+  }
+  // From shared memory: a warp's 128 columns of the lane's gate row, from `gate` on, and, `to_up`
+  // further on, of its up row; `columns`: how many of them are inside of the row.
+  __device__ static void ReadGateUp(const std::byte* gate, int to_up, int columns, int lane,
+                                    GateUp* out) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const bool inside = first + h * 64 < hidden;
-      function(h, inside ? even + h * 128 : tile, inside);
-      function(2 + h, inside ? even + stride + h * 128 : tile, inside);
+    for (int c = 0; c < 4; ++c) {
+      const int first = c * 32 + lane % 4 * 8;
+      const bool inside = first < columns;
+      out->gate[c] = inside ? ReadShared::Read(gate + 2 * first) : make_uint4(0, 0, 0, 0);
+      out->up[c] = inside ? ReadShared::Read(gate + to_up + 2 * first) : make_uint4(0, 0, 0, 0);
     }
   }
-  __device__ static Down MakeDown(const uint4 (&pieces)[4], const uint32_t*) {
-    return {{pieces[0], pieces[1]}, {pieces[2], pieces[3]}};
+  // The same of a tile's down rows, `stride` apart, of which `rows` is the first; `bases`: of the
+  // eight rows.
+  __device__ static void ReadDown(const std::byte* rows, int stride, int columns, int lane,
+                                  const std::byte*, Down* out) {
+    const std::byte* const even = rows + 2 * (lane % 4) * stride;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int first = h * 64 + lane / 4 * 8;
+      const bool inside = first < columns;
+      out->even[h] = inside ? ReadShared::Read(even + 2 * first) : make_uint4(0, 0, 0, 0);
+      out->odd[h] = inside ? ReadShared::Read(even + stride + 2 * first) : make_uint4(0, 0, 0, 0);
+    }
   }
 
   // Writes what Load read to the same place of another blob; columns beyond `hidden` are left.
@@ -153,17 +166,16 @@ struct Bf16Experts {
   template <class Used>
   __device__ static void MultiplyGateUp(const GateUp& weights, const __nv_bfloat16* tokens,
                                         int lane, float (&sums)[4], const Used& used) {
-    MultiplyGateUp<1>(weights, Bases(), tokens, 0, lane, &sums, used);
+    MultiplyGateUp<1>(weights, Bases(), TokenPieces{tokens + lane % 4 * 8, 0}, &sums, used);
   }
-  // The same for kTokenTiles times 8 tokens, `tile_stride` values apart.
-  template <int kTokenTiles, class Used>
-  __device__ static void MultiplyGateUp(const GateUp& weights, const Bases&,
-                                        const __nv_bfloat16* tokens, int tile_stride, int lane,
+  // The same for kTokenTiles times 8 tokens; `tokens`(tile, piece): the lane's 16 bytes.
+  template <int kTokenTiles, class Tokens, class Used>
+  __device__ static void MultiplyGateUp(const GateUp& weights, const Bases&, const Tokens& tokens,
                                         float (*sums)[4], const Used& used) {
-    MultiplyPiece<0, kTokenTiles>(weights, tokens, tile_stride, lane, sums, used);
-    MultiplyPiece<1, kTokenTiles>(weights, tokens, tile_stride, lane, sums, used);
-    MultiplyPiece<2, kTokenTiles>(weights, tokens, tile_stride, lane, sums, used);
-    MultiplyPiece<3, kTokenTiles>(weights, tokens, tile_stride, lane, sums, used);
+    MultiplyPiece<0, kTokenTiles>(weights, tokens, sums, used);
+    MultiplyPiece<1, kTokenTiles>(weights, tokens, sums, used);
+    MultiplyPiece<2, kTokenTiles>(weights, tokens, sums, used);
+    MultiplyPiece<3, kTokenTiles>(weights, tokens, sums, used);
   }
 
   // out[128 columns, 8 tokens] += down x activations. `activations`: of token g, neurons 2t, 2t
@@ -187,16 +199,14 @@ struct Bf16Experts {
   }
 
  private:
-  template <int kPiece, int kTokenTiles, class Used>
-  __device__ static void MultiplyPiece(const GateUp& weights, const __nv_bfloat16* tokens,
-                                       int tile_stride, int lane, float (*sums)[4],
-                                       const Used& used) {
+  template <int kPiece, int kTokenTiles, class Tokens, class Used>
+  __device__ static void MultiplyPiece(const GateUp& weights, const Tokens& tokens,
+                                       float (*sums)[4], const Used& used) {
     const uint4& gate = weights.gate[kPiece];
     const uint4& up = weights.up[kPiece];
-    const __nv_bfloat16* own = tokens + kPiece * 32 + lane % 4 * 8;
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) {
-      const uint4 b = *reinterpret_cast<const uint4*>(own + n * tile_stride);
+      const uint4 b = tokens(n, kPiece);
       MmaK16(sums[n], gate.x, up.x, gate.y, up.y, b.x, b.y);
       MmaK16(sums[n], gate.z, up.z, gate.w, up.w, b.z, b.w);
     }

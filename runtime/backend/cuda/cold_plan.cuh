@@ -187,8 +187,7 @@ __device__ inline void DivideLayer(const DivideExpertsArguments& a, int* shared)
     if (cut.expert >= 0) {
       experts.first_task[cut.expert] = written.link_tasks;
       WriteTasks(TaskOf(a.plan, cut.expert), experts.counts[cut.expert], cut.tiles,
-                 written.link_tasks * tiles, /*joined=*/1,
-                 a.plan.link_tasks + written.link_tasks);
+                 written.link_tasks * tiles, /*joined=*/1, a.plan.link_tasks + written.link_tasks);
     }
     *a.plan.list = {
         .vram = {written.vram_tasks, written.leading_tasks * tiles, a.plan.vram_tasks},

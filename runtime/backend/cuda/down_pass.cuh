@@ -1,16 +1,15 @@
 // The second of two passes over experts in VRAM (two_pass_experts.h): a warp keeps 128 columns of
-// the output of an expert's tokens in registers and streams through the down rows of its neurons. A
-// block's warps take neighbouring columns; blocks share out (slice of the columns, tile), slice by
-// slice. What is on its way lies in shared memory, where each lane has a ring of its own: nothing
-// waits for anything but its own copies.
+// the output of an expert's tokens in registers while the down rows of its neurons come through a
+// ring of stages, tile by tile, with their activations. A block's warps take neighbouring columns;
+// blocks share out (slice of the columns, tile), slice by slice.
 #pragma once
 
-#include "runtime/backend/cuda/async_copy.cuh"
-#include "runtime/backend/cuda/expert_tile_walk.cuh"
+#include "runtime/backend/cuda/stage_ring.cuh"
+#include "runtime/backend/cuda/tile_groups.cuh"
 
 namespace moed::backend {
 
-// Slices of the columns, of `warps` times 128 at most, as many in each as can be.
+// Slices of the columns, of `warps` times 128 at most, and warps that have columns in one.
 __host__ __device__ constexpr int DownPieces(int hidden) {
   return (hidden + kWarpColumns - 1) / kWarpColumns;
 }
@@ -21,23 +20,41 @@ __host__ __device__ constexpr int DownSlicePieces(int hidden, int warps) {
   return (DownPieces(hidden) + DownSlices(hidden, warps) - 1) / DownSlices(hidden, warps);
 }
 
-// Where a warp stands in its block's (slice, tile) units: in shared memory, because it is wanted
-// only when one expert's tiles are over. All lanes write the same.
+// How a stage lies in shared memory: eight rows, 16 bytes beyond a multiple of 128 apart, so that
+// four neurons lie in different banks; then the activations of the joined tasks.
+template <class Format, int kTokenTiles, int kWarps>
+struct DownLayout {
+  __host__ __device__ static constexpr int RowStride() {
+    return Format::ColumnBytes(kWarps * kWarpColumns) + 16;
+  }
+  __host__ __device__ static constexpr int ActivationsOffset() {
+    return kTileNeurons * RowStride();
+  }
+  __host__ __device__ static constexpr int StageBytes() {
+    return (ActivationsOffset() + kTokenTiles * kTileActivationBytes + 127) / 128 * 128;
+  }
+  static constexpr int kRingBytes = 220 << 10;
+  __host__ __device__ static constexpr int Stages() { return kRingBytes / StageBytes(); }
+  __host__ __device__ static constexpr int SharedBytes() { return Stages() * StageBytes(); }
+};
+
+#if __CUDA_ARCH__ >= 900
+
+// Where a warp stands in its block's (slice, tile) units.
 struct DownPlace {
   int slice;
   int task;
-  int tile;  // of the span, the first of those that are now walked
+  int tile;  // of the span
 
-  // At unit `unit`.
-  __device__ void Set(const ExpertTaskSpan& span, int unit) {
-    slice = unit / span.num_tiles;
-    tile = unit % span.num_tiles;
+  __device__ DownPlace(const ExpertTaskSpan& span, int unit)
+      : slice(unit / span.num_tiles), tile(unit % span.num_tiles) {
     task = TaskCursor(span, tile).index();
   }
-  // Past the expert.
-  __device__ void Next(const ExpertTaskSpan& span) {
+  // `count` tiles on, within an expert or just past it.
+  __device__ void Advance(const ExpertTaskSpan& span, int count) {
+    tile += count;
     const ExpertTask& now = span.tasks[task];
-    tile = now.first_tile + now.num_tiles;
+    if (tile < now.first_tile + now.num_tiles) return;
     task += now.num_joined;
     if (tile < span.num_tiles) return;
     ++slice;
@@ -45,166 +62,138 @@ struct DownPlace {
   }
 };
 
-// The tiles of one expert on their way to a warp.
-struct DownTiles {
-  const std::byte* blob;
-  const uint32_t* activations;  // of the expert's first task, in words of two neurons
-  int num_tiles;                // of the expert
-  int tile;                     // of the expert
-  int left;                     // from this one on
-  int num_joined;
-
-  __device__ DownTiles(const ExpertTilesArguments& a, const ExpertTaskSpan& span,
-                       const DownPlace& place) {
-    constexpr int kWords = kTaskTokens * kTileNeurons / 2;
-    const ExpertTask& task = span.tasks[place.task];
-    blob = task.blob;
-    num_tiles = task.num_tiles;
-    tile = place.tile - task.first_tile;
-    left = num_tiles - tile;
-    num_joined = task.num_joined;
-    activations = reinterpret_cast<const uint32_t*>(a.activations) +
-                  size_t(place.task) * num_tiles * kWords + threadIdx.x % 32;
-  }
-};
-
-// A lane's ring of tiles on their way.
-template <class Format, int kTokenTiles, int kWarps, int kSlots>
-class DownRing {
+template <class Format, int kTokenTiles, int kWarps>
+class DownPass {
  public:
-  static constexpr int kWords = kTokenTiles + Format::kDownWords;
-  static constexpr int kThreads = kWarps * 32;
-  static constexpr int kSlotBytes = kThreads * (4 * 16 + kWords * 4);
-  static constexpr int kBytes = kSlots * kSlotBytes;
+  using Layout = DownLayout<Format, kTokenTiles, kWarps>;
+  using Ring = StageRing<Layout::Stages()>;
+  using Barriers = StageBarriers<Layout::Stages()>;
 
-  __device__ explicit DownRing(std::byte* memory)
-      : pieces_(reinterpret_cast<uint4*>(memory) + threadIdx.x),
-        words_(reinterpret_cast<uint32_t*>(memory + 4 * 16 * kThreads) + threadIdx.x) {}
+  // Units [begin, end).
+  __device__ DownPass(const ExpertTilesArguments& a, const ExpertTaskSpan& span, int begin, int end,
+                      std::byte* memory, Barriers* barriers)
+      : a_(a),
+        span_(span),
+        ring_(memory, Layout::StageBytes(), barriers, DownSlicePieces(a.hidden, kWarps)),
+        warp_(threadIdx.x / 32),
+        lane_(threadIdx.x % 32),
+        units_(end - begin),
+        place_(span, begin),
+        fill_(place_),
+        to_fill_(units_) {}
 
-  __device__ void Fetch(const ExpertTilesArguments& a, const DownTiles& tiles, int column,
-                        int slot) const {
-    constexpr int kTileWords = kTaskTokens * kTileNeurons / 2;
-    const int lane = threadIdx.x % 32;
-    const std::byte* tile = tiles.blob + Format::TileOffset(tiles.tile, a.hidden, a.list_bytes);
-    uint4* const pieces = Pieces(slot);
-    uint32_t* const words = Words(slot);
-    Format::ForEachDownPiece(tile, a.hidden, column, lane,
-                             [&](int i, const std::byte* source, bool inside) {
-                               CopyAsyncOrZeros(SharedAddress(pieces + i * kThreads), source,
-                                                inside);
-                             });
-    if constexpr (Format::kDownWords > 0) {
-#pragma unroll
-      for (int i = 0; i < Format::kDownWords; ++i) {
-        CopyWordAsync(SharedAddress(words + i * kThreads),
-                      Format::DownWord(tile, a.hidden, lane, i));
+  __device__ void Run() {
+    if (warp_ >= DownSlicePieces(a_.hidden, kWarps)) return;
+    LookAtTask();
+    for (int i = 0; i < Layout::Stages(); ++i) Fill(/*first_round=*/true);
+    while (units_ > 0) {
+      const ExpertTask* const tasks = span_.tasks + place_.task;
+      const int num_joined = tasks->num_joined;
+      const int count = min(tasks->first_tile + tasks->num_tiles - place_.tile, units_);
+      const int column = FirstColumn(place_.slice) + warp_ * kWarpColumns;
+#pragma unroll 1
+      for (int i = 0; i < count; ++i) {
+        ring_.WaitForFill(read_);
+        MultiplyJoined<1>(num_joined, a_.hidden - column);
+        ring_.Leave(read_);
+        Fill(/*first_round=*/false);
+        read_.Next();
       }
-    }
 #pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n) {
-      if (n < tiles.num_joined) {
-        CopyWordAsync(SharedAddress(words + (Format::kDownWords + n) * kThreads),
-                      tiles.activations + size_t(n * tiles.num_tiles + tiles.tile) * kTileWords);
+      for (int n = 0; n < kTokenTiles; ++n) {
+        if (n < num_joined) Flush<Format>(tasks[n], a_.hidden, column, lane_, a_.output, out_[n]);
       }
+      units_ -= count;
+      place_.Advance(span_, count);
     }
-  }
-
-  // out[n] += the tile of `slot` times the activations of joined task n < kTiles.
-  template <int kTiles>
-  __device__ void Multiply(int slot, float (*out)[8][4]) const {
-    const uint4* const source = Pieces(slot);
-    const uint32_t* const words = Words(slot);
-    const uint4 pieces[4] = {source[0], source[kThreads], source[2 * kThreads],
-                             source[3 * kThreads]};
-    uint32_t own[Format::kDownWords + kTiles];
-#pragma unroll
-    for (int i = 0; i < Format::kDownWords + kTiles; ++i) own[i] = words[i * kThreads];
-    Format::template MultiplyDown<kTiles>(Format::MakeDown(pieces, own), own + Format::kDownWords,
-                                          threadIdx.x % 32, out, NothingToLoad());
   }
 
  private:
-  __device__ uint4* Pieces(int slot) const { return pieces_ + slot * (kSlotBytes / 16); }
-  __device__ uint32_t* Words(int slot) const { return words_ + slot * (kSlotBytes / 4); }
+  __device__ int FirstColumn(int slice) const {
+    return slice * DownSlicePieces(a_.hidden, kWarps) * kWarpColumns;
+  }
 
-  uint4* pieces_;
-  uint32_t* words_;
+  // What the first warp wants of the task that it fills stages with.
+  __device__ void LookAtTask() {
+    const ExpertTask& task = span_.tasks[fill_.task];
+    blob_ = task.blob;
+    first_tile_ = task.first_tile;
+    num_tiles_ = task.num_tiles;
+    fill_joined_ = task.num_joined;
+  }
+
+  // By the first warp: the next tile's copies.
+  __device__ void Fill(bool first_round) {
+    if (warp_ > 0 || to_fill_ == 0) return;
+    ring_.WaitToFill(fill_to_, first_round);
+    const int first = FirstColumn(fill_.slice);
+    const int columns = DownSlicePieces(a_.hidden, kWarps) * kWarpColumns;
+    const int bytes = Format::ColumnBytes(min(columns, Format::RowValues(a_.hidden) - first));
+    const int tile = fill_.tile - first_tile_;
+    const uint32_t filled = ring_.Filled(fill_to_);
+    std::byte* const stage = ring_.Stage(fill_to_);
+    if (lane_ == 0) {
+      ExpectBytes(filled, kTileNeurons * bytes + fill_joined_ * kTileActivationBytes);
+    }
+    __syncwarp();
+    if (lane_ < kTileNeurons) {
+      const std::byte* const neuron = blob_ + Format::TileOffset(tile, a_.hidden, a_.list_bytes) +
+                                      lane_ * Format::NeuronBytes(a_.hidden);
+      CopyBulk(SharedAddress(stage + lane_ * Layout::RowStride()),
+               neuron + Format::RowOffset(2, a_.hidden) + Format::ColumnBytes(first), bytes,
+               filled);
+    } else if (const int n = lane_ - kTileNeurons; n < fill_joined_) {
+      const auto* source = ActivationsOf(a_, fill_.task + n, num_tiles_, tile);
+      CopyBulk(SharedAddress(stage + Layout::ActivationsOffset() + n * kTileActivationBytes),
+               reinterpret_cast<const std::byte*>(source), kTileActivationBytes, filled);
+    }
+    fill_to_.Next();
+    if (--to_fill_ == 0) return;
+    if (++fill_.tile < first_tile_ + num_tiles_) return;
+    --fill_.tile;
+    fill_.Advance(span_, 1);
+    LookAtTask();
+  }
+
+  // out_[n] += the tile that is read times the activations of each joined task n.
+  template <int kTiles>
+  __device__ void MultiplyJoined(int num_joined, int columns) {
+    if constexpr (kTiles < kTokenTiles) {
+      if (num_joined > kTiles) return MultiplyJoined<kTiles + 1>(num_joined, columns);
+    }
+    const std::byte* const stage = ring_.Stage(read_);
+    const auto* activations =
+        reinterpret_cast<const TileActivations*>(stage + Layout::ActivationsOffset());
+    uint32_t pairs[kTiles];
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      pairs[n] = reinterpret_cast<const uint32_t*>(activations[n].tokens)[lane_];
+    }
+    typename Format::Down down;
+    Format::ReadDown(stage + Format::ColumnBytes(warp_ * kWarpColumns), Layout::RowStride(),
+                     columns, lane_, reinterpret_cast<const std::byte*>(activations->down_bases),
+                     &down);
+    Format::template MultiplyDown<kTiles>(down, pairs, lane_, out_, NothingToLoad());
+  }
+
+  const ExpertTilesArguments& a_;
+  const ExpertTaskSpan& span_;
+  Ring ring_;
+  int warp_;
+  int lane_;
+  int units_;
+  DownPlace place_;
+  typename Ring::Place read_;
+  DownPlace fill_;
+  int to_fill_;
+  typename Ring::Place fill_to_;
+  const std::byte* blob_;
+  int first_tile_;
+  int num_tiles_;
+  int fill_joined_;
+  float out_[kTokenTiles][8][4] = {};
 };
 
-template <class Ring, int kTokenTiles, int kTiles = 1>
-__device__ void MultiplyJoined(const Ring& ring, int slot, int num_joined, float (*out)[8][4]) {
-  if constexpr (kTiles < kTokenTiles) {
-    if (num_joined > kTiles) {
-      MultiplyJoined<Ring, kTokenTiles, kTiles + 1>(ring, slot, num_joined, out);
-      return;
-    }
-  }
-  ring.template Multiply<kTiles>(slot, out);
-}
-
-// Units [begin, end) of a block. `places`: the warp's two; `memory`: DownRing::kBytes.
-template <class Format, int kTokenTiles, int kWarps, int kSlots>
-__device__ void RunDownPass(const ExpertTilesArguments& a, const ExpertTaskSpan& span, int begin,
-                            int end, DownPlace* places, std::byte* memory) {
-  using Ring = DownRing<Format, kTokenTiles, kWarps, kSlots>;
-  const int slice_pieces = DownSlicePieces(a.hidden, kWarps);
-  const int piece = threadIdx.x / 32;
-  if (piece >= slice_pieces) return;
-  DownPlace& front = places[0];
-  DownPlace& back = places[1];
-  const auto column_of = [&](const DownPlace& place) {
-    return (place.slice * slice_pieces + piece) * kWarpColumns;
-  };
-  front.Set(span, begin);
-  back.Set(span, begin);
-  __syncwarp();
-  const Ring ring(memory);
-  DownTiles tiles(a, span, front);
-  int front_column = column_of(front);
-  int to_fetch = end - begin;
-  int front_slot = 0;
-  const auto fetch = [&] {
-    if (to_fetch > 0) {
-      if (tiles.left == 0) {
-        __syncwarp();
-        front.Next(span);
-        __syncwarp();
-        tiles = DownTiles(a, span, front);
-        front_column = column_of(front);
-      }
-      ring.Fetch(a, tiles, front_column, front_slot);
-      ++tiles.tile;
-      --tiles.left;
-      --to_fetch;
-    }
-    front_slot = front_slot + 1 == kSlots ? 0 : front_slot + 1;
-    CommitCopies();
-  };
-  for (int i = 0; i < kSlots - 1; ++i) fetch();
-  float out[kTokenTiles][8][4] = {};
-  int slot = 0;
-  for (int unit = begin; unit < end;) {
-    const ExpertTask* const tasks = span.tasks + back.task;
-    const int num_joined = tasks->num_joined;
-    const int count = min(tasks->first_tile + tasks->num_tiles - back.tile, end - unit);
-#pragma unroll 1
-    for (int i = 0; i < count; ++i) {
-      WaitForCopies<kSlots - 2>();
-      fetch();
-      MultiplyJoined<Ring, kTokenTiles>(ring, slot, num_joined, out);
-      slot = slot + 1 == kSlots ? 0 : slot + 1;
-    }
-#pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n) {
-      if (n < num_joined) {
-        Flush<Format>(tasks[n], a.hidden, column_of(back), threadIdx.x % 32, a.output, out[n]);
-      }
-    }
-    unit += count;
-    __syncwarp();
-    if (unit < end) back.Next(span);
-    __syncwarp();
-  }
-}
+#endif
 
 }  // namespace moed::backend

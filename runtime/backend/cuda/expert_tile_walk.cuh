@@ -234,8 +234,9 @@ __device__ void Flush(const ExpertTask& task, int hidden, int column, int lane, 
       for (int m = 0; m < 8; m += 2) {  // four neighbouring columns
         const int target = column + Format::OutputColumn(lane, m, 0);
         if (target < hidden) {
-          AddToGlobal(row + target, make_float4(weight * out[m][i], weight * out[m][2 + i],
-                                                weight * out[m + 1][i], weight * out[m + 1][2 + i]));
+          AddToGlobal(row + target,
+                      make_float4(weight * out[m][i], weight * out[m][2 + i],
+                                  weight * out[m + 1][i], weight * out[m + 1][2 + i]));
         }
       }
     }

@@ -275,16 +275,18 @@ LinkAccess LinkAccessFor(ExpertFormatKind format, int hidden) {
 
 int JoinedTasksFor(int hidden, int rows, int top_k, int num_experts) {
   if (!TwoPassSupports()) return 0;
-  if (rows <= kTaskTokens) return hidden <= kSliceColumns ? 0 : 1;
   // So that experts of twice the tokens of the mean are read once.
   const int tokens = 2 * rows * top_k / num_experts;
-  if (tokens <= kTaskTokens / 2) return hidden <= kSliceColumns ? 0 : 1;
-  return tokens <= 2 * kTaskTokens ? 2 : kMostJoinedTasks;
+  if (hidden <= kSliceColumns && (rows <= kTaskTokens || tokens < 2 * kTaskTokens)) return 0;
+  if (rows <= kTaskTokens) return 1;
+  if (tokens > 2 * kTaskTokens) return kMostJoinedTasks;
+  // Tokens of long rows are faster from shared memory (two_pass_experts.cu), where those of two
+  // tasks are.
+  const bool long_rows = hidden > 2 * kSliceColumns;
+  return tokens > kTaskTokens / 2 || long_rows ? 2 : 1;
 }
 
-size_t ExpertTilesScratchBytes(int max_tiles) {
-  return size_t(max_tiles) * kTileNeurons * kTaskTokens * sizeof(__nv_bfloat16);
-}
+size_t ExpertTilesScratchBytes(int max_tiles) { return size_t(max_tiles) * kTileActivationBytes; }
 
 cudaError_t PrepareExpertTiles(int hidden) {
   for (const cudaError_t error : {Prepare<Bf16Experts>(hidden), Prepare<Bf12Experts>(hidden),

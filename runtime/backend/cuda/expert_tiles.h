@@ -48,6 +48,9 @@ struct ExpertTilesArguments {
 // The joined_tasks that suits steps of `rows` tokens; the current device's.
 int JoinedTasksFor(int hidden, int rows, int top_k, int num_experts);
 
+// Scratch of a tile for a task's tokens: activations and what the pass after them needs beside.
+inline constexpr int kTileActivationBytes = kTileNeurons * (2 * kTaskTokens + 2);
+
 // Bytes of activations scratch for at most `max_tiles` tiles of a span, those of joined tasks
 // counted for each.
 size_t ExpertTilesScratchBytes(int max_tiles);

@@ -148,8 +148,8 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
   const absl::StatusOr<std::byte*> staging = list_.Stage(bytes);
   if (!staging.ok()) return staging.status();
   const int num_tiles = tiles_per_expert * static_cast<int>(tasks.size());
-  const absl::StatusOr<std::byte*> scratch = scratch_.Reserve(
-      std::max<size_t>(256, ExpertTilesScratchBytes(num_tiles)));
+  const absl::StatusOr<std::byte*> scratch =
+      scratch_.Reserve(std::max<size_t>(256, ExpertTilesScratchBytes(num_tiles)));
   if (!scratch.ok()) return scratch.status();
   auto* device_tasks =
       reinterpret_cast<ExpertTask*>(list_.target() + Aligned(sizeof(ExpertTaskList)));

@@ -1,7 +1,7 @@
-// Experts in VRAM in two launches, each a stream over the weights in which no warp waits for
-// another: gate and up, whose activations go to memory (gate_up_pass.cuh), then down
-// (down_pass.cuh). For any hidden size, and for experts with more tokens than a task has: joined
-// tasks of an expert read its weights once. Part of LaunchExpertTiles.
+// Experts in VRAM in two launches, each a stream over the weights: gate and up, whose activations
+// go to memory (streamed_gate_up.cuh, or chunked_gate_up.cuh where the tokens are too many for
+// registers), then down (down_pass.cuh). For any hidden size, and for experts with more tokens than
+// a task has: joined tasks of an expert read its weights once. Hopper; part of LaunchExpertTiles.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@
 
 namespace moed::backend {
 
-// Whether a block of the current device has room for what is kept on its way.
+// Whether the current device has what the kernels want, and room for what is on its way.
 bool TwoPassSupports();
 
 // Raises the kernels' shared-memory limits; once per device and hidden size.

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 
+#include <cuda_bf16.h>
+
 #include "runtime/backend/cuda/tensor_core.cuh"
 
 namespace moed::backend {
@@ -32,6 +34,16 @@ struct ReadStaged {
   }
   __host__ __device__ static size_t Stride(size_t, size_t gate_up_bytes) {
     return (gate_up_bytes + 63) / 64 / 2 * 128 + 64;
+  }
+};
+
+// A lane's fragments of the tokens in shared memory: 16 bytes of each 32 columns.
+struct TokenPieces {
+  const __nv_bfloat16* own;
+  int tile_stride;  // from eight tokens to the next, in values
+
+  __device__ __forceinline__ uint4 operator()(int tile, int piece) const {
+    return *reinterpret_cast<const uint4*>(own + tile * tile_stride + piece * 32);
   }
 };
 

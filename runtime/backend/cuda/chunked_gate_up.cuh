@@ -1,21 +1,21 @@
-// The first of two passes over experts in VRAM (two_pass_experts.h): a warp takes tiles of eight
-// neurons over all columns, so that gates and ups meet in one lane and no warp waits for another's
-// sums. Weights come straight into registers, 256 columns ahead; the tokens of an expert's joined
-// tasks lie in shared memory, all columns of them or, where that is too much, some at a time.
+// The first of two passes over experts in VRAM (two_pass_experts.h), with the tokens of an expert's
+// joined tasks in shared memory, all columns of them or, where that is too much, some at a time. A
+// warp takes tiles of eight neurons over all columns, so that gates and ups meet in one lane and no
+// warp waits for another's sums; weights come straight into registers, 256 columns ahead.
 #pragma once
 
 #include <type_traits>
 
 #include "runtime/backend/cuda/expert_tile_walk.cuh"
+#include "runtime/backend/cuda/tile_groups.cuh"
 #include "runtime/backend/cuda/weight_readers.cuh"
 
 namespace moed::backend {
 
-inline constexpr int kMostGroupTokens = kMostJoinedTasks * kTaskTokens;
 // Columns of a tile that a warp has in registers.
 inline constexpr int kStepColumns = 2 * kWarpColumns;
 // Keeps the 16-byte loads of two tokens that are answered together in different banks.
-inline constexpr int kGroupTokenPadding = 32;
+inline constexpr int kChunkPadding = 32;
 inline constexpr int kMostTokenBytes = 134 << 10;
 
 __host__ __device__ constexpr int StepsOf(int hidden) {
@@ -23,55 +23,21 @@ __host__ __device__ constexpr int StepsOf(int hidden) {
 }
 // Columns of the tokens that are in shared memory at once.
 __host__ __device__ constexpr int ChunkColumns(int hidden, int token_tiles) {
-  const int most = kMostTokenBytes / (token_tiles * kTaskTokens * 2) - kGroupTokenPadding;
+  const int most = kMostTokenBytes / (token_tiles * kTaskTokens * 2) - kChunkPadding;
   const int all = StepsOf(hidden) * kStepColumns;
   return all < most ? all : most / kStepColumns * kStepColumns;
 }
 __host__ __device__ constexpr int ChunkStride(int hidden, int token_tiles) {
-  return ChunkColumns(hidden, token_tiles) + kGroupTokenPadding;
+  return ChunkColumns(hidden, token_tiles) + kChunkPadding;
 }
 __host__ __device__ constexpr int ChunkBytes(int hidden, int token_tiles) {
   return token_tiles * kTaskTokens * ChunkStride(hidden, token_tiles) * 2;
 }
 
-// An expert's tiles [begin, end), counted as the span does, that are a block's.
-struct TileGroup {
-  const std::byte* blob;
-  int task;  // the first of those joined
-  int num_joined;
-  int num_tiles;   // of the expert
-  int first_tile;  // of the expert
-  int begin;
-  int end;
-
-  __device__ void Set(const TaskCursor& cursor, int first, int last) {
-    blob = cursor.task().blob;
-    task = cursor.index();
-    num_joined = cursor.task().num_joined;
-    num_tiles = cursor.task().num_tiles;
-    first_tile = cursor.task().first_tile;
-    begin = first;
-    end = min(last, first_tile + num_tiles);
-  }
-  template <class Format>
-  __device__ const std::byte* Address(int tile, const ExpertTilesArguments& a) const {
-    return blob + Format::TileOffset(tile - first_tile, a.hidden, a.list_bytes);
-  }
-};
-
-// What a block works on, in shared memory.
-struct GateUpState {
-  TileGroup group;
-  TileGroup next;                   // after it, if `group` is not the block's last
-  int32_t token[kMostGroupTokens];  // of the group's tasks: row of x; -1: none
-  int32_t target[kMostGroupTokens];
-  float weight[kMostGroupTokens];
-};
-
 template <class Format, int kTokenTiles>
-class GateUpPass {
+class ChunkedGateUp {
  public:
-  __device__ GateUpPass(const ExpertTilesArguments& a, std::byte* memory, GateUpState* state)
+  __device__ ChunkedGateUp(const ExpertTilesArguments& a, std::byte* memory, GateUpState* state)
       : a_(a),
         tokens_(reinterpret_cast<__nv_bfloat16*>(memory)),
         state_(state),
@@ -80,21 +46,9 @@ class GateUpPass {
 
   __device__ void Run(const ExpertTaskSpan& span, const TileRange& range) {
     TaskCursor cursor(span, range.begin);
-    if (threadIdx.x == 0) state_->next.Set(cursor, range.begin, range.end);
+    state_->Begin(cursor, range);
     for (int tile = range.begin; tile < range.end; tile = state_->group.end) {
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        state_->group = state_->next;
-        const int next = state_->group.end;
-        if (next < range.end) {
-          cursor.MoveTo(next);
-          state_->next.Set(cursor, next, range.end);
-        } else {
-          state_->next.begin = state_->next.end = next;
-        }
-      }
-      __syncthreads();
-      LoadTokens(span.tasks + state_->group.task);
+      state_->template Enter<kTokenTiles>(span, range, &cursor);
       RunGroup(std::integral_constant<int, 1>());
     }
   }
@@ -109,19 +63,6 @@ class GateUpPass {
       }
     }
     Tiles<kTiles>();
-  }
-
-  __device__ void LoadTokens(const ExpertTask* tasks) {
-    const int i = threadIdx.x;
-    if (i < kTokenTiles * kTaskTokens) {
-      const ExpertTask& task = tasks[i / kTaskTokens];
-      const int token = i % kTaskTokens;
-      const bool present = i / kTaskTokens < state_->group.num_joined && token < task.num_tokens;
-      state_->token[i] = present ? task.token[token] : -1;
-      state_->target[i] = present ? task.target[token] : 0;
-      state_->weight[i] = present ? task.weight[token] : 0.0f;
-    }
-    __syncthreads();
   }
 
   // Columns from `first` on of kTiles * 8 tokens, absent ones as zeros.
@@ -163,7 +104,7 @@ class GateUpPass {
         if (!own) continue;
         const int end = min(begin + chunk, a_.hidden);
         const __nv_bfloat16* tokens =
-            tokens_ + lane_ / 4 * ChunkStride(a_.hidden, kTokenTiles);
+            tokens_ + lane_ / 4 * ChunkStride(a_.hidden, kTokenTiles) + lane_ % 4 * 8;
 #pragma unroll 1
         for (int column = begin; column < end; column += kStepColumns, tokens += kStepColumns) {
           if (column + kStepColumns < a_.hidden) {
@@ -211,14 +152,14 @@ class GateUpPass {
   __device__ void Step(const typename Format::Bases& bases, const __nv_bfloat16* tokens,
                        const std::byte* source, int next, float (&sums)[kTiles][4]) {
     const int tile_stride = kTaskTokens * ChunkStride(a_.hidden, kTokenTiles);
+    Format::template MultiplyGateUp<kTiles>(first_, bases, TokenPieces{tokens, tile_stride}, sums,
+                                            [&](auto piece) {
+                                              if (source == nullptr) return;
+                                              Format::template LoadRows<decltype(piece)::value>(
+                                                  source, a_.hidden, next, lane_, &first_);
+                                            });
     Format::template MultiplyGateUp<kTiles>(
-        first_, bases, tokens, tile_stride, lane_, sums, [&](auto piece) {
-          if (source == nullptr) return;
-          Format::template LoadRows<decltype(piece)::value>(source, a_.hidden, next, lane_,
-                                                            &first_);
-        });
-    Format::template MultiplyGateUp<kTiles>(
-        second_, bases, tokens + kWarpColumns, tile_stride, lane_, sums, [&](auto piece) {
+        second_, bases, TokenPieces{tokens + kWarpColumns, tile_stride}, sums, [&](auto piece) {
           if (source == nullptr) return;
           Format::template LoadRows<decltype(piece)::value>(source, a_.hidden, next + kWarpColumns,
                                                             lane_, &second_);
@@ -255,8 +196,15 @@ class GateUpPass {
       const int token = i / 2 * kTaskTokens + own + i % 2;
       const float product = Silu(sums[i / 2][i % 2]) * sums[i / 2][2 + i % 2];
       activations[i] = __float2bfloat16(state_->token[token] >= 0 ? product : 0.0f);
-      const size_t at = size_t(state_->group.task + i / 2) * state_->group.num_tiles + local;
-      a_.activations[(at * kTaskTokens + own + i % 2) * kTileNeurons + lane_ / 4] = activations[i];
+      TileActivations* const out =
+          ActivationsOf(a_, state_->group.task + i / 2, state_->group.num_tiles, local);
+      out->tokens[own + i % 2][lane_ / 4] = activations[i];
+    }
+    if constexpr (Format::kHasEscapes) {
+      if (lane_ % 4 == 0) {
+        ActivationsOf(a_, state_->group.task, state_->group.num_tiles, local)
+            ->down_bases[lane_ / 4] = header.x >> 16 & 0xff;
+      }
     }
     for_each_escape([&](int part, int column, float delta) {
       if (part != 2) return;
