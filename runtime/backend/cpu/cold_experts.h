@@ -1,13 +1,14 @@
 // The CPU's part of a layer's cold experts (cold_mailbox.h): weighted sums of experts, or pieces of
-// them, straight from their blobs. Runs of pieces are shared out among the threads as these get
-// free, long ones first; a piece's weights are read once for all tokens that chose it. Each thread
-// adds into sums of its own, so their order, and the last bits of the result, may differ from run
-// to run. One call at a time.
+// them, straight from their blobs. Pieces are shared out among the threads as these get free; a
+// thread knows its next piece ahead, so that the piece's first weights are on their way while it
+// computes the one before. A piece's weights are read once for all tokens that chose it. Each
+// thread adds into sums of its own, so their order, and the last bits of the result, may differ
+// from run to run. One call at a time.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "runtime/backend/cold_mailbox.h"
@@ -28,33 +29,40 @@ class ColdExperts {
   void Run(const std::byte* experts, const ColdMailbox& mailbox);
 
  private:
-  struct Piece {
-    const ColdItem* item;
-    int64_t first;
-    int64_t count;
+  struct Call {
+    const std::byte* experts;
+    const ColdMailbox& mailbox;
+    int64_t piece_neurons;
   };
-  // One thread's memory: a kernel's scratch and output [limit, width] each, sums [rows, width].
+  struct Piece {
+    const ColdItem* item = nullptr;  // null: there is none
+    int64_t first = 0;
+    int64_t count = 0;
+  };
+  class PieceTaker;
+  // One thread's memory: a kernel's scratch [limit, width], sums [rows, width].
   struct Worker {
     float* scratch;
-    float* output;
     float* sums;
   };
 
   Worker WorkerAt(int worker) const;
-  void ListPieces(const ColdMailbox& mailbox);
-  void ListRuns();
-  void RunPiece(const std::byte* experts, const ColdMailbox& mailbox, const Piece& piece,
-                int worker);
-  void AddUp(const ColdMailbox& mailbox, int64_t row, int64_t column, int64_t columns) const;
+  void Run(const Call& call, int worker);
+  int64_t RunPieces(const Call& call, int worker);
+  void WaitForPieces(const Call& call) const;
+  const std::byte* WeightsOf(const Call& call, const Piece& piece) const;
+  void RunPiece(const Call& call, const Piece& piece, const std::byte* next, const Worker& memory);
+  void AddUp(const ColdMailbox& mailbox, int64_t row, int64_t column) const;
 
   ThreadPool& pool_;
   const ExpertFormat format_;
   const ExpertKernels& kernels_;
-  std::vector<Piece> pieces_;
-  std::vector<std::pair<int64_t, int64_t>> runs_;  // of pieces, [begin, end)
   Scratch<float> memory_;
   int64_t worker_floats_ = 0;        // of each worker in memory_
   std::vector<uint8_t> has_worked_;  // [threads] in this call: its sums hold something
+  alignas(64) std::atomic<int64_t> next_piece_{0};
+  alignas(64) std::atomic<int64_t> pieces_done_{0};
+  alignas(64) std::atomic<int64_t> next_sum_{0};
 };
 
 }  // namespace moed::backend

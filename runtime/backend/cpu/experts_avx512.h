@@ -10,6 +10,7 @@ namespace moed::backend {
 constexpr int kAvx512FewRows = 8;
 
 void FewRowsAvx512(const ExpertNeurons& neurons, const FewRows& rows);
+void OrderSumsAvx512(float* sums, int64_t count);
 void MultiplyAvx512(const PanelMultiply& product);
 
 }  // namespace moed::backend

@@ -71,14 +71,21 @@ void FewRowsExperts::RunPieces(const ExpertsCall& call, int64_t num_floats) {
     for (int64_t i = begin; i < end; ++i) {
       const Piece& piece = pieces_[i];
       const BFloat16* x[kMaxFewRows];
+      float* y[kMaxFewRows];
       const auto rows = static_cast<int>(piece.item->rows.size());
-      for (int r = 0; r < rows; ++r) x[r] = call.XRow(piece.item->rows[r]);
+      float* const partial = partials + piece.partial;
+      for (int r = 0; r < rows; ++r) {
+        x[r] = call.XRow(piece.item->rows[r]);
+        y[r] = partial + r * width;
+      }
+      std::fill_n(partial, rows * width, 0.0f);
       kernels_.few_rows({call.format, piece.item->blob, piece.first, piece.count},
                         {.x = x,
                          .num = rows,
                          .width = width,
                          .scratch = scratch + worker * scratch_size,
-                         .y = partials + piece.partial});
+                         .y = y});
+      kernels_.order_sums(partial, rows * width);
     }
   });
   const int64_t chunks = (hidden + kSumColumns - 1) / kSumColumns;

@@ -28,6 +28,7 @@ constexpr int64_t kLanes = hn::MaxLanes(Floats());
 // bf16 values of a vector. Floats that meet them are kept as the values at even places, then those
 // at odd ones, since that is how a vector of bf16 widens without shuffles.
 constexpr int64_t kBlock = 2 * kLanes;
+static_assert(kOrderedSums % kBlock == 0);
 // Neurons whose down rows are added in one pass over y.
 constexpr int kNeuronsAtOnce = 4;
 
@@ -100,12 +101,11 @@ struct Bf12Row {
   }
 };
 
-HWY_INLINE Bf16Row RowAt(const Bf16Neurons& neurons, int64_t i, int part) {
-  return {neurons.Row(i, part), kNeuronsAtOnce * neurons.neuron_bytes()};
+HWY_INLINE Bf16Row RowAt(const Bf16Neurons& neurons, int64_t i, int part, int64_t ahead) {
+  return {neurons.Row(i, part), ahead};
 }
-HWY_INLINE Bf12Row RowAt(const Bf12Neurons& neurons, int64_t i, int part) {
-  return {neurons.Row(i, part), kNeuronsAtOnce * neurons.neuron_bytes(),
-          neurons.Placeholder(i, part)};
+HWY_INLINE Bf12Row RowAt(const Bf12Neurons& neurons, int64_t i, int part, int64_t ahead) {
+  return {neurons.Row(i, part), ahead, neurons.Placeholder(i, part)};
 }
 
 // Two chains a sum where rows alone are too few to hide the latency.
@@ -188,7 +188,7 @@ HWY_INLINE void MultiplyRows(Row gate_row, Row up_row, int64_t width, const floa
 // y[r] += sum over kNeurons of act[n * rows + r] * their down rows.
 template <class Row, int kNeurons>
 HWY_INLINE void AddDownRows(const Row* down, int64_t width, const float* HWY_RESTRICT act, int rows,
-                            float* HWY_RESTRICT y) {
+                            float* const* y) {
   const Floats d;
   for (int64_t i = 0; i < width; i += Row::kStep) {
     for (int n = 0; n < kNeurons; ++n) down[n].Prefetch(i);
@@ -198,7 +198,7 @@ HWY_INLINE void AddDownRows(const Row* down, int64_t width, const float* HWY_RES
 #pragma GCC unroll 4
       for (int n = 0; n < kNeurons; ++n) weights[n] = down[n].Load(i, offset);
       for (int r = 0; r < rows; ++r) {
-        float* target = y + r * width + i + offset;
+        float* HWY_RESTRICT target = y[r] + i + offset;
         auto even = hn::Load(d, target);
         auto odd = hn::Load(d, target + kLanes);
 #pragma GCC unroll 4
@@ -217,7 +217,8 @@ HWY_INLINE void AddDownRows(const Row* down, int64_t width, const float* HWY_RES
 // y += the part of neurons [first, first + kNeurons).
 template <class Neurons, int kNeurons>
 HWY_INLINE void AddNeurons(const Neurons& neurons, int64_t first, const FewRows& rows) {
-  using Row = decltype(RowAt(neurons, first, 0));
+  using Row = decltype(RowAt(neurons, first, 0, 0));
+  const int64_t ahead = neurons.Next(first, kNeurons) - neurons.Next(first, 0);
   float gate[kNeuronsAtOnce * kMaxFewRows];
   float up[kNeuronsAtOnce * kMaxFewRows];
   BFloat16 rounded[kNeuronsAtOnce * kMaxFewRows];
@@ -227,24 +228,27 @@ HWY_INLINE void AddNeurons(const Neurons& neurons, int64_t first, const FewRows&
   const float* x = rows.scratch;
   for (int n = 0; n < kNeurons; ++n) {
     float* const sums[2] = {gate + n * num, up + n * num};
-    MultiplyRows(RowAt(neurons, first + n, 0), RowAt(neurons, first + n, 1), rows.width, x, num,
-                 sums[0], sums[1]);
+    MultiplyRows(RowAt(neurons, first + n, 0, ahead), RowAt(neurons, first + n, 1, ahead),
+                 rows.width, x, num, sums[0], sums[1]);
     neurons.ForEachEscape(first + n, [&](int part, int64_t column, float delta) {
       if (part == 2) return;
       for (int r = 0; r < num; ++r) {
         sums[part][r] += delta * x[r * rows.width + WidenedIndex(column)];
       }
     });
-    down[n] = RowAt(neurons, first + n, 2);
+    down[n] = RowAt(neurons, first + n, 2, ahead);
   }
   ActivateSwiGlu(gate, up, kNeurons * num, rounded);
-  for (int i = 0; i < kNeurons * num; ++i) act[i] = ToFloat(rounded[i]);
+  for (int i = 0; i < kNeurons * num; ++i) {
+    act[i] = ToFloat(rounded[i]);
+    if (rows.weights != nullptr) act[i] *= rows.weights[i % num];
+  }
   AddDownRows<Row, kNeurons>(down, rows.width, act, num, rows.y);
   for (int n = 0; n < kNeurons; ++n) {
     neurons.ForEachEscape(first + n, [&](int part, int64_t column, float delta) {
       if (part != 2) return;
       for (int r = 0; r < num; ++r) {
-        rows.y[r * rows.width + WidenedIndex(column)] += delta * act[n * num + r];
+        rows.y[r][WidenedIndex(column)] += delta * act[n * num + r];
       }
     });
   }
@@ -269,14 +273,16 @@ void ComputeFewRows(const ExpertNeurons& neurons, const FewRows& rows) {
       hn::Store(values.odd, d, rows.scratch + r * rows.width + i + kLanes);
     }
   }
-  float* const end = rows.y + rows.num * rows.width;
-  std::fill(rows.y, end, 0.0f);
   if (neurons.format.kind() == ExpertFormatKind::kBF12) {
     AddAllNeurons(Bf12Neurons(neurons), rows);
   } else {
     AddAllNeurons(Bf16Neurons(neurons), rows);
   }
-  for (float* block = rows.y; block < end; block += kBlock) {
+}
+
+void InterleaveHalves(float* sums, int64_t count) {
+  const Floats d;
+  for (float* block = sums; block < sums + count; block += kBlock) {
     const auto even = hn::Load(d, block);
     const auto odd = hn::Load(d, block + kLanes);
     hn::StoreInterleaved2(even, odd, d, block);
@@ -292,9 +298,14 @@ HWY_AFTER_NAMESPACE();
 namespace moed::backend {
 
 HWY_EXPORT(ComputeFewRows);
+HWY_EXPORT(InterleaveHalves);
 
 void FewRowsPortable(const ExpertNeurons& neurons, const FewRows& rows) {
   HWY_DYNAMIC_DISPATCH(ComputeFewRows)(neurons, rows);
+}
+
+void OrderSumsPortable(float* sums, int64_t count) {
+  HWY_DYNAMIC_DISPATCH(InterleaveHalves)(sums, count);
 }
 
 }  // namespace moed::backend

@@ -11,6 +11,7 @@ const ExpertKernels& PortableExpertKernels() {
   static constexpr ExpertKernels kKernels = {.name = "portable",
                                              .few_rows_limit = kMaxFewRows,
                                              .few_rows = FewRowsPortable,
+                                             .order_sums = OrderSumsPortable,
                                              .multiply = MultiplyPortable};
   return kKernels;
 }
@@ -19,14 +20,18 @@ const ExpertKernels* Avx512Bf16ExpertKernels() {
   static constexpr ExpertKernels kKernels = {.name = "AVX512-BF16",
                                              .few_rows_limit = kAvx512FewRows,
                                              .few_rows = FewRowsAvx512,
+                                             .order_sums = OrderSumsAvx512,
                                              .multiply = MultiplyAvx512};
   return DetectCpuFeatures().avx512_bf16 ? &kKernels : nullptr;
 }
 
 const ExpertKernels* AmxExpertKernels() {
   // Tiles multiply 16 rows in the time of one, so that few rows end early.
-  static constexpr ExpertKernels kKernels = {
-      .name = "AMX", .few_rows_limit = 4, .few_rows = FewRowsAvx512, .multiply = MultiplyAmx};
+  static constexpr ExpertKernels kKernels = {.name = "AMX",
+                                             .few_rows_limit = 4,
+                                             .few_rows = FewRowsAvx512,
+                                             .order_sums = OrderSumsAvx512,
+                                             .multiply = MultiplyAmx};
   return DetectCpuFeatures().amx_bf16 ? &kKernels : nullptr;
 }
 

@@ -17,16 +17,20 @@ struct ExpertNeurons {
   const std::byte* blob = nullptr;
   int64_t first = 0;
   int64_t count = 0;
+  // What the thread computes after these, fetched while it computes the last of them; null: what
+  // lies behind.
+  const std::byte* next = nullptr;
 };
 
-// The rows of x that chose an expert, and where its neurons' part of their output goes. `scratch`
-// and `y` hold [num, width] and are aligned to vectors.
+// The rows of x that chose an expert, and the sums that its neurons' part of their output is added
+// to. `scratch` holds [num, width]; it and each y[r] are aligned to vectors.
 struct FewRows {
   const BFloat16* const* x = nullptr;  // x[r] points at `width` values
+  const float* weights = nullptr;      // [num] factors of the output; null: 1
   int num = 0;
   int64_t width = 0;  // format.row_values()
   float* scratch = nullptr;
-  float* y = nullptr;
+  float* const* y = nullptr;  // y[r] points at `width` sums, in the order of the kernels' table
 };
 
 // C = A B or C += A B with bf16 factors and float32 sums. An element of C is one chain of sums over
@@ -47,14 +51,19 @@ struct PanelMultiply {
 
 // The most rows that any table's `few_rows` takes.
 constexpr int kMaxFewRows = 12;
+// Sums change places only within so many.
+constexpr int64_t kOrderedSums = 32;
 
 struct ExpertKernels {
   const char* name;
   // Experts with at most so many rows go through `few_rows`, others through `multiply`.
   int few_rows_limit;
-  // y[r][h] = sum over neurons i of act[r][i] * down[i][h], act from the gate and up rows as in
-  // experts_activation.h. Reads the weights once, in either format.
+  // y[r][h] += weights[r] * sum over neurons i of act[r][i] * down[i][h], act from the gate and up
+  // rows as in experts_activation.h. Reads the weights once, in either format.
   void (*few_rows)(const ExpertNeurons& neurons, const FewRows& rows);
+  // Brings `count` of the sums that few_rows left, from a multiple of kOrderedSums on, into the
+  // order of their columns. `count` is a multiple of kOrderedSums, too.
+  void (*order_sums)(float* sums, int64_t count);
   void (*multiply)(const PanelMultiply& product);
 };
 

@@ -15,11 +15,15 @@ class Bf16Neurons {
   explicit Bf16Neurons(const ExpertNeurons& neurons)
       : first_(neurons.blob + neurons.format.neuron_offset(neurons.first)),
         count_(neurons.count),
-        row_bytes_(neurons.format.row_values() * sizeof(BFloat16)) {}
+        row_bytes_(neurons.format.row_values() * sizeof(BFloat16)),
+        next_(neurons.next) {}
 
   int64_t count() const { return count_; }
-  int64_t neuron_bytes() const { return 3 * row_bytes_; }
   const std::byte* Row(int64_t i, int part) const { return first_ + (3 * i + part) * row_bytes_; }
+  // What is computed after neurons [i, i + at_once).
+  const std::byte* Next(int64_t i, int64_t at_once) const {
+    return next_ != nullptr && i + at_once >= count_ ? next_ : Row(i + at_once, 0);
+  }
 
   // function(int part, int64_t column, float delta)
   template <class Function>
@@ -29,6 +33,7 @@ class Bf16Neurons {
   const std::byte* first_;
   int64_t count_;
   int64_t row_bytes_;
+  const std::byte* next_;
 };
 
 class Bf12Neurons {
@@ -36,11 +41,23 @@ class Bf12Neurons {
   explicit Bf12Neurons(const ExpertNeurons& neurons) : neurons_(neurons) {}
 
   int64_t count() const { return neurons_.count; }
-  int64_t neuron_bytes() const { return static_cast<int64_t>(neurons_.format.neuron_bytes()); }
   const std::byte* Row(int64_t i, int part) const {
     return At(i) + sizeof(Bf12Header) + part * neurons_.format.row_values() / 2 * 3;
   }
+  int Base(int64_t i, int part) const { return Header(i).bases[part]; }
   BFloat16 Placeholder(int64_t i, int part) const { return Bf12Placeholder(Header(i).bases[part]); }
+  // Whether the bases of neurons [i, i + count) all are in [least, most].
+  bool BasesWithin(int64_t i, int64_t count, int least, int most) const {
+    bool within = true;
+    for (int64_t n = i; n < i + count; ++n) {
+      for (const uint8_t base : Header(n).bases) within &= base >= least && base <= most;
+    }
+    return within;
+  }
+  // What is computed after neurons [i, i + at_once).
+  const std::byte* Next(int64_t i, int64_t at_once) const {
+    return neurons_.next != nullptr && i + at_once >= count() ? neurons_.next : At(i + at_once);
+  }
 
   template <class Function>
   void ForEachEscape(int64_t i, const Function& function) const {

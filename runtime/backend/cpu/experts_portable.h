@@ -6,6 +6,7 @@
 namespace moed::backend {
 
 void FewRowsPortable(const ExpertNeurons& neurons, const FewRows& rows);
+void OrderSumsPortable(float* sums, int64_t count);
 void MultiplyPortable(const PanelMultiply& product);
 
 }  // namespace moed::backend
