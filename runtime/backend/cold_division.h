@@ -1,7 +1,8 @@
 // Who computes a layer's cold experts when link and CPU work at once: the device, straight from
 // host memory over the link, or the host's CPU, whose sums come back. Experts are shared out whole,
 // those that fill a slot on their way to the link first; the one in which the link's part ends is
-// cut along its neurons, so that both end together.
+// cut along its neurons, so that both end together. A fill needs all of an expert to come over the
+// link, so it waits while that would keep the CPU waiting for the link.
 //
 // Pure and constexpr, so that kernels and host compute the same from the same numbers.
 #pragma once
@@ -29,6 +30,17 @@ constexpr int ColdPasses(int tokens) { return (tokens + kColdPassTokens - 1) / k
 
 // Work of an expert, in passes over a tile.
 constexpr int64_t ColdCost(int tiles, int tokens) { return int64_t{tiles} * ColdPasses(tokens); }
+
+// Whether an expert of `cost` may fill a slot now, when others of `filling_cost` do: if the link's
+// share has room for it, or if the expert was read `waited` times without filling, and what that
+// took of the link is as much as this step's link would be over its share. So a fill that is put
+// off costs at most about twice what it would have cost had the future been known.
+constexpr bool FillFits(uint32_t link_share, int64_t total_cost, int64_t filling_cost, int64_t cost,
+                        uint32_t waited) {
+  if (link_share == 0) return true;  // the link is there for fills alone
+  const int64_t over = (filling_cost + cost) * kAllOverLink - total_cost * link_share;
+  return over <= int64_t{waited} * cost * link_share;
+}
 
 // What the link takes of the experts that fill no slot. `filling_cost`: of those that do, which it
 // takes in any case; both costs over all cold experts of the layer.

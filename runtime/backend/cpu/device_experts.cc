@@ -50,7 +50,7 @@ void CpuDeviceExperts::ApplyOne(const ExpertEdit& edit) {
   switch (edit.kind) {
     case ExpertEditKind::kInsert:
       if (entry->slot < 0) *entry = {.slot = edit.slot, .generation = edit.generation};
-      entry->fill_allowed = false;
+      entry->fill_allowed = 0;
       break;
     case ExpertEditKind::kEvict:
       if (entry->slot == edit.slot && entry->generation == edit.generation) entry->slot = -1;
@@ -62,10 +62,10 @@ void CpuDeviceExperts::ApplyOne(const ExpertEdit& edit) {
       std::erase_if(layer.offered, [&](const OfferedSlot& o) { return o.slot == edit.slot; });
       break;
     case ExpertEditKind::kAllowFill:
-      entry->fill_allowed = true;
+      entry->fill_allowed = 1;
       break;
     case ExpertEditKind::kForbidFill:
-      entry->fill_allowed = false;
+      entry->fill_allowed = 0;
       break;
   }
 }
@@ -79,7 +79,8 @@ std::span<const int32_t> CpuDeviceExperts::StepIds(int layer, int64_t tokens) co
   return {layers_[layer].ids.data(), size_t(tokens) * options_.top_k};
 }
 
-const std::byte* CpuDeviceExperts::Place(Layer& layer, int expert) {
+const std::byte* CpuDeviceExperts::Place(Layer& layer, int expert,
+                                         absl::FunctionRef<bool(const Entry&)> fits) {
   const size_t blob_bytes = options_.format.blob_bytes();
   Entry& entry = layer.entries[expert];
   ExpertUse& use = layer.uses[expert];
@@ -87,7 +88,7 @@ const std::byte* CpuDeviceExperts::Place(Layer& layer, int expert) {
   if (entry.slot >= 0) {
     use = {ExpertUseKind::kHit, entry.slot, entry.generation};
     blob = options_.slots + entry.slot * blob_bytes;
-  } else if (entry.fill_allowed && !layer.offered.empty()) {
+  } else if (entry.fill_allowed != 0 && !layer.offered.empty() && fits(entry)) {
     const OfferedSlot taken = layer.offered.back();
     layer.offered.pop_back();
     std::memcpy(options_.slots + taken.slot * blob_bytes, blob, blob_bytes);
@@ -95,8 +96,20 @@ const std::byte* CpuDeviceExperts::Place(Layer& layer, int expert) {
     use = {ExpertUseKind::kFilled, taken.slot, taken.generation};
   } else {
     use = {ExpertUseKind::kCold};
+    if (entry.fill_allowed != 0) ++entry.fill_allowed;
   }
   return blob;
+}
+
+// Of the chosen experts that have no slot.
+int64_t CpuDeviceExperts::ColdCostOf(const Layer& layer) const {
+  const int tiles = ColdTiles(options_.format.intermediate());
+  int64_t cost = 0;
+  for (size_t e = 0; e < rows_.size(); ++e) {
+    if (rows_[e].empty() || layer.entries[e].slot >= 0) continue;
+    cost += ColdCost(tiles, static_cast<int>(rows_[e].size()));
+  }
+  return cost;
 }
 
 int64_t CpuDeviceExperts::DivideWork(Layer& layer, const Tensor& weights) {
@@ -104,15 +117,18 @@ int64_t CpuDeviceExperts::DivideWork(Layer& layer, const Tensor& weights) {
   work_.clear();
   cold_experts_.clear();
   cut_neurons_ = 0;
+  const int64_t total_cost = ColdCostOf(layer);
+  const uint32_t link_share = cold_requests_ != nullptr ? cold_requests_->link_share() : 0;
   int64_t filling_cost = 0;
-  int64_t total_cost = 0;
   for (size_t e = 0; e < rows_.size(); ++e) {
     if (rows_[e].empty()) continue;
     const auto expert = static_cast<int>(e);
-    const ExpertWork item = {.blob = Place(layer, expert), .rows = rows_[e]};
     const int64_t cost = ColdCost(tiles, static_cast<int>(rows_[e].size()));
+    const auto fits = [&](const Entry& entry) {
+      return FillFits(link_share, total_cost, filling_cost, cost, entry.fill_allowed - 1);
+    };
+    const ExpertWork item = {.blob = Place(layer, expert, fits), .rows = rows_[e]};
     const ExpertUseKind kind = layer.uses[e].kind;
-    if (kind != ExpertUseKind::kHit) total_cost += cost;
     if (kind == ExpertUseKind::kFilled) filling_cost += cost;
     if (kind == ExpertUseKind::kCold && cold_requests_ != nullptr) {
       cold_experts_.push_back(expert);
@@ -121,7 +137,7 @@ int64_t CpuDeviceExperts::DivideWork(Layer& layer, const Tensor& weights) {
     }
   }
   if (cold_requests_ == nullptr) return total_cost;
-  const int64_t budget = LinkBudget(cold_requests_->link_share(), total_cost, filling_cost);
+  const int64_t budget = LinkBudget(link_share, total_cost, filling_cost);
   int64_t before = 0;
   int64_t link_cost = filling_cost;
   for (const int expert : cold_experts_) {

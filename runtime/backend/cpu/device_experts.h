@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "runtime/backend/backend.h"
 #include "runtime/backend/cold_division.h"
 #include "runtime/backend/cpu/cold_requests.h"
@@ -35,7 +36,7 @@ class CpuDeviceExperts : public DeviceExperts {
   struct Entry {
     int32_t slot = -1;
     uint32_t generation = 0;
-    bool fill_allowed = false;
+    uint32_t fill_allowed = 0;  // 0: no; else 1 and how often it waited since (FillFits)
   };
   struct OfferedSlot {
     int32_t slot = -1;
@@ -52,7 +53,8 @@ class CpuDeviceExperts : public DeviceExperts {
   CpuDeviceExperts(const DeviceExpertsOptions& options, Backend& backend);
   void ApplyOne(const ExpertEdit& edit);
   // Marks the use in the layer's trace and returns where the weights lie now.
-  const std::byte* Place(Layer& layer, int expert);
+  const std::byte* Place(Layer& layer, int expert, absl::FunctionRef<bool(const Entry&)> fits);
+  int64_t ColdCostOf(const Layer& layer) const;
   // Lists every expert that was chosen as work of the device or of the CPU; returns the cost of
   // the cold ones that the device takes.
   int64_t DivideWork(Layer& layer, const Tensor& weights);

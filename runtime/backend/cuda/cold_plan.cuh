@@ -57,27 +57,50 @@ __device__ inline void CountTokens(const PlanExpertsArguments& a, const DividedE
   __syncthreads();
 }
 
+// Whether the expert of `entry`, which costs `own`, may fill a slot. `filling_cost`: of those of
+// the block's threads that may.
+__device__ inline bool TakeFill(const ExpertTableEntry& entry, uint32_t link_share, int total_cost,
+                                int own, int* filling_cost) {
+  const int before = atomicAdd(filling_cost, own);
+  if (FillFits(link_share, total_cost, before, own, entry.fill_allowed - 1)) return true;
+  atomicSub(filling_cost, own);
+  return false;
+}
+
+__device__ inline int CostOf(const DivideExpertsArguments& a, const DividedExperts& experts,
+                             int expert) {
+  return static_cast<int>(ColdCost(a.plan.tiles_per_expert, experts.counts[expert]));
+}
+
 // Places every chosen expert; returns what the link may take of those that fill no slot.
 __device__ inline int64_t PlaceAll(const DivideExpertsArguments& a, const DividedExperts& experts,
                                    int* offers_taken) {
+  __shared__ int filling_cost;
+  if (threadIdx.x == 0) filling_cost = 0;
+  const uint32_t link_share = a.state->step.link_share;
   int cost = 0;
-  int filling = 0;
+  for (int e = threadIdx.x; e < a.plan.layer.num_experts; e += kPlanThreads) {
+    if (a.plan.layer.entries[e].slot < 0) cost += CostOf(a, experts, e);
+  }
+  int total_cost;
+  ExclusiveSum(cost, &total_cost);
   for (int e = threadIdx.x; e < a.plan.layer.num_experts; e += kPlanThreads) {
     if (experts.counts[e] == 0) {
       a.plan.layer.uses[e] = ExpertUse{};
       continue;
     }
-    Place(a.plan, e, offers_taken);
-    const ExpertUseKind kind = a.plan.layer.uses[e].kind;
-    const int own = static_cast<int>(ColdCost(a.plan.tiles_per_expert, experts.counts[e]));
-    if (kind != ExpertUseKind::kHit) cost += own;
-    if (kind == ExpertUseKind::kFilled) filling += own;
+    const int own = CostOf(a, experts, e);
+    bool fits = false;
+    Place(a.plan, e, offers_taken, [&](const ExpertTableEntry& entry) {
+      return fits = TakeFill(entry, link_share, total_cost, own, &filling_cost);
+    });
+    if (!IsCold(a.plan, e)) continue;
+    if (fits) atomicSub(&filling_cost, own);  // there was no slot for it
+    ExpertTableEntry& entry = a.plan.layer.entries[e];
+    if (entry.fill_allowed != 0) ++entry.fill_allowed;
   }
-  int total_cost;
-  int total_filling;
-  ExclusiveSum(cost, &total_cost);
-  ExclusiveSum(filling, &total_filling);
-  return LinkBudget(a.state->step.link_share, total_cost, total_filling);
+  __syncthreads();
+  return LinkBudget(link_share, total_cost, filling_cost);
 }
 
 // Puts each (row, rank) pair into its expert's tasks and the CPU's list.

@@ -8,9 +8,12 @@ namespace moed::backend {
 inline constexpr int kPlanThreads = 256;
 inline constexpr int kPlanWarps = kPlanThreads / 32;
 
-// Looks `expert` up, marks its use, and takes an offered slot if it shall be filled. The table
-// names the slot at once: its next reader is this layer in the next step, after the fill.
-__device__ inline ExpertTask Place(const PlanExpertsArguments& a, int expert, int* offers_taken) {
+// Looks `expert` up, marks its use, and takes an offered slot if it shall be filled, which
+// fits(entry) decides where it is allowed. The table names the slot at once: its next reader is
+// this layer in the next step, after the fill.
+template <class Fits>
+__device__ ExpertTask Place(const PlanExpertsArguments& a, int expert, int* offers_taken,
+                            const Fits& fits) {
   ExpertTableEntry* entry = a.layer.entries + expert;
   ExpertTask task;
   task.expert = expert;
@@ -20,7 +23,7 @@ __device__ inline ExpertTask Place(const PlanExpertsArguments& a, int expert, in
   if (entry->slot >= 0) {
     task.blob = a.slots + entry->slot * a.blob_bytes;
     use = {ExpertUseKind::kHit, entry->slot, entry->generation};
-  } else if (entry->fill_allowed != 0) {
+  } else if (entry->fill_allowed != 0 && fits(*entry)) {
     const int taken = atomicAdd(offers_taken, 1);
     if (taken < *a.layer.num_offered) {
       const OfferedSlot offered = a.layer.offered[*a.layer.num_offered - 1 - taken];
@@ -31,6 +34,10 @@ __device__ inline ExpertTask Place(const PlanExpertsArguments& a, int expert, in
   }
   a.layer.uses[expert] = use;
   return task;
+}
+
+__device__ inline ExpertTask Place(const PlanExpertsArguments& a, int expert, int* offers_taken) {
+  return Place(a, expert, offers_taken, [](const ExpertTableEntry&) { return true; });
 }
 
 // Tasks for all tokens of an expert of `tiles` tiles, without them, from `tasks` on, up to `joined`

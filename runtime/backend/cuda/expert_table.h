@@ -16,7 +16,7 @@ namespace moed::backend {
 struct ExpertTableEntry {
   int32_t slot = -1;
   uint32_t generation = 0;
-  uint32_t fill_allowed = 0;
+  uint32_t fill_allowed = 0;  // 0: no; else 1 and how often it waited since (FillFits)
 };
 
 struct OfferedSlot {

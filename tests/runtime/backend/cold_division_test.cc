@@ -37,6 +37,21 @@ TEST(ColdDivisionTest, WhatFillsASlotGoesOverTheLinkFirstAndIsNeverCut) {
   EXPECT_THAT(DivideColdExperts(more_fill, 96, kThird), ElementsAre(96, 0, 96, 96));
 }
 
+TEST(ColdDivisionTest, AFillWaitsUntilTheLinkHasRoomOrWhatItsReadsCostPaysForIt) {
+  // Of three experts of 96 the link gets 96: one may fill, a second may not.
+  EXPECT_TRUE(FillFits(kThird + 1, 3 * 96, 0, 96, 0));
+  EXPECT_FALSE(FillFits(kThird + 1, 3 * 96, 96, 96, 0));
+  // Of two it gets 64, so that one is 32 over it: a read costs the link 32 of its own.
+  EXPECT_FALSE(FillFits(kThird + 1, 2 * 96, 0, 96, 0));
+  EXPECT_TRUE(FillFits(kThird + 1, 2 * 96, 0, 96, 1));
+  // Alone it is 64 over.
+  EXPECT_FALSE(FillFits(kThird + 1, 96, 0, 96, 1));
+  EXPECT_TRUE(FillFits(kThird + 1, 96, 0, 96, 2));
+  // Nothing waits where the link does nothing else, or all.
+  EXPECT_TRUE(FillFits(0, 96, 0, 96, 0));
+  EXPECT_TRUE(FillFits(kAllOverLink, 96, 0, 96, 0));
+}
+
 TEST(ColdDivisionTest, MoreTokensThanAPassServesCountSeveralTimes) {
   EXPECT_EQ(ColdPasses(1), 1);
   EXPECT_EQ(ColdPasses(8), 1);

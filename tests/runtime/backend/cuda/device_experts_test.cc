@@ -217,8 +217,11 @@ class CudaDeviceExpertsTest
       CheckWhoComputed(use);
       cut += use.cpu_neurons > 0 && use.cpu_neurons < std::get<0>(GetParam()).second ? 1 : 0;
     }
-    EXPECT_EQ(filled_on_cuda, filled_on_cpu);
-    EXPECT_LE(cut, std::get<2>(GetParam()) == ColdPath::kHybrid ? 1 : 0);
+    const bool hybrid = std::get<2>(GetParam()) == ColdPath::kHybrid;
+    EXPECT_LE(cut, hybrid ? 1 : 0);
+    // Beside the CPU a fill may wait.
+    EXPECT_TRUE(hybrid || filled_on_cuda == filled_on_cpu);
+    filled_ += filled_on_cuda;
   }
 
   void CheckWhoComputed(const ExpertUse& use) {
@@ -237,6 +240,7 @@ class CudaDeviceExpertsTest
   std::unique_ptr<Backend> cuda_;
   std::unique_ptr<Device> on_cpu_;
   std::unique_ptr<Device> on_cuda_;
+  int filled_ = 0;  // on the GPU
 };
 
 TEST_P(CudaDeviceExpertsTest, ComputesAndFillsWhereverExpertsLie) {
@@ -250,6 +254,8 @@ TEST_P(CudaDeviceExpertsTest, ComputesAndFillsWhereverExpertsLie) {
   }
   Apply(edits);
   for (const int tokens : {1, 3, 24, 1, 20}) Step(1, tokens);  // fills, then hits and cold
+  for (int step = 0; step < 30; ++step) Step(1, 1);            // by now those that waited, too
+  EXPECT_EQ(filled_, kSlots);
 }
 
 // An expert's tokens fill a task and a part of the next, several that are joined, and more.
