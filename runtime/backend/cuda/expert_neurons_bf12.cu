@@ -18,6 +18,8 @@ constexpr int kThreads = kWarps * 32;
 constexpr int kGroupNeurons = kWarps;
 constexpr int kGroupsPerList = kBf12TileNeurons / kGroupNeurons;
 constexpr int kSlots = 2;
+// Blocks that take the link while others read VRAM; from eight on the link is full.
+constexpr int kLinkBlocks = 16;
 // Blocks of 128 columns that a warp takes at once, four lanes each.
 constexpr int kBlocksAtOnce = 8;
 
@@ -40,6 +42,23 @@ __device__ float Dot2(uint32_t a, uint32_t b, float sum) {
   const float2 v = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&b));
   return fmaf(u.y, v.y, fmaf(u.x, v.x, sum));
 }
+
+// The groups of a block: `first`, `first` + `stride`, ... below `end`, of all tasks' groups.
+struct GroupRange {
+  int first;
+  int end;
+  int stride;
+
+  // The link's groups are behind VRAM's `vram` of `total`.
+  __device__ GroupRange(int vram, int total) {
+    const int block = blockIdx.x;
+    const int link_blocks = min(kLinkBlocks, total - vram);
+    const bool link = block < link_blocks;
+    first = link ? vram + block : block - link_blocks;
+    end = link ? total : vram;
+    stride = link ? link_blocks : gridDim.x - link_blocks;
+  }
+};
 
 // Calls function(pair index, two values) for the lane's columns of a row, 16 pairs an iteration.
 template <int kIterations, class Function>
@@ -189,19 +208,20 @@ __global__ void __launch_bounds__(kThreads, 1) Bf12NeuronExperts(ExpertNeuronsAr
   __shared__ NeuronTasks tasks;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int total = tasks.Load(*a.tasks) * (kTileNeurons / kGroupNeurons);
+  constexpr int kTileGroups = kTileNeurons / kGroupNeurons;
+  const int total = tasks.Load(*a.tasks) * kTileGroups;
+  const GroupRange range(a.tasks->vram.num_tiles * kTileGroups, total);
   BlockRing<kSlots> ring(memory, GroupBytes(a.hidden), barriers);
   __syncthreads();
 
   const int per_expert = a.intermediate / kGroupNeurons;
-  const int stride = gridDim.x;
   const auto group_at = [&](int i) { return Group{i / per_expert, i % per_expert}; };
   const auto address = [&](int i) -> const std::byte* {
-    if (i >= total) return nullptr;
+    if (i >= range.end) return nullptr;
     const Group group = group_at(i);
     return tasks.blob[group.task] + group.Offset(a);
   };
-  for (int i = 0; i < kSlots; ++i) ring.Fetch(i, address(blockIdx.x + i * stride));
+  for (int i = 0; i < kSlots; ++i) ring.Fetch(i, address(range.first + i * range.stride));
   uint32_t x[16 * kIterations];
 #pragma unroll
   for (int it = 0; it < kIterations; ++it) {
@@ -217,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 1) Bf12NeuronExperts(ExpertNeuronsAr
 
   float sum[32 * kIterations] = {};
   int sequence = 0;
-  for (int i = blockIdx.x; i < total; i += stride, ++sequence) {
+  for (int i = range.first; i < range.end; i += range.stride, ++sequence) {
     const Group group = group_at(i);
     const std::byte* values = ring.Wait(sequence);
     const auto* list =
@@ -227,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, 1) Bf12NeuronExperts(ExpertNeuronsAr
                            tasks.weight[group.task], x, lane, sum);
     Fill(a, tasks, group, values);
     __syncthreads();
-    ring.Fetch(sequence + kSlots, address(i + kSlots * stride));
+    ring.Fetch(sequence + kSlots, address(i + kSlots * range.stride));
   }
   __syncthreads();  // the ring is spent; its memory takes the sums
   AddToOutput<kIterations>(sum, a.hidden, warp, lane, reinterpret_cast<float*>(memory), a.output);

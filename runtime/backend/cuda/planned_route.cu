@@ -1,7 +1,8 @@
 #include "runtime/backend/cuda/planned_route.h"
 
-#include "runtime/backend/cuda/cold_plan.cuh"
+#include "runtime/backend/cuda/cold_plan.h"
 #include "runtime/backend/cuda/cold_post.cuh"
+#include "runtime/backend/cuda/divide_token.cuh"
 #include "runtime/backend/cuda/norm_route.cuh"
 #include "runtime/backend/cuda/plan_experts.cuh"
 
@@ -10,14 +11,16 @@ namespace {
 
 static_assert(kRouteThreads == kPlanThreads);
 
+__device__ void ClearUses(const ExpertTableLayer& layer) {
+  for (int e = threadIdx.x; e < layer.num_experts; e += kRouteThreads) layer.uses[e] = ExpertUse{};
+  __syncthreads();
+}
+
 struct PlanTail {
   PlanExpertsArguments plan;
 
   __device__ void operator()(const RoutedExpert& choice) const {
-    for (int e = threadIdx.x; e < plan.layer.num_experts; e += kRouteThreads) {
-      plan.layer.uses[e] = ExpertUse{};
-    }
-    __syncthreads();
+    ClearUses(plan.layer);
     if (threadIdx.x < 32) PlanToken(plan, choice.id, choice.weight);
   }
 };
@@ -26,17 +29,18 @@ struct DivideTail {
   DivideExpertsArguments divide;
   const __nv_bfloat16* x;  // [1, hidden]
 
-  __device__ void operator()(const RoutedExpert&) const {
-    __shared__ int memory[DivideSharedBytes(kMostRouterExperts) / sizeof(int)];
-    __syncthreads();
-    DivideLayer(divide, memory);
-    __syncthreads();
+  __device__ void operator()(const RoutedExpert& choice) const {
     ColdState* const state = divide.state;
-    if (state->num_items == 0 || state->step.failed != 0) return;
-    CopyIntoMailbox(divide.mailbox, x, 1, threadIdx.x, kRouteThreads);
+    const bool mail = state->step.failed == 0;
+    ClearUses(divide.plan.layer);
+    if (threadIdx.x < 32) {
+      DivideToken(divide, choice.id, choice.weight);
+    } else if (mail) {
+      CopyIntoMailbox(divide.mailbox, x, 1, threadIdx.x - 32, kRouteThreads - 32);
+    }
     __threadfence_system();
     __syncthreads();
-    if (threadIdx.x == 0) PostSequence(divide.mailbox, state);
+    if (threadIdx.x == 0 && mail && state->num_items > 0) PostSequence(divide.mailbox, state);
   }
 };
 
