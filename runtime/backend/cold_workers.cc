@@ -45,9 +45,7 @@ ColdWorkersOptions ColdWorkersOptionsFor(const DeviceExpertsOptions& options) {
     workers.layers.push_back(layer);
     layer += experts * options.format.blob_bytes();
   }
-  // One is left to the thread that launches the device's steps.
-  workers.num_threads =
-      options.cold_threads > 0 ? options.cold_threads : std::max(DefaultComputeThreads() - 1, 1);
+  workers.num_threads = options.cold_threads > 0 ? options.cold_threads : DefaultColdThreads();
   return workers;
 }
 

@@ -60,7 +60,7 @@ struct DeviceExpertsOptions {
   // num_slots * blob_bytes() of MemoryKind::kDevice.
   std::byte* slots = nullptr;
   ColdPath cold_path = ColdPath::kLink;
-  int cold_threads = 0;  // of the CPU's part; 0: as many as this process may use, less one
+  int cold_threads = 0;  // of the CPU's part; 0: DefaultColdThreads
   // The longest that the device waits for the CPU's part of a layer.
   int cold_timeout_ms = 3000;
 };

@@ -173,8 +173,7 @@ void Measure(ExpertFormatKind kind, const char* name, int threads, double gap_mi
 }  // namespace moed::backend
 
 int main(int argc, char** argv) {
-  const int threads =
-      argc > 1 ? std::atoi(argv[1]) : std::max(moed::backend::DefaultComputeThreads() - 1, 1);
+  const int threads = argc > 1 ? std::atoi(argv[1]) : moed::backend::DefaultColdThreads();
   const double gap = argc > 2 ? std::atof(argv[2]) : 60.0;
   moed::backend::Measure(moed::backend::ExpertFormatKind::kBF16, "bf16", threads, gap);
   moed::backend::Measure(moed::backend::ExpertFormatKind::kBF12, "bf12", threads, gap);

@@ -32,4 +32,9 @@ int DefaultComputeThreads() {
   return cpus >= 3 ? cpus - 1 : cpus;
 }
 
+int DefaultColdThreads() {
+  const bool quota = Cgroup().CpuQuota().has_value();
+  return std::max(1, AvailableCpus() - (quota ? 2 : 1));
+}
+
 }  // namespace moed::backend

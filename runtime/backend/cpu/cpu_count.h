@@ -11,4 +11,9 @@ int AvailableCpus();
 // left to RPC and I/O threads.
 int DefaultComputeThreads();
 
+// Threads to start beside one that launches a device's steps, where all of them spin while a step
+// lasts: all CPUs but that one's. Under a cgroup's quota one less, since the kernel stops all
+// threads of a process that goes beyond it. At least 1.
+int DefaultColdThreads();
+
 }  // namespace moed::backend

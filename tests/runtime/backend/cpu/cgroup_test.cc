@@ -1,5 +1,6 @@
 #include "runtime/backend/cpu/cgroup.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -99,6 +100,8 @@ TEST(CpuCountTest, LeavesOneCpuFromThreeUp) {
   const int cpus = AvailableCpus();
   ASSERT_GE(cpus, 1);
   EXPECT_EQ(DefaultComputeThreads(), cpus >= 3 ? cpus - 1 : cpus);
+  EXPECT_GE(DefaultColdThreads(), 1);
+  EXPECT_LE(DefaultColdThreads(), std::max(1, cpus - 1));
 }
 
 }  // namespace
