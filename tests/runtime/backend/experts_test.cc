@@ -250,6 +250,34 @@ TEST_P(ExpertsTest, Bf12TakesANeuronWithMoreEscapesThanItsHeaderCounts) {
   }
 }
 
+// Whatever the exponents of a row, and so the base of its window; no value is an escape.
+TEST_P(ExpertsTest, Bf12GivesTheBitsOfBf16ForFewRowsOfAnyExponent) {
+  constexpr int64_t kHidden = 256, kNeurons = 40;
+  Expert expert(kHidden, kNeurons, 14);
+  std::mt19937 random(9);
+  const int exponents[] = {1, 20, 51, 52, 90, 111, 127, 171, 172, 190};
+  for (int64_t i = 0; i < kNeurons; ++i) {
+    const auto value = [&](int base) {
+      return static_cast<BFloat16>((random() % 2) << 15 | (base + random() % 10) << 7 |
+                                   random() % 128);
+    };
+    for (int64_t h = 0; h < kHidden; ++h) {
+      expert.gate[i * kHidden + h] = value(exponents[i % 10]);
+      expert.up[i * kHidden + h] = value(exponents[(i + i / 10) % 6]);
+      expert.down[h * kNeurons + i] = value(exponents[(i + 2 * (i / 10)) % 7]);
+    }
+  }
+  expert.EncodeBlob();
+  const Bf12Expert bf12(expert);
+  ASSERT_EQ(CountBf12Escapes(bf12.format, {bf12.blob.get(), bf12.format.blob_bytes()}).total, 0);
+  for (const int64_t rows : {1, 3, 4}) {
+    ExpertsRunner runner(2, kernels(), kHidden, rows);
+    const std::vector<int32_t> all = FirstRows(rows);
+    EXPECT_EQ(runner.Run(bf12.format, {{bf12.blob.get(), all}}, 1),
+              runner.Run(expert.format, {{expert.blob.get(), all}}, 1));
+  }
+}
+
 // Many rows are multiplied by decoded weights: the true bits.
 TEST_P(ExpertsTest, Bf12GivesTheBitsOfBf16ForManyRows) {
   Expert expert(320, 200, 11);
