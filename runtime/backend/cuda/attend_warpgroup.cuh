@@ -93,10 +93,9 @@ class AttendingRows {
             a.q + (size_t(token) * a.query_heads + work.first_head + head) * kDim + piece * 8);
         const float4 x = q[0];
         const float4 y = q[1];
-        rounded = make_uint4(RoundedPair(x.x * scale, x.y * scale),
-                             RoundedPair(x.z * scale, x.w * scale),
-                             RoundedPair(y.x * scale, y.y * scale),
-                             RoundedPair(y.z * scale, y.w * scale));
+        rounded = make_uint4(
+            RoundedPair(x.x * scale, x.y * scale), RoundedPair(x.z * scale, x.w * scale),
+            RoundedPair(y.x * scale, y.y * scale), RoundedPair(y.z * scale, y.w * scale));
       }
       queries.rows[piece / 8][row][(piece % 8) ^ (row % 8)] = rounded;
     }
@@ -105,7 +104,8 @@ class AttendingRows {
   }
 
   // Begins the scores of a tile of keys.
-  __device__ void Score(const RowTiles<kDim, kAttendingRows>& queries, const RowTiles<kDim, kTileKeys>& keys) {
+  __device__ void Score(const RowTiles<kDim, kAttendingRows>& queries,
+                        const RowTiles<kDim, kTileKeys>& keys) {
     const uint64_t q = TileDescriptor(SharedAddress(&queries));
     const uint64_t k = TileDescriptor(SharedAddress(&keys));
     PinSums(scores_);

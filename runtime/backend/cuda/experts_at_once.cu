@@ -12,8 +12,10 @@ size_t WarpgroupExpertsAtOnce(const ExpertFormat& format, size_t experts, size_t
   if (experts <= most) return experts;
   const size_t tiles_each = (rows / experts + kWarpgroupProductRows - 1) / kWarpgroupProductRows;
   const auto stages = [&](size_t count, size_t outputs, size_t depth) {
-    const size_t blocks = count * tiles_each * ((outputs + kWarpgroupBlockOutputs - 1) / kWarpgroupBlockOutputs);
-    return (blocks + multiprocessors - 1) / multiprocessors * ((depth + kWarpgroupDepth - 1) / kWarpgroupDepth);
+    const size_t blocks =
+        count * tiles_each * ((outputs + kWarpgroupBlockOutputs - 1) / kWarpgroupBlockOutputs);
+    return (blocks + multiprocessors - 1) / multiprocessors *
+           ((depth + kWarpgroupDepth - 1) / kWarpgroupDepth);
   };
   const auto stages_of = [&](size_t count) {
     return stages(count, 2 * format.intermediate(), format.hidden()) +

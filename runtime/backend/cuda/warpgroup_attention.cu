@@ -93,8 +93,7 @@ struct Producer {
     for (int i = 0; i < kLoads; ++i) {
       const int position = min(first + row + i * kLoadRows, work.end - 1);
       const uint32_t block = blocks[position >> block_shift];
-      const uint32_t cache_row =
-          (block << block_shift) + (position & ((1 << block_shift) - 1));
+      const uint32_t cache_row = (block << block_shift) + (position & ((1 << block_shift) - 1));
       offsets[i] = cache_row * width + work.kv_head * kPieces + piece;
     }
   }
@@ -102,8 +101,7 @@ struct Producer {
   __device__ void Load(const __nv_bfloat16* cache, const uint32_t (&offsets)[kLoads],
                        RowTiles<kDim, kTileKeys>& tiles) const {
     const auto* pieces = reinterpret_cast<const uint4*>(cache);
-    const uint32_t target =
-        SharedAddress(&tiles.rows[piece / 8][row][(piece % 8) ^ (row % 8)]);
+    const uint32_t target = SharedAddress(&tiles.rows[piece / 8][row][(piece % 8) ^ (row % 8)]);
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       CopyAsync(target + i * kLoadRows * 128, pieces + offsets[i]);
@@ -134,9 +132,9 @@ __device__ __forceinline__ void Produce(const AttentionArguments& a, int block_s
 
 // A tile's scores are on their way while the values of the one before are added.
 template <int kDim>
-__device__ __forceinline__ void Attend(const AttentionArguments& a, const PromptWork& work, int index,
-                                       Memory<kDim>& memory, const Ring& keys, const Ring& values,
-                                       int step) {
+__device__ __forceinline__ void Attend(const AttentionArguments& a, const PromptWork& work,
+                                       int index, Memory<kDim>& memory, const Ring& keys,
+                                       const Ring& values, int step) {
   AttendingRows<kDim> rows(a, work, index);
   rows.LoadQueries(a, work, memory.queries[index]);
   keys.AwaitFull(step);
@@ -147,10 +145,10 @@ __device__ __forceinline__ void Attend(const AttentionArguments& a, const Prompt
   rows.Renew();
   for (int first = work.begin + kTileKeys; first < work.end; first += kTileKeys, ++step) {
     keys.AwaitFull(step + 1);
-      rows.Score(memory.queries[index], memory.keys[(step + 1) % kStages]);
+    rows.Score(memory.queries[index], memory.keys[(step + 1) % kStages]);
     values.AwaitFull(step);
     rows.Accumulate(memory.values[step % kStages]);
-      WaitForProducts<1>();
+    WaitForProducts<1>();
     keys.SetEmpty(step + 1);
     rows.Exponentials(first);
     WaitForProducts<0>();
@@ -178,7 +176,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(bytes) + kAlignment - 1) / kAlignment;
   auto& memory = *reinterpret_cast<Memory<kDim>*>(begin * kAlignment);
   const Ring keys = {SharedAddress(barriers), SharedAddress(barriers + kStages)};
-  const Ring values = {SharedAddress(barriers + 2 * kStages), SharedAddress(barriers + 3 * kStages)};
+  const Ring values = {SharedAddress(barriers + 2 * kStages),
+                       SharedAddress(barriers + 3 * kStages)};
   if (threadIdx.x == 0) {
     keys.Init();
     values.Init();
