@@ -9,6 +9,7 @@
 #include "runtime/backend/cpu/bf12_blocks.h"
 #include "runtime/backend/cpu/experts_activation.h"
 #include "runtime/backend/cpu/experts_neurons.h"
+#include "runtime/backend/cpu/weight_fetcher.h"
 
 // GCC 12's headers make undefined vectors by reading them, and warn where they are inlined.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -29,21 +30,6 @@ static_assert(kOrderedSums % kBlock == 0);
 constexpr int kNeuronsAtOnce = 4;
 
 MOED_AVX512_BF16 __m512bh AsBf16(__m512i values) { return reinterpret_cast<__m512bh>(values); }
-
-// Fetches what is computed next into the L2 cache, in the order in which it lies there, and as much
-// in a step as the step reads (see experts_few_rows_portable.cc).
-struct Fetcher {
-  const std::byte* line;
-
-  template <int64_t kBytes>
-  MOED_AVX512_BF16 void Fetch() {
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kBytes; i += 64) {
-      __builtin_prefetch(line + i, /*rw=*/0, /*locality=*/2);
-    }
-    line += kBytes;
-  }
-};
 
 // A row of either format. Load(i, group) gives 32 values from i + 32 * group on, i a multiple of
 // kStep, group a constant after unrolling; they are to be multiplied by Scale(), a power of two.
@@ -151,12 +137,12 @@ MOED_AVX512_BF16 ScaledBf12Row RowAt(const ScaledNeurons& scaled, int64_t i, int
 // gate[r], up[r] = the products of a neuron's two rows with kRows rows of x.
 template <int kRows, class Row>
 MOED_AVX512_BF16 void MultiplyNeuron(const Row& gate_row, const Row& up_row, const FewRows& rows,
-                                     Fetcher* fetcher, float* gate, float* up) {
+                                     WeightFetcher* fetcher, float* gate, float* up) {
   __m512 gate_sums[kRows];
   __m512 up_sums[kRows];
   for (int r = 0; r < kRows; ++r) gate_sums[r] = up_sums[r] = _mm512_setzero_ps();
   for (int64_t i = 0; i < rows.width; i += Row::kStep) {
-    fetcher->template Fetch<2 * Row::kStepBytes>();
+    fetcher->Fetch<2 * Row::kStepBytes>();
 #pragma GCC unroll 4
     for (int64_t group = 0; group < Row::kStep / kBlock; ++group) {
       const __m512bh g = AsBf16(gate_row.Load(i, group));
@@ -179,10 +165,10 @@ MOED_AVX512_BF16 void MultiplyNeuron(const Row& gate_row, const Row& up_row, con
 // holds those at even places, then those at odd ones: so a vector of bf16 widens without shuffles.
 template <int kNeurons, int kRows, class Row>
 MOED_AVX512_BF16 void AddDownRows(const Row* down, const float* act, const FewRows& rows,
-                                  Fetcher* fetcher) {
+                                  WeightFetcher* fetcher) {
   const __m512i upper_half = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   for (int64_t i = 0; i < rows.width; i += Row::kStep) {
-    fetcher->template Fetch<kNeurons * Row::kStepBytes>();
+    fetcher->Fetch<kNeurons * Row::kStepBytes>();
 #pragma GCC unroll 4
     for (int64_t group = 0; group < Row::kStep / kBlock; ++group) {
       __m512 even[kNeurons];
@@ -214,7 +200,7 @@ MOED_AVX512_BF16 void AddDownRows(const Row* down, const float* act, const FewRo
 // y += the part of neurons [first, first + kNeurons).
 template <int kNeurons, int kRows, class Neurons>
 MOED_AVX512_BF16 void AddNeurons(const Neurons& neurons, int64_t first, const FewRows& rows) {
-  Fetcher fetcher = {neurons.Next(first, kNeurons)};
+  WeightFetcher fetcher(neurons.Next(first, kNeurons));
   float gate[kNeurons * kRows];
   float up[kNeurons * kRows];
   BFloat16 rounded[kNeurons * kRows];

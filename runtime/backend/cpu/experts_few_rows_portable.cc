@@ -4,6 +4,7 @@
 #include "runtime/backend/cpu/experts_activation.h"
 #include "runtime/backend/cpu/experts_neurons.h"
 #include "runtime/backend/cpu/experts_portable.h"
+#include "runtime/backend/cpu/weight_fetcher.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "runtime/backend/cpu/experts_few_rows_portable.cc"
@@ -47,20 +48,13 @@ HWY_INLINE Widened Widen(HalfVector values) {
           hn::BitCast(Floats(), hn::And(both, hn::Set(Words(), 0xffff0000u)))};
 }
 
-// Fetches lines into the L2 cache, a group of neurons ahead. Evenly spread over the work: a burst
-// of them, or the few that the L1 cache may have in flight, reach half the memory's rate.
-HWY_INLINE void PrefetchLine(const std::byte* line) {
-  __builtin_prefetch(line, /*rw=*/0, /*locality=*/2);
-}
-
 // A row of either format. Load(i, offset) gives the block of values at i + offset, i a multiple of
-// kStep, offset a constant after unrolling; Prefetch(i) fetches step i of the row `ahead` bytes on.
+// kStep, offset a constant after unrolling.
 struct Bf16Row {
   static constexpr int64_t kStep = 32;
+  static constexpr int64_t kStepBytes = 2 * kStep;
   const std::byte* values;
-  int64_t ahead;
 
-  HWY_INLINE void Prefetch(int64_t i) const { PrefetchLine(values + 2 * i + ahead); }
   HWY_INLINE Widened Load(int64_t i, int64_t offset) const {
     const auto* at = reinterpret_cast<const uint16_t*>(values) + i + offset;
     return Widen(hn::LoadU(Halves(), at));
@@ -69,15 +63,11 @@ struct Bf16Row {
 
 struct Bf12Row {
   static constexpr int64_t kStep = kBf12BlockValues;
+  static constexpr int64_t kStepBytes = kBf12BlockBytes;
   const std::byte* blocks;
-  int64_t ahead;
   uint16_t base;  // the exponent, where it stands in a bf16
 
   HWY_INLINE const std::byte* Block(int64_t i) const { return blocks + i / 2 * 3; }
-  HWY_INLINE void Prefetch(int64_t i) const {
-    for (int64_t line = 0; line < kBf12BlockBytes; line += 64)
-      PrefetchLine(Block(i) + ahead + line);
-  }
   HWY_INLINE Widened Load(int64_t i, int64_t offset) const {
     const int64_t group = offset / 32;
     const Halves d;
@@ -101,11 +91,11 @@ struct Bf12Row {
   }
 };
 
-HWY_INLINE Bf16Row RowAt(const Bf16Neurons& neurons, int64_t i, int part, int64_t ahead) {
-  return {neurons.Row(i, part), ahead};
+HWY_INLINE Bf16Row RowAt(const Bf16Neurons& neurons, int64_t i, int part) {
+  return {neurons.Row(i, part)};
 }
-HWY_INLINE Bf12Row RowAt(const Bf12Neurons& neurons, int64_t i, int part, int64_t ahead) {
-  return {neurons.Row(i, part), ahead, neurons.Placeholder(i, part)};
+HWY_INLINE Bf12Row RowAt(const Bf12Neurons& neurons, int64_t i, int part) {
+  return {neurons.Row(i, part), neurons.Placeholder(i, part)};
 }
 
 // Two chains a sum where rows alone are too few to hide the latency.
@@ -118,9 +108,9 @@ using RowSums = FloatVector[kRows][kChains<kRows>];
 // sums += the products of a step of one weight row with kRows rows of x (widened).
 template <class Row, int kRows>
 HWY_INLINE void MultiplyStep(const Row& row, int64_t i, int64_t width, const float* HWY_RESTRICT x,
-                             RowSums<kRows>& sums) {
+                             WeightFetcher& fetcher, RowSums<kRows>& sums) {
   const Floats d;
-  row.Prefetch(i);
+  fetcher.Fetch<Row::kStepBytes>();
 #pragma GCC unroll 16
   for (int64_t offset = 0; offset < Row::kStep; offset += kBlock) {
     const Widened weights = row.Load(i, offset);
@@ -147,7 +137,8 @@ HWY_INLINE void StoreSums(RowSums<kRows>& sums, float* target) {
 // decoding both at once takes more registers than there are.
 template <class Row, int kRows>
 HWY_INLINE void MultiplyNeuron(const Row& gate_row, const Row& up_row, int64_t width,
-                               const float* HWY_RESTRICT x, float* gate, float* up) {
+                               const float* HWY_RESTRICT x, WeightFetcher& fetcher, float* gate,
+                               float* up) {
   const Floats d;
   RowSums<kRows> gate_sums;
   RowSums<kRows> up_sums;
@@ -155,8 +146,8 @@ HWY_INLINE void MultiplyNeuron(const Row& gate_row, const Row& up_row, int64_t w
     for (int c = 0; c < kChains<kRows>; ++c) gate_sums[r][c] = up_sums[r][c] = hn::Zero(d);
   }
   for (int64_t i = 0; i < width; i += Row::kStep) {
-    MultiplyStep<Row, kRows>(gate_row, i, width, x, gate_sums);
-    MultiplyStep<Row, kRows>(up_row, i, width, x, up_sums);
+    MultiplyStep<Row, kRows>(gate_row, i, width, x, fetcher, gate_sums);
+    MultiplyStep<Row, kRows>(up_row, i, width, x, fetcher, up_sums);
   }
   StoreSums<kRows>(gate_sums, gate);
   StoreSums<kRows>(up_sums, up);
@@ -164,34 +155,35 @@ HWY_INLINE void MultiplyNeuron(const Row& gate_row, const Row& up_row, int64_t w
 
 // All rows, four at a time: after the first four the neuron's weights come from the L1 cache.
 template <class Row>
-HWY_INLINE void MultiplyRows(Row gate_row, Row up_row, int64_t width, const float* x, int rows,
-                             float* gate, float* up) {
+HWY_INLINE void MultiplyRows(const Row& gate_row, const Row& up_row, int64_t width, const float* x,
+                             int rows, WeightFetcher& fetcher, float* gate, float* up) {
+  WeightFetcher none(nullptr);
   for (int r = 0; r < rows; r += 4) {
     const float* first = x + r * width;
+    WeightFetcher& next = r == 0 ? fetcher : none;
     switch (std::min(rows - r, 4)) {
       case 1:
-        MultiplyNeuron<Row, 1>(gate_row, up_row, width, first, gate + r, up + r);
+        MultiplyNeuron<Row, 1>(gate_row, up_row, width, first, next, gate + r, up + r);
         break;
       case 2:
-        MultiplyNeuron<Row, 2>(gate_row, up_row, width, first, gate + r, up + r);
+        MultiplyNeuron<Row, 2>(gate_row, up_row, width, first, next, gate + r, up + r);
         break;
       case 3:
-        MultiplyNeuron<Row, 3>(gate_row, up_row, width, first, gate + r, up + r);
+        MultiplyNeuron<Row, 3>(gate_row, up_row, width, first, next, gate + r, up + r);
         break;
       default:
-        MultiplyNeuron<Row, 4>(gate_row, up_row, width, first, gate + r, up + r);
+        MultiplyNeuron<Row, 4>(gate_row, up_row, width, first, next, gate + r, up + r);
     }
-    gate_row.ahead = up_row.ahead = 0;  // fetched already
   }
 }
 
 // y[r] += sum over kNeurons of act[n * rows + r] * their down rows.
 template <class Row, int kNeurons>
 HWY_INLINE void AddDownRows(const Row* down, int64_t width, const float* HWY_RESTRICT act, int rows,
-                            float* const* y) {
+                            WeightFetcher& fetcher, float* const* y) {
   const Floats d;
   for (int64_t i = 0; i < width; i += Row::kStep) {
-    for (int n = 0; n < kNeurons; ++n) down[n].Prefetch(i);
+    fetcher.Fetch<kNeurons * Row::kStepBytes>();
 #pragma GCC unroll 16
     for (int64_t offset = 0; offset < Row::kStep; offset += kBlock) {
       Widened weights[kNeurons];
@@ -217,8 +209,8 @@ HWY_INLINE void AddDownRows(const Row* down, int64_t width, const float* HWY_RES
 // y += the part of neurons [first, first + kNeurons).
 template <class Neurons, int kNeurons>
 HWY_INLINE void AddNeurons(const Neurons& neurons, int64_t first, const FewRows& rows) {
-  using Row = decltype(RowAt(neurons, first, 0, 0));
-  const int64_t ahead = neurons.Next(first, kNeurons) - neurons.Next(first, 0);
+  using Row = decltype(RowAt(neurons, first, 0));
+  WeightFetcher fetcher(neurons.Next(first, kNeurons));
   float gate[kNeuronsAtOnce * kMaxFewRows];
   float up[kNeuronsAtOnce * kMaxFewRows];
   BFloat16 rounded[kNeuronsAtOnce * kMaxFewRows];
@@ -228,22 +220,22 @@ HWY_INLINE void AddNeurons(const Neurons& neurons, int64_t first, const FewRows&
   const float* x = rows.scratch;
   for (int n = 0; n < kNeurons; ++n) {
     float* const sums[2] = {gate + n * num, up + n * num};
-    MultiplyRows(RowAt(neurons, first + n, 0, ahead), RowAt(neurons, first + n, 1, ahead),
-                 rows.width, x, num, sums[0], sums[1]);
+    MultiplyRows(RowAt(neurons, first + n, 0), RowAt(neurons, first + n, 1), rows.width, x, num,
+                 fetcher, sums[0], sums[1]);
     neurons.ForEachEscape(first + n, [&](int part, int64_t column, float delta) {
       if (part == 2) return;
       for (int r = 0; r < num; ++r) {
         sums[part][r] += delta * x[r * rows.width + WidenedIndex(column)];
       }
     });
-    down[n] = RowAt(neurons, first + n, 2, ahead);
+    down[n] = RowAt(neurons, first + n, 2);
   }
   ActivateSwiGlu(gate, up, kNeurons * num, rounded);
   for (int i = 0; i < kNeurons * num; ++i) {
     act[i] = ToFloat(rounded[i]);
     if (rows.weights != nullptr) act[i] *= rows.weights[i % num];
   }
-  AddDownRows<Row, kNeurons>(down, rows.width, act, num, rows.y);
+  AddDownRows<Row, kNeurons>(down, rows.width, act, num, fetcher, rows.y);
   for (int n = 0; n < kNeurons; ++n) {
     neurons.ForEachEscape(first + n, [&](int part, int64_t column, float delta) {
       if (part != 2) return;

@@ -1,0 +1,33 @@
+// Fetches the weights that a thread multiplies next into its L2 cache while it multiplies others:
+// in the order in which they lie there, as much in a step as the step reads. Evenly spread over the
+// work, since a burst of fetches, or the few that the L1 cache may have in flight, reach half the
+// memory's rate. One thread's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace moed::backend {
+
+class WeightFetcher {
+ public:
+  // From `next` on; null: nothing.
+  explicit WeightFetcher(const std::byte* next) : next_(next) {}
+
+  template <int64_t kBytes>
+  [[gnu::always_inline]] void Fetch() {
+    if (next_ == nullptr) return;
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kBytes; i += kLine) {
+      __builtin_prefetch(next_ + i, /*rw=*/0, /*locality=*/2);
+    }
+    next_ += kBytes;
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  const std::byte* next_;
+};
+
+}  // namespace moed::backend
