@@ -106,11 +106,11 @@ template <int kRows>
 using RowSums = FloatVector[kRows][kChains<kRows>];
 
 // sums += the products of a step of one weight row with kRows rows of x (widened).
-template <class Row, int kRows>
+template <class Row, int kRows, class Fetcher>
 HWY_INLINE void MultiplyStep(const Row& row, int64_t i, int64_t width, const float* HWY_RESTRICT x,
-                             WeightFetcher& fetcher, RowSums<kRows>& sums) {
+                             Fetcher& fetcher, RowSums<kRows>& sums) {
   const Floats d;
-  fetcher.Fetch<Row::kStepBytes>();
+  fetcher.template Fetch<Row::kStepBytes>();
 #pragma GCC unroll 16
   for (int64_t offset = 0; offset < Row::kStep; offset += kBlock) {
     const Widened weights = row.Load(i, offset);
@@ -135,9 +135,9 @@ HWY_INLINE void StoreSums(RowSums<kRows>& sums, float* target) {
 
 // gate[r], up[r] = the products of a neuron's two rows with kRows rows of x. Step by step in turn:
 // decoding both at once takes more registers than there are.
-template <class Row, int kRows>
+template <int kRows, class Row, class Fetcher>
 HWY_INLINE void MultiplyNeuron(const Row& gate_row, const Row& up_row, int64_t width,
-                               const float* HWY_RESTRICT x, WeightFetcher& fetcher, float* gate,
+                               const float* HWY_RESTRICT x, Fetcher& fetcher, float* gate,
                                float* up) {
   const Floats d;
   RowSums<kRows> gate_sums;
@@ -146,34 +146,38 @@ HWY_INLINE void MultiplyNeuron(const Row& gate_row, const Row& up_row, int64_t w
     for (int c = 0; c < kChains<kRows>; ++c) gate_sums[r][c] = up_sums[r][c] = hn::Zero(d);
   }
   for (int64_t i = 0; i < width; i += Row::kStep) {
-    MultiplyStep<Row, kRows>(gate_row, i, width, x, fetcher, gate_sums);
-    MultiplyStep<Row, kRows>(up_row, i, width, x, fetcher, up_sums);
+    MultiplyStep<Row, kRows, Fetcher>(gate_row, i, width, x, fetcher, gate_sums);
+    MultiplyStep<Row, kRows, Fetcher>(up_row, i, width, x, fetcher, up_sums);
   }
   StoreSums<kRows>(gate_sums, gate);
   StoreSums<kRows>(up_sums, up);
+}
+
+// The same with up to four rows.
+template <class Row, class Fetcher>
+HWY_INLINE void MultiplyFour(const Row& gate_row, const Row& up_row, int64_t width, const float* x,
+                             int rows, Fetcher& fetcher, float* gate, float* up) {
+  switch (rows) {
+    case 1:
+      return MultiplyNeuron<1>(gate_row, up_row, width, x, fetcher, gate, up);
+    case 2:
+      return MultiplyNeuron<2>(gate_row, up_row, width, x, fetcher, gate, up);
+    case 3:
+      return MultiplyNeuron<3>(gate_row, up_row, width, x, fetcher, gate, up);
+    default:
+      return MultiplyNeuron<4>(gate_row, up_row, width, x, fetcher, gate, up);
+  }
 }
 
 // All rows, four at a time: after the first four the neuron's weights come from the L1 cache.
 template <class Row>
 HWY_INLINE void MultiplyRows(const Row& gate_row, const Row& up_row, int64_t width, const float* x,
                              int rows, WeightFetcher& fetcher, float* gate, float* up) {
-  WeightFetcher none(nullptr);
-  for (int r = 0; r < rows; r += 4) {
-    const float* first = x + r * width;
-    WeightFetcher& next = r == 0 ? fetcher : none;
-    switch (std::min(rows - r, 4)) {
-      case 1:
-        MultiplyNeuron<Row, 1>(gate_row, up_row, width, first, next, gate + r, up + r);
-        break;
-      case 2:
-        MultiplyNeuron<Row, 2>(gate_row, up_row, width, first, next, gate + r, up + r);
-        break;
-      case 3:
-        MultiplyNeuron<Row, 3>(gate_row, up_row, width, first, next, gate + r, up + r);
-        break;
-      default:
-        MultiplyNeuron<Row, 4>(gate_row, up_row, width, first, next, gate + r, up + r);
-    }
+  MultiplyFour(gate_row, up_row, width, x, std::min(rows, 4), fetcher, gate, up);
+  NothingToFetch nothing;
+  for (int r = 4; r < rows; r += 4) {
+    MultiplyFour(gate_row, up_row, width, x + r * width, std::min(rows - r, 4), nothing, gate + r,
+                 up + r);
   }
 }
 

@@ -11,12 +11,11 @@ namespace moed::backend {
 
 class WeightFetcher {
  public:
-  // From `next` on; null: nothing.
+  // From `next` on.
   explicit WeightFetcher(const std::byte* next) : next_(next) {}
 
   template <int64_t kBytes>
   [[gnu::always_inline]] void Fetch() {
-    if (next_ == nullptr) return;
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kBytes; i += kLine) {
       __builtin_prefetch(next_ + i, /*rw=*/0, /*locality=*/2);
@@ -28,6 +27,12 @@ class WeightFetcher {
   static constexpr int64_t kLine = 64;
 
   const std::byte* next_;
+};
+
+// In its place where all is fetched already.
+struct NothingToFetch {
+  template <int64_t kBytes>
+  void Fetch() {}
 };
 
 }  // namespace moed::backend
