@@ -110,8 +110,8 @@ void ColdWorkers::Answer() {
   ++answered_;
   experts_->Run(options_.layers[mailbox_.request->layer], mailbox_);
   cost_.fetch_add(CostOf(mailbox_), std::memory_order_relaxed);
-  nanoseconds_.fetch_add(std::chrono::nanoseconds(Clock::now() - start).count(),
-                         std::memory_order_relaxed);
+  const auto taken = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start);
+  nanoseconds_.fetch_add(taken.count(), std::memory_order_relaxed);
   const std::atomic_ref<uint32_t> sequence(mailbox_.reply->sequence);
   sequence.store(answered_, std::memory_order_release);
 }

@@ -18,7 +18,7 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> CpuDeviceExperts::Create(
 
 CpuDeviceExperts::CpuDeviceExperts(const DeviceExpertsOptions& options, Backend& backend)
     : options_(options), backend_(backend), layers_(options.experts_per_layer.size()) {
-  const size_t pairs = size_t(options.max_tokens) * options.top_k;
+  const size_t pairs = static_cast<size_t>(options.max_tokens) * options.top_k;
   output_.resize(pairs * options.format.hidden());
   const std::byte* experts = options.host_experts;
   for (size_t i = 0; i < layers_.size(); ++i) {
@@ -46,14 +46,14 @@ absl::Status CpuDeviceExperts::Apply(std::span<const ExpertEdit> edits) {
 
 void CpuDeviceExperts::ApplyOne(const ExpertEdit& edit) {
   Layer& layer = layers_[edit.layer];
-  Entry* entry = edit.expert < 0 ? nullptr : &layer.entries[edit.expert];
+  Entry& entry = layer.entries[std::max(edit.expert, 0)];
   switch (edit.kind) {
     case ExpertEditKind::kInsert:
-      if (entry->slot < 0) *entry = {.slot = edit.slot, .generation = edit.generation};
-      entry->fill_allowed = 0;
+      if (entry.slot < 0) entry = {.slot = edit.slot, .generation = edit.generation};
+      entry.fill_allowed = 0;
       break;
     case ExpertEditKind::kEvict:
-      if (entry->slot == edit.slot && entry->generation == edit.generation) entry->slot = -1;
+      if (entry.slot == edit.slot && entry.generation == edit.generation) entry.slot = -1;
       break;
     case ExpertEditKind::kOffer:
       layer.offered.push_back({edit.slot, edit.generation});
@@ -62,10 +62,10 @@ void CpuDeviceExperts::ApplyOne(const ExpertEdit& edit) {
       std::erase_if(layer.offered, [&](const OfferedSlot& o) { return o.slot == edit.slot; });
       break;
     case ExpertEditKind::kAllowFill:
-      entry->fill_allowed = 1;
+      entry.fill_allowed = 1;
       break;
     case ExpertEditKind::kForbidFill:
-      entry->fill_allowed = 0;
+      entry.fill_allowed = 0;
       break;
   }
 }
@@ -76,7 +76,7 @@ Tensor CpuDeviceExperts::ids(int layer, int64_t tokens) const {
 }
 
 std::span<const int32_t> CpuDeviceExperts::StepIds(int layer, int64_t tokens) const {
-  return {layers_[layer].ids.data(), size_t(tokens) * options_.top_k};
+  return {layers_[layer].ids.data(), static_cast<size_t>(tokens) * options_.top_k};
 }
 
 const std::byte* CpuDeviceExperts::Place(Layer& layer, int expert,
