@@ -11,8 +11,8 @@ namespace {
 // other; with more, sums stay longer in the L1 cache.
 constexpr int64_t kLeastPieceNeurons = 4;
 constexpr int64_t kMostPieceNeurons = 16;
-// Of a thread, where there is that much to do.
-constexpr int64_t kPieces = 24;
+// Where there is that much to do.
+constexpr int64_t kPiecesPerThread = 24;
 // Columns of a row added by one thread at a time.
 constexpr int64_t kSumColumns = 128;
 static_assert(kSumColumns % kOrderedSums == 0);
@@ -26,7 +26,8 @@ const ExpertKernels& FewRowsKernels() {
 int64_t PieceNeurons(const ColdMailbox& mailbox, int threads) {
   int64_t neurons = 0;
   for (int32_t i = 0; i < mailbox.request->num_items; ++i) neurons += mailbox.items[i].num_neurons;
-  const int64_t size = neurons / (threads * kPieces) / kLeastPieceNeurons * kLeastPieceNeurons;
+  const int64_t size =
+      neurons / (threads * kPiecesPerThread) / kLeastPieceNeurons * kLeastPieceNeurons;
   return std::clamp(size, kLeastPieceNeurons, kMostPieceNeurons);
 }
 

@@ -52,7 +52,7 @@ struct GroupRange {
   // The link's groups are behind VRAM's `vram` of `total`.
   __device__ GroupRange(int vram, int total) {
     const int block = blockIdx.x;
-    const int link_blocks = min(kLinkBlocks, total - vram);
+    const int link_blocks = min(min(kLinkBlocks, int(gridDim.x) / 2), total - vram);
     const bool link = block < link_blocks;
     first = link ? vram + block : block - link_blocks;
     end = link ? total : vram;
