@@ -31,18 +31,6 @@ struct RowTiles {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-// What a block works on: a run of tokens, its heads and the positions that any of it sees.
-struct PromptWork {
-  PromptRun run;
-  int kv_head;
-  int first_head;
-  int heads;
-  int begin;
-  int end;
-
-  __device__ int Tiles() const { return (end - begin + kTileKeys - 1) / kTileKeys; }
-};
-
 inline constexpr float kLog2E = 1.44269504f;
 
 __device__ __forceinline__ float PowerOfTwo(float x) {
@@ -68,9 +56,7 @@ class AttendingRows {
           tile_first + index * kAttendingTokens + threadIdx.x % kWarpgroupThreads / 32 * 2 + half;
       const bool present = token >= work.run.begin && token < work.run.end;
       token_[half] = present && lane_ / 4 < work.heads ? token : -1;
-      visible_end_[half] = present ? a.step.positions[token] + 1 : 0;
-      visible_begin_[half] =
-          a.sliding_window > 0 ? max(0, visible_end_[half] - a.sliding_window) : 0;
+      visible_.Set(half, a, token, present);
     }
   }
 
@@ -134,7 +120,7 @@ class AttendingRows {
   // The scores of keys from position `first` on, which are there, become powers of two.
   __device__ void Exponentials(int first) {
     PinSums(scores_);
-    if (!SeesAll(first)) Mask(first);
+    if (!visible_.SeeAll(first, kTileKeys)) Mask(first);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float highest = maximum_[half];
@@ -193,26 +179,18 @@ class AttendingRows {
   }
 
  private:
-  // Whether every key of the tile is visible to both tokens.
-  __device__ bool SeesAll(int first) const {
-    return first >= max(visible_begin_[0], visible_begin_[1]) &&
-           first + kTileKeys <= min(visible_end_[0], visible_end_[1]);
-  }
-
   __device__ void Mask(int first) {
 #pragma unroll
     for (int i = 0; i < kTileKeys / 2; ++i) {
       const int key = first + i / 4 * 8 + lane_ % 4 * 2 + i % 2;
-      const int half = i / 2 % 2;
-      if (key < visible_begin_[half] || key >= visible_end_[half]) scores_[i] = -INFINITY;
+      if (visible_.Hides(i / 2 % 2, key)) scores_[i] = -INFINITY;
     }
   }
 
   int lane_;
   int index_;
   int token_[2];  // -1: nothing to store
-  int visible_begin_[2];
-  int visible_end_[2];
+  VisibleKeys visible_;
   float maximum_[2] = {-INFINITY, -INFINITY};
   float sum_[2] = {};
   float correction_[2];

@@ -8,6 +8,7 @@
 #include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/planned_route.h"
+#include "runtime/backend/cuda/two_pass_experts.h"
 
 namespace moed::backend {
 namespace {
@@ -68,8 +69,8 @@ CudaDeviceExperts::CudaDeviceExperts(const DeviceExpertsOptions& options, Backen
       arrived_(arrived),
       stream_(stream),
       multiprocessors_(multiprocessors),
-      link_access_(
-          LinkAccessFor(options.format.kind(), static_cast<int>(options.format.hidden()))) {
+      link_access_(LinkAccessFor(options.format.kind(), static_cast<int>(options.format.hidden()))),
+      two_passes_(TwoPassSupports()) {
   for (int experts : options_.experts_per_layer) {
     first_expert_.push_back(total_experts_);
     total_experts_ += experts;
@@ -231,8 +232,8 @@ void CudaDeviceExperts::Run(int layer, const Tensor& weights, const Tensor& x,
 }
 
 int CudaDeviceExperts::JoinedTasks(int layer, int rows) const {
-  return JoinedTasksFor(static_cast<int>(options_.format.hidden()), rows, options_.top_k,
-                        options_.experts_per_layer[layer]);
+  return JoinedTasksFor(two_passes_, static_cast<int>(options_.format.hidden()), rows,
+                        options_.top_k, options_.experts_per_layer[layer]);
 }
 
 PlanExpertsArguments CudaDeviceExperts::PlanArguments(int layer, const Tensor& weights,

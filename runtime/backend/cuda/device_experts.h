@@ -68,6 +68,7 @@ class CudaDeviceExperts : public DeviceExperts {
   cudaStream_t stream_;
   int multiprocessors_;
   LinkAccess link_access_;
+  bool two_passes_;  // the device has them
   int total_experts_ = 0;
   std::vector<int> first_expert_;  // [layers]
   // The trace, and its copy in pinned memory: ids [layers][max_tokens * k], uses [all experts].

@@ -3,6 +3,7 @@
 
 #include "runtime/backend/cold_division.h"
 #include "runtime/backend/cuda/cold_plan.h"
+#include "runtime/backend/cuda/expert_place.cuh"
 
 namespace moed::backend {
 
@@ -37,32 +38,6 @@ __device__ inline int TakeOffers(const DivideExpertsArguments& a, int total_cost
   __syncwarp();
   if (lane == 0) *a.plan.layer.num_offered = num_offered - filled;
   return filled;
-}
-
-// Marks the use and brings the table up to date; returns the expert's task, of its device's tiles.
-__device__ inline ExpertTask MarkUse(const PlanExpertsArguments& a, const TokenExpert& expert,
-                                     int id, float weight) {
-  ExpertTask task;
-  task.expert = id;
-  task.num_tokens = 1;
-  task.num_tiles = expert.tiles;
-  task.weight[0] = weight;
-  task.blob = a.layer.experts + id * a.blob_bytes;
-  ExpertUse use = {ExpertUseKind::kCold};
-  if (expert.hit) {
-    task.blob = a.slots + expert.entry.slot * a.blob_bytes;
-    use = {ExpertUseKind::kHit, expert.entry.slot, expert.entry.generation};
-  } else if (expert.offer >= 0) {
-    const OfferedSlot offered = a.layer.offered[expert.offer];
-    task.fill = a.slots + offered.slot * a.blob_bytes;
-    use = {ExpertUseKind::kFilled, offered.slot, offered.generation};
-    a.layer.entries[id] = {offered.slot, offered.generation, 0};
-  } else {
-    use.cpu_neurons = (a.tiles_per_expert - expert.tiles) * kTileNeurons;
-    if (expert.entry.fill_allowed != 0) ++a.layer.entries[id].fill_allowed;
-  }
-  a.layer.uses[id] = use;
-  return task;
 }
 
 // From a token's routing to the list of tasks and the CPU's part: lane r has the expert of rank r.
@@ -114,7 +89,7 @@ __device__ inline void DivideToken(const DivideExpertsArguments& a, int id, floa
     a.mailbox.items[item] = {id, first_neuron, tiles * kTileNeurons - first_neuron, item, 1};
     a.mailbox.pairs[item] = {0, weight};
   }
-  ExpertTask task = MarkUse(plan, expert, id, weight);
+  ExpertTask task = TaskOfToken(plan, expert.entry, id, weight, expert.offer, expert.tiles);
   if (!expert.hit && !over_link) return;
   const bool is_whole = expert.tiles == tiles;
   const int index = __popc((expert.hit ? hits : whole) & before);

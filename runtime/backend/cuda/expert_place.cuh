@@ -40,6 +40,35 @@ __device__ inline ExpertTask Place(const PlanExpertsArguments& a, int expert, in
   return Place(a, expert, offers_taken, [](const ExpertTableEntry&) { return true; });
 }
 
+// For the only token of a step, whose expert `id` has `entry`: marks the use, fills the layer's
+// offer number `offer` if that is not negative, and returns the expert's task, of its first
+// `tiles`, which are the device's.
+__device__ inline ExpertTask TaskOfToken(const PlanExpertsArguments& a,
+                                         const ExpertTableEntry& entry, int id, float weight,
+                                         int offer, int tiles) {
+  ExpertTask task;
+  task.expert = id;
+  task.num_tokens = 1;
+  task.num_tiles = tiles;
+  task.weight[0] = weight;
+  task.blob = a.layer.experts + id * a.blob_bytes;
+  ExpertUse use = {ExpertUseKind::kCold};
+  if (entry.slot >= 0) {
+    task.blob = a.slots + entry.slot * a.blob_bytes;
+    use = {ExpertUseKind::kHit, entry.slot, entry.generation};
+  } else if (offer >= 0) {
+    const OfferedSlot offered = a.layer.offered[offer];
+    task.fill = a.slots + offered.slot * a.blob_bytes;
+    use = {ExpertUseKind::kFilled, offered.slot, offered.generation};
+    a.layer.entries[id] = {offered.slot, offered.generation, 0};
+  } else {
+    use.cpu_neurons = (a.tiles_per_expert - tiles) * kTileNeurons;
+    if (entry.fill_allowed != 0) ++a.layer.entries[id].fill_allowed;
+  }
+  a.layer.uses[id] = use;
+  return task;
+}
+
 // Tasks for all tokens of an expert of `tiles` tiles, without them, from `tasks` on, up to `joined`
 // of them joined; the first tile is the span's `first_tile`.
 __device__ inline void WriteTasks(ExpertTask task, int tokens, int tiles, int first_tile,

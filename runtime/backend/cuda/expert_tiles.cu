@@ -245,16 +245,11 @@ void LaunchTwoKernels(const ExpertTilesArguments& a, TilesOf of, int bytes, cuda
   DownTiles<Format><<<a.multiprocessors, kThreads, 0, stream>>>(a, of);
 }
 
-// Unjoined tasks whose columns one pass holds are faster in one.
-bool TakesTwoPasses(int hidden, int joined_tasks) {
-  return (hidden > kSliceColumns || joined_tasks > 0) && TwoPassSupports();
-}
-
 template <class Format>
 void Launch(const ExpertTilesArguments& a, cudaStream_t stream) {
   const int bytes = SharedBytes<Format>(a.hidden, a.link);
   const TilesOf of = a.link == LinkAccess::kBulk ? TilesOf::kBoth : TilesOf::kVram;
-  if (TakesTwoPasses(a.hidden, a.joined_tasks)) {
+  if (a.joined_tasks > 0) {
     LaunchTwoPass(a, stream);
   } else if (a.hidden <= kSliceColumns) {
     WithFusedKernel<Format>(a.hidden, a.link, [&](auto kernel, int fused_bytes) {
@@ -273,9 +268,10 @@ LinkAccess LinkAccessFor(ExpertFormatKind format, int hidden) {
                                            : AccessFor<Bf16Experts>(hidden);
 }
 
-int JoinedTasksFor(int hidden, int rows, int top_k, int num_experts) {
-  if (!TwoPassSupports()) return 0;
-  // So that experts of twice the tokens of the mean are read once.
+int JoinedTasksFor(bool two_passes, int hidden, int rows, int top_k, int num_experts) {
+  if (!two_passes) return 0;
+  // So that experts of twice the tokens of the mean are read once. Where none is to be joined, and
+  // one pass holds all columns, it is faster.
   const int tokens = 2 * rows * top_k / num_experts;
   if (hidden <= kSliceColumns && (rows <= kTaskTokens || tokens < 2 * kTaskTokens)) return 0;
   if (rows <= kTaskTokens) return 1;

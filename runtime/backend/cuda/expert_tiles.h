@@ -40,13 +40,14 @@ struct ExpertTilesArguments {
   int list_bytes = 0;  // bf12: of the list of escapes behind every 32 neurons
   int multiprocessors = 0;
   LinkAccess link = LinkAccess::kNone;
-  // Of an expert in VRAM, at most so many are joined (ExpertTask::num_joined); 0: none, and hidden
-  // sizes of at most 2048 take one pass.
+  // Of an expert in VRAM, at most so many are joined (ExpertTask::num_joined), in two passes; 0:
+  // not in these (two_pass_experts.h).
   int joined_tasks = 0;
 };
 
-// The joined_tasks that suits steps of `rows` tokens; the current device's.
-int JoinedTasksFor(int hidden, int rows, int top_k, int num_experts);
+// The joined_tasks that suits steps of `rows` tokens. `two_passes`: TwoPassSupports() of the
+// device.
+int JoinedTasksFor(bool two_passes, int hidden, int rows, int top_k, int num_experts);
 
 // Scratch of a tile for a task's tokens: activations and what the pass after them needs beside.
 inline constexpr int kTileActivationBytes = kTileNeurons * (2 * kTaskTokens + 2);

@@ -10,6 +10,7 @@
 #include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/experts.h"
 #include "runtime/backend/cuda/experts_at_once.h"
+#include "runtime/backend/cuda/two_pass_experts.h"
 #include "runtime/backend/cuda/unpack_experts.h"
 #include "runtime/backend/cuda/warpgroup_products.h"
 
@@ -80,6 +81,7 @@ CudaExperts::CudaExperts(const Cublas& cublas, cudaStream_t stream, int multipro
       stream_(stream),
       multiprocessors_(multiprocessors),
       warpgroup_products_(PrepareWarpgroupProducts()),
+      two_passes_(TwoPassSupports()),
       list_(stream) {}
 
 absl::Status CudaExperts::Run(const ExpertFormat& format, std::span<const ExpertWork> work,
@@ -98,7 +100,6 @@ absl::Status CudaExperts::Run(const ExpertFormat& format, std::span<const Expert
                      : RunEachAnyShape(format, many, top_k, x, out);
 }
 
-// How many experts are unpacked at a time.
 size_t CudaExperts::UnpackedAtOnce(const ExpertFormat& bf16,
                                    std::span<const ExpertWork> work) const {
   const size_t most = std::clamp<size_t>(kUnpackedBytes / bf16.blob_bytes(), 1, kMaxUnpacked);
@@ -169,6 +170,9 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
   arguments.hidden = hidden;
   arguments.list_bytes = static_cast<int>(format.tile_list_bytes());
   arguments.multiprocessors = multiprocessors_;
+  // As for a single token: nothing is joined.
+  arguments.joined_tasks =
+      JoinedTasksFor(two_passes_, hidden, /*rows=*/1, top_k, /*num_experts=*/1);
   return CudaStatus(LaunchExpertTiles(arguments, stream_), "launching the expert kernels");
 }
 

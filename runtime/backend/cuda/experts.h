@@ -37,7 +37,7 @@ class CudaExperts {
                            const Tensor& x, const Tensor& out);
   absl::Status RunEachAnyShape(const ExpertFormat& format, std::span<const ExpertWork> work,
                                int top_k, const Tensor& x, const Tensor& out);
-  // Memory for as many of `experts` in `bf16` as are unpacked at a time; null if they are bf16.
+  // Experts of `work` that are unpacked into `bf16` at a time.
   size_t UnpackedAtOnce(const ExpertFormat& bf16, std::span<const ExpertWork> work) const;
   absl::Status Unpack(const ExpertFormat& format, const ExpertFormat& bf16,
                       std::span<const ExpertWork> work, std::byte* target);
@@ -51,6 +51,7 @@ class CudaExperts {
   cudaStream_t stream_;
   int multiprocessors_;
   const bool warpgroup_products_;  // the device runs them
+  const bool two_passes_;          // likewise (two_pass_experts.h)
   int prepared_hidden_ = 0;
   ListUpload list_;
   Workspace scratch_{WorkspaceMemory::kDevice};

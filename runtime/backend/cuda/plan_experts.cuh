@@ -108,23 +108,8 @@ __device__ inline void PlanToken(const PlanExpertsArguments& a, int expert, floa
     *a.layer.num_offered = max(0, num_offered - __popc(fills));
   }
   if (!chosen) return;
-  ExpertTask task;
-  task.expert = expert;
-  task.num_tokens = 1;
-  task.num_tiles = a.tiles_per_expert;
-  task.weight[0] = weight;
-  task.blob = a.layer.experts + expert * a.blob_bytes;
-  ExpertUse use = {ExpertUseKind::kCold};
-  if (hit) {
-    task.blob = a.slots + entry.slot * a.blob_bytes;
-    use = {ExpertUseKind::kHit, entry.slot, entry.generation};
-  } else if (fillable && offer >= 0) {
-    const OfferedSlot offered = a.layer.offered[offer];
-    task.fill = a.slots + offered.slot * a.blob_bytes;
-    use = {ExpertUseKind::kFilled, offered.slot, offered.generation};
-    a.layer.entries[expert] = {offered.slot, offered.generation, 0};
-  }
-  a.layer.uses[expert] = use;
+  ExpertTask task =
+      TaskOfToken(a, entry, expert, weight, fillable ? offer : -1, a.tiles_per_expert);
   const int index = __popc((hit ? hits : colds) & before);
   task.first_tile = index * a.tiles_per_expert;
   (hit ? a.vram_tasks : a.link_tasks)[index] = task;

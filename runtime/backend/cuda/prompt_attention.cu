@@ -34,14 +34,6 @@ struct Stage {
   KeyTile<kDim> values;
 };
 
-// What a block works on.
-struct Work {
-  PromptRun run;
-  int kv_head;
-  int first_head;
-  int heads;
-};
-
 // A 16 x 16 part of an A operand, high and low halves of what was float32.
 struct SplitFragment {
   uint32_t high[4];
@@ -63,36 +55,28 @@ __device__ void MultiplySplit(float (&sums)[4], const SplitFragment& a, uint32_t
 template <int kDim>
 class WarpRows {
  public:
-  __device__ WarpRows(const AttentionArguments& a, const Work& work) : lane_(threadIdx.x % 32) {
+  __device__ WarpRows(const AttentionArguments& a, const PromptWork& work)
+      : lane_(threadIdx.x % 32) {
     const int tile_first = work.run.begin / kPromptTileTokens * kPromptTileTokens;
     for (int half = 0; half < 2; ++half) {
       const int token = tile_first + threadIdx.x / 32 * 2 + half;
       const bool present = token >= work.run.begin && token < work.run.end;
       token_[half] = present && lane_ / 4 < work.heads ? token : -1;
-      const int position = present ? a.step.positions[token] : -1;
-      visible_end_[half] = position + 1;
-      visible_begin_[half] =
-          a.sliding_window > 0 ? max(0, visible_end_[half] - a.sliding_window) : 0;
+      visible_.Set(half, a, token, present);
     }
     LoadQueries(a, work);
-  }
-
-  // Whether every key of [first, first + kTileKeys) is visible to both tokens.
-  __device__ bool SeesAll(int first) const {
-    return first >= max(visible_begin_[0], visible_begin_[1]) &&
-           first + kTileKeys <= min(visible_end_[0], visible_end_[1]);
   }
 
   // Adds a tile of keys from position `first` on.
   __device__ void Add(const Stage<kDim>& stage, int first) {
     float scores[kTileKeys / 8][4] = {};
     Score(stage.keys, scores);
-    if (!SeesAll(first)) Mask(first, scores);
+    if (!visible_.SeeAll(first, kTileKeys)) Mask(first, scores);
     Exponentials(scores);
     Accumulate(stage.values, scores);
   }
 
-  __device__ void Store(const AttentionArguments& a, const Work& work) const {
+  __device__ void Store(const AttentionArguments& a, const PromptWork& work) const {
     for (int half = 0; half < 2; ++half) {
       float sum = sum_[half];
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
@@ -110,12 +94,12 @@ class WarpRows {
 
  private:
   // Where the lane's head of a token begins in q and out.
-  __device__ size_t Row(const AttentionArguments& a, const Work& work, int token) const {
+  __device__ size_t Row(const AttentionArguments& a, const PromptWork& work, int token) const {
     return (size_t(token) * a.query_heads + work.first_head + lane_ / 4) * kDim;
   }
 
   // Scaled so that softmax is a power of two.
-  __device__ void LoadQueries(const AttentionArguments& a, const Work& work) {
+  __device__ void LoadQueries(const AttentionArguments& a, const PromptWork& work) {
     const float scale = a.scale * kLog2E;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -152,7 +136,7 @@ class WarpRows {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         const int key = first + n * 8 + lane_ % 4 * 2 + r % 2;
-        if (key < visible_begin_[r / 2] || key >= visible_end_[r / 2]) scores[n][r] = -INFINITY;
+        if (visible_.Hides(r / 2, key)) scores[n][r] = -INFINITY;
       }
     }
   }
@@ -210,24 +194,23 @@ class WarpRows {
 
   int lane_;
   int token_[2];  // -1: nothing to store
-  int visible_begin_[2];
-  int visible_end_[2];
+  VisibleKeys visible_;
   SplitFragment queries_[kDim / 16];
   float maximum_[2] = {-INFINITY, -INFINITY};
   float sum_[2] = {};
   float out_[kDim / 8][4] = {};
 };
 
-// Starts the copy of a tile from position `first` on; keys beyond `end` repeat the last.
+// Starts the copy of a tile from position `first` on; keys beyond the end repeat the last.
 template <int kDim>
-__device__ void LoadStage(const AttentionArguments& a, const Work& work, int first, int end,
+__device__ void LoadStage(const AttentionArguments& a, const PromptWork& work, int first,
                           Stage<kDim>* stage) {
   constexpr int kPieces = kDim / 8;
   const size_t width = size_t(a.kv_heads) * kDim;
   const int32_t* blocks = a.step.kv_blocks + a.step.block_begin[work.run.begin];
   const int piece = threadIdx.x % kPieces;
   for (int row = threadIdx.x / kPieces; row < kTileKeys; row += kThreads / kPieces) {
-    const int position = min(first + row, end - 1);
+    const int position = min(first + row, work.end - 1);
     const size_t cache_row =
         size_t(blocks[position / a.block_tokens]) * a.block_tokens + position % a.block_tokens;
     const size_t offset = cache_row * width + work.kv_head * kDim + piece * 8;
@@ -238,18 +221,16 @@ __device__ void LoadStage(const AttentionArguments& a, const Work& work, int fir
 }
 
 template <int kDim>
-__device__ void AttendRun(const AttentionArguments& a, const Work& work, Stage<kDim>* stages) {
-  const int end = a.step.positions[work.run.end - 1] + 1;
-  const int first_position = a.step.positions[work.run.begin];
-  const int begin = a.sliding_window > 0 ? max(0, first_position + 1 - a.sliding_window) : 0;
+__device__ void AttendRun(const AttentionArguments& a, const PromptWork& work,
+                          Stage<kDim>* stages) {
   WarpRows<kDim> rows(a, work);
-  LoadStage(a, work, begin, end, &stages[0]);
+  LoadStage(a, work, work.begin, &stages[0]);
   int stage = 0;
-  for (int first = begin; first < end; first += kTileKeys, stage = 1 - stage) {
+  for (int first = work.begin; first < work.end; first += kTileKeys, stage = 1 - stage) {
     WaitForCopies<0>();
     __syncthreads();
-    if (first + kTileKeys < end) {
-      LoadStage(a, work, first + kTileKeys, end, &stages[1 - stage]);
+    if (first + kTileKeys < work.end) {
+      LoadStage(a, work, first + kTileKeys, &stages[1 - stage]);
     }
     rows.Add(stages[stage], first);
   }
@@ -257,24 +238,12 @@ __device__ void AttendRun(const AttentionArguments& a, const Work& work, Stage<k
   __syncthreads();  // the stages belong to the next run
 }
 
-// Grid: (tiles of tokens, KV heads and groups of their query heads). The last tiles see most keys,
-// so they come first.
+// Grid: as ForEachPromptRun says.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, 1) AttendPrompts(AttentionArguments a) {
   extern __shared__ __align__(128) std::byte memory[];
   auto* stages = reinterpret_cast<Stage<kDim>*>(memory);
-  const int heads_per_kv = a.query_heads / a.kv_heads;
-  const int groups = (heads_per_kv + kHeads - 1) / kHeads;
-  Work work;
-  work.kv_head = blockIdx.y / groups;
-  work.first_head = work.kv_head * heads_per_kv + blockIdx.y % groups * kHeads;
-  work.heads = min(kHeads, (work.kv_head + 1) * heads_per_kv - work.first_head);
-  const int first = (gridDim.x - 1 - blockIdx.x) * kPromptTileTokens;
-  const int end = min(first + kPromptTileTokens, a.tokens);
-  for (int token = first; token < end; token = work.run.end) {
-    work.run = RunOf(a.step, a.tokens, token);
-    if (work.run.IsTiled()) AttendRun<kDim>(a, work, stages);
-  }
+  ForEachPromptRun<kHeads>(a, [&](const PromptWork& work) { AttendRun<kDim>(a, work, stages); });
 }
 
 template <int kDim>

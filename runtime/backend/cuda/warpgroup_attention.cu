@@ -2,6 +2,7 @@
 
 #include "runtime/backend/cuda/attend_warpgroup.cuh"
 #include "runtime/backend/cuda/warpgroup_attention.h"
+#include "runtime/backend/cuda/warpgroup_kernel.h"
 
 namespace moed::backend {
 namespace {
@@ -53,26 +54,6 @@ struct Ring {
   }
 };
 
-template <class Function>
-__device__ __forceinline__ void ForEachRun(const AttentionArguments& a, Function function) {
-  const int heads_per_kv = a.query_heads / a.kv_heads;
-  const int groups = (heads_per_kv + kAttendingHeads - 1) / kAttendingHeads;
-  PromptWork work;
-  work.kv_head = blockIdx.y / groups;
-  work.first_head = work.kv_head * heads_per_kv + blockIdx.y % groups * kAttendingHeads;
-  work.heads = min(kAttendingHeads, (work.kv_head + 1) * heads_per_kv - work.first_head);
-  const int first = (gridDim.x - 1 - blockIdx.x) * kPromptTileTokens;
-  const int end = min(first + kPromptTileTokens, a.tokens);
-  for (int token = first; token < end; token = work.run.end) {
-    work.run = RunOf(a.step, a.tokens, token);
-    if (!work.run.IsTiled()) continue;
-    const int first_end = a.step.positions[work.run.begin] + 1;
-    work.begin = a.sliding_window > 0 ? max(0, first_end - a.sliding_window) : 0;
-    work.end = a.step.positions[work.run.end - 1] + 1;
-    function(work);
-  }
-}
-
 // The keys and values of the runs, by one warpgroup.
 template <int kDim>
 struct Producer {
@@ -116,7 +97,7 @@ __device__ __forceinline__ void Produce(const AttentionArguments& a, int block_s
   const Producer<kDim> producer = {a, block_shift};
   static_assert(Producer<kDim>::kLoadRows % 8 == 0, "a thread's rows lie alike in their groups");
   int step = 0;
-  ForEachRun(a, [&](const PromptWork& work) {
+  ForEachPromptRun<kAttendingHeads>(a, [&](const PromptWork& work) {
     for (int first = work.begin; first < work.end; first += kTileKeys, ++step) {
       uint32_t offsets[Producer<kDim>::kLoads];
       producer.Locate(work, first, offsets);
@@ -164,9 +145,8 @@ __device__ __forceinline__ void Attend(const AttentionArguments& a, const Prompt
 
 #endif
 
-// Only what is compiled for warpgroup products has barriers in shared memory. Grid: (tiles of
-// tokens, KV heads and groups of their query heads). The last tiles see most keys, so they come
-// first.
+// Only what is compiled for warpgroup products has barriers in shared memory. Grid: as
+// ForEachPromptRun says.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
     AttendPrompts(const __grid_constant__ AttentionArguments a, int block_shift) {
@@ -191,21 +171,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     TakeRegisters<kConsumerRegisters>();
     int step = 0;
-    ForEachRun(a, [&](const PromptWork& work) {
+    ForEachPromptRun<kAttendingHeads>(a, [&](const PromptWork& work) {
       Attend<kDim>(a, work, warpgroup, memory, keys, values, step);
-      step += work.Tiles();
+      step += (work.end - work.begin + kTileKeys - 1) / kTileKeys;
     });
   }
 #endif
-}
-
-template <int kDim>
-bool Prepare() {
-  cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, AttendPrompts<kDim>) == cudaSuccess &&
-         attributes.sharedSizeBytes > 0 &&
-         cudaFuncSetAttribute(AttendPrompts<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              kSharedBytes<kDim>) == cudaSuccess;
 }
 
 template <int kDim>
@@ -221,9 +192,8 @@ cudaError_t Launch(const AttentionArguments& a, cudaStream_t stream) {
 }  // namespace
 
 bool PrepareWarpgroupAttention() {
-  const bool prepared = Prepare<64>() && Prepare<128>();
-  cudaGetLastError();  // another device's refusal is no error
-  return prepared;
+  return PrepareWarpgroupKernel(AttendPrompts<64>, kSharedBytes<64>) &&
+         PrepareWarpgroupKernel(AttendPrompts<128>, kSharedBytes<128>);
 }
 
 bool WarpgroupAttentionSupports(int head_dim, int block_tokens) {

@@ -3,6 +3,7 @@
 #include "runtime/backend/cuda/product_operands.cuh"
 #include "runtime/backend/cuda/tile_pipeline.cuh"
 #include "runtime/backend/cuda/warpgroup.cuh"
+#include "runtime/backend/cuda/warpgroup_kernel.h"
 #include "runtime/backend/cuda/warpgroup_products.h"
 
 namespace moed::backend {
@@ -250,21 +251,11 @@ void Launch(const Arguments& a, const CUtensorMap& blobs, int multiprocessors,
       <<<std::min(blocks, multiprocessors), kThreads, kSharedBytes, stream>>>(blobs, a);
 }
 
-template <class Product>
-bool Prepare() {
-  cudaFuncAttributes attributes;
-  return cudaFuncGetAttributes(&attributes, Multiply<Product>) == cudaSuccess &&
-         attributes.sharedSizeBytes > 0 &&
-         cudaFuncSetAttribute(Multiply<Product>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              kSharedBytes) == cudaSuccess;
-}
-
 }  // namespace
 
 bool PrepareWarpgroupProducts() {
-  const bool prepared = Prepare<GateUp>() && Prepare<Down>();
-  cudaGetLastError();  // another device's refusal is no error
-  return prepared;
+  return PrepareWarpgroupKernel(Multiply<GateUp>, kSharedBytes) &&
+         PrepareWarpgroupKernel(Multiply<Down>, kSharedBytes);
 }
 
 cudaError_t LaunchWarpgroupProducts(const ExpertProductsArguments& arguments,
