@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "runtime/backend/cuda/cold_plan.h"
@@ -41,6 +41,18 @@ absl::Status CheckShape(const DeviceExpertsOptions& options) {
       absl::StrCat("the CUDA kernels take hidden sizes and intermediate sizes in multiples of 8, "
                    "not ",
                    format.hidden(), " and ", format.intermediate()));
+}
+
+// Into `sorted`, those of a layer in their order; the edits of layer l are then
+// [begins[l], begins[l + 1]).
+void SortByLayer(std::span<const ExpertEdit> edits, std::span<int32_t> begins, ExpertEdit* sorted) {
+  std::fill(begins.begin(), begins.end(), 0);
+  for (const ExpertEdit& edit : edits) ++begins[edit.layer + 1];
+  std::partial_sum(begins.begin(), begins.end(), begins.begin());
+  for (const ExpertEdit& edit : edits) sorted[begins[edit.layer]++] = edit;
+  // Each now begins where the next did.
+  std::copy_backward(begins.begin(), begins.end() - 1, begins.end());
+  begins[0] = 0;
 }
 
 }  // namespace
@@ -183,22 +195,18 @@ absl::Status CudaDeviceExperts::EndStep() {
 
 absl::Status CudaDeviceExperts::Apply(std::span<const ExpertEdit> edits) {
   if (edits.empty()) return absl::OkStatus();
-  // The copy out of the staging memory must be over.
-  absl::Status status = CudaStatus(cudaStreamSynchronize(stream_), "waiting for the last step");
-  if (!status.ok()) return status;
-  const absl::StatusOr<std::byte*> staging = edits_staging_.Reserve(edits.size_bytes());
-  if (!staging.ok()) return staging.status();
-  const absl::StatusOr<std::byte*> device = edits_.Reserve(edits.size_bytes());
-  if (!device.ok()) return device.status();
-  std::memcpy(*staging, edits.data(), edits.size_bytes());
-  status = CudaStatus(
-      cudaMemcpyAsync(*device, *staging, edits.size_bytes(), cudaMemcpyHostToDevice, stream_),
-      "copying edits of the table of experts");
-  if (!status.ok()) return status;
-  return CudaStatus(
-      LaunchApplyEdits(reinterpret_cast<const ExpertEdit*>(*device), static_cast<int>(edits.size()),
-                       device_layers_, static_cast<int>(layers_.size()), stream_),
-      "editing the table of experts");
+  const size_t num_layers = layers_.size();
+  const size_t begins_bytes = Aligned((num_layers + 1) * sizeof(int32_t));
+  const absl::StatusOr<std::byte*> staged = edits_.Stage(begins_bytes + edits.size_bytes());
+  if (!staged.ok()) return staged.status();
+  SortByLayer(edits, {reinterpret_cast<int32_t*>(*staged), num_layers + 1},
+              reinterpret_cast<ExpertEdit*>(*staged + begins_bytes));
+  if (absl::Status status = edits_.Copy(stream_); !status.ok()) return status;
+  const std::byte* const copied = edits_.target();
+  return CudaStatus(LaunchApplyEdits(reinterpret_cast<const ExpertEdit*>(copied + begins_bytes),
+                                     reinterpret_cast<const int32_t*>(copied), device_layers_,
+                                     static_cast<int>(num_layers), stream_),
+                    "editing the table of experts");
 }
 
 Tensor CudaDeviceExperts::ids(int layer, int64_t tokens) const {

@@ -13,6 +13,7 @@
 #include "runtime/backend/cuda/cold_plan.h"
 #include "runtime/backend/cuda/expert_table.h"
 #include "runtime/backend/cuda/expert_tiles.h"
+#include "runtime/backend/cuda/list_upload.h"
 #include "runtime/backend/cuda/step_tables.h"
 #include "runtime/backend/cuda/workspace.h"
 #include "runtime/backend/device_experts.h"
@@ -80,8 +81,7 @@ class CudaDeviceExperts : public DeviceExperts {
   Workspace table_{WorkspaceMemory::kDevice};
   std::vector<ExpertTableLayer> layers_;
   ExpertTableLayer* device_layers_ = nullptr;
-  Workspace edits_{WorkspaceMemory::kDevice};
-  Workspace edits_staging_{WorkspaceMemory::kPinned};
+  ListUpload edits_;
   Workspace work_{WorkspaceMemory::kDevice};  // of the layer being run
   ExpertTaskList* list_ = nullptr;
   ExpertTask* vram_tasks_ = nullptr;

@@ -32,14 +32,13 @@ __device__ void Offer(const ExpertEdit& edit, const ExpertTableLayer& layer) {
 }
 
 // A thread to a layer, since only the order within a layer matters.
-__global__ void ApplyEdits(const ExpertEdit* edits, int count, const ExpertTableLayer* layers,
-                           int num_layers) {
+__global__ void ApplyEdits(const ExpertEdit* edits, const int32_t* begins,
+                           const ExpertTableLayer* layers, int num_layers) {
   const int index = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= num_layers) return;
   const ExpertTableLayer layer = layers[index];
-  for (int i = 0; i < count; ++i) {
+  for (int i = begins[index]; i < begins[index + 1]; ++i) {
     const ExpertEdit edit = edits[i];
-    if (edit.layer != index) continue;
     ExpertTableEntry* entry = layer.entries + max(edit.expert, 0);
     switch (edit.kind) {
       case ExpertEditKind::kInsert:
@@ -71,9 +70,11 @@ __global__ void __launch_bounds__(kPlanThreads) PlanExperts(PlanExpertsArguments
 
 }  // namespace
 
-cudaError_t LaunchApplyEdits(const ExpertEdit* edits, int count, const ExpertTableLayer* layers,
-                             int num_layers, cudaStream_t stream) {
-  ApplyEdits<<<(num_layers + 31) / 32, 32, 0, stream>>>(edits, count, layers, num_layers);
+cudaError_t LaunchApplyEdits(const ExpertEdit* edits, const int32_t* begins,
+                             const ExpertTableLayer* layers, int num_layers, cudaStream_t stream) {
+  constexpr int kLayersPerBlock = 4;  // few, since each waits for memory alone
+  const int blocks = (num_layers + kLayersPerBlock - 1) / kLayersPerBlock;
+  ApplyEdits<<<blocks, kLayersPerBlock, 0, stream>>>(edits, begins, layers, num_layers);
   return cudaGetLastError();
 }
 

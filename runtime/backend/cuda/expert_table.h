@@ -35,9 +35,10 @@ struct ExpertTableLayer {
   int32_t max_offered = 0;
 };
 
-// Applies `edits` [count] to `layers` [num_layers]; all three in device memory.
-cudaError_t LaunchApplyEdits(const ExpertEdit* edits, int count, const ExpertTableLayer* layers,
-                             int num_layers, cudaStream_t stream);
+// Applies edits [begins[l], begins[l + 1]) of `edits` to layer l of `layers` [num_layers]; all
+// three in device memory.
+cudaError_t LaunchApplyEdits(const ExpertEdit* edits, const int32_t* begins,
+                             const ExpertTableLayer* layers, int num_layers, cudaStream_t stream);
 
 struct PlanExpertsArguments {
   ExpertTableLayer layer;

@@ -81,8 +81,7 @@ CudaExperts::CudaExperts(const Cublas& cublas, cudaStream_t stream, int multipro
       stream_(stream),
       multiprocessors_(multiprocessors),
       warpgroup_products_(PrepareWarpgroupProducts()),
-      two_passes_(TwoPassSupports()),
-      list_(stream) {}
+      two_passes_(TwoPassSupports()) {}
 
 absl::Status CudaExperts::Run(const ExpertFormat& format, std::span<const ExpertWork> work,
                               int top_k, const Tensor& x, const Tensor& out) {
@@ -158,7 +157,7 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
                             .link = {}};
   std::memcpy(*staging, &list, sizeof(list));
   std::memcpy(*staging + Aligned(sizeof(list)), tasks.data(), task_bytes);
-  if (absl::Status status = list_.Copy(); !status.ok()) return status;
+  if (absl::Status status = list_.Copy(stream_); !status.ok()) return status;
   ZeroRows<<<static_cast<int>(tasks.size()), kThreads, 0, stream_>>>(device_tasks, hidden,
                                                                      out.As<float>());
   ExpertTilesArguments arguments;
@@ -238,7 +237,7 @@ absl::Status CudaExperts::ListProducts(int most_rows, std::span<const ExpertWork
   arguments->activations = reinterpret_cast<__nv_bfloat16*>(*scratch);
   arguments->tiles = reinterpret_cast<const ExpertProductTile*>(list_.target());
   arguments->rows = reinterpret_cast<const int32_t*>(list_.target() + tiles_bytes);
-  return list_.Copy();
+  return list_.Copy(stream_);
 }
 
 absl::Status CudaExperts::RunAnyShape(const ExpertFormat& format, const ExpertWork& work, int top_k,

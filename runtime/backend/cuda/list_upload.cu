@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <bit>
+
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/list_upload.h"
 
@@ -5,6 +8,7 @@ namespace moed::backend {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr size_t kLeastBytes = size_t{64} << 10;
 
 __global__ void CopyList(const uint4* source, uint4* target, size_t count) {
   const size_t i = size_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -31,9 +35,10 @@ absl::StatusOr<std::byte*> ListUpload::Stage(size_t bytes) {
   if (absl::Status status = CudaStatus(error, "waiting for an older list"); !status.ok()) {
     return status;
   }
-  const absl::StatusOr<std::byte*> target = device_.Reserve(bytes);
+  const size_t capacity = std::max(std::bit_ceil(bytes), kLeastBytes);
+  const absl::StatusOr<std::byte*> target = device_.Reserve(capacity);
   if (!target.ok()) return target.status();
-  const absl::StatusOr<std::byte*> staged = slot.memory.Reserve(bytes);
+  const absl::StatusOr<std::byte*> staged = slot.memory.Reserve(capacity);
   if (!staged.ok()) return staged.status();
   bytes_ = bytes;
   target_ = *target;
@@ -41,13 +46,13 @@ absl::StatusOr<std::byte*> ListUpload::Stage(size_t bytes) {
   return staged_;
 }
 
-absl::Status ListUpload::Copy() {
+absl::Status ListUpload::Copy(cudaStream_t stream) {
   // A copy engine would take it after the experts that wait for one.
   const size_t count = bytes_ / sizeof(uint4);
-  CopyList<<<static_cast<int>((count + kThreads - 1) / kThreads), kThreads, 0, stream_>>>(
+  CopyList<<<static_cast<int>((count + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
       reinterpret_cast<const uint4*>(staged_), reinterpret_cast<uint4*>(target_), count);
   absl::Status status = CudaStatus(cudaGetLastError(), "copying a list to the device");
-  status.Update(CudaStatus(cudaEventRecord(slots_[current_].copied, stream_),
+  status.Update(CudaStatus(cudaEventRecord(slots_[current_].copied, stream),
                            "recording that a list is copied"));
   return status;
 }

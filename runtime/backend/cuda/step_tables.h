@@ -9,8 +9,8 @@
 #include <span>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "runtime/backend/backend.h"
+#include "runtime/backend/cuda/list_upload.h"
 
 namespace moed::backend {
 
@@ -24,13 +24,8 @@ struct StepTablesView {
 
 class StepTables {
  public:
-  StepTables() = default;
-  StepTables(const StepTables&) = delete;
-  StepTables& operator=(const StepTables&) = delete;
-  ~StepTables();
-
-  // Fills host staging and starts its copy on `stream`. Grows its memory if a step is larger than
-  // any before (RESOURCE_EXHAUSTED if that fails).
+  // Lists the step and starts the copy on `stream`. Grows its memory if a step is larger than any
+  // before (RESOURCE_EXHAUSTED if that fails).
   absl::Status Upload(std::span<const int32_t> token_ids,
                       std::span<const AttentionSegment> segments, cudaStream_t stream);
 
@@ -38,17 +33,15 @@ class StepTables {
   // The longest context, rounded up to a power of two, so that few values cover all steps.
   int max_context() const { return max_context_; }
   // How often the tables moved.
-  uint64_t moves() const { return moves_; }
+  uint64_t moves() const { return upload_.moves(); }
 
  private:
-  absl::Status Reserve(size_t words);
+  void FillPositions(std::span<const AttentionSegment> segments, int32_t* positions,
+                     int32_t* block_begin, int32_t* blocks);
 
-  int32_t* staging_ = nullptr;  // pinned
-  int32_t* device_ = nullptr;
-  size_t capacity_words_ = 0;
+  ListUpload upload_;
   StepTablesView view_;
   int max_context_ = 0;
-  uint64_t moves_ = 0;
 };
 
 }  // namespace moed::backend
