@@ -7,8 +7,8 @@
 // trace shows the update that evicted it in use. An empty slot serves nobody, so only about as many
 // residents are evicted ahead as recent steps filled. Nothing here waits for the device.
 //
-//   after each trace arrives:  device.Replay(trace)
-//   before launching a step:   device.Publish(&update), then send update.edits ahead of the step
+//   after each trace arrives:   device.Replay(trace)
+//   then, while the next runs:  device.Publish(&update), and send update.edits behind it
 #pragma once
 
 #include <cstdint>
@@ -38,6 +38,9 @@ class DeviceResidency {
 
   // The host filled a slot (warm start, prefill): the next update inserts it.
   void HostFilled(int32_t slot) { inserts_.push_back({slot, state_.slots.slot(slot).generation}); }
+
+  // Something is to be inserted.
+  bool host_fills_wait() const { return !inserts_.empty(); }
 
   uint64_t published_number() const { return number_; }
   // Slots given to the device that hold nothing yet.

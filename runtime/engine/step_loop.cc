@@ -54,6 +54,7 @@ void StepLoop::Run() {
     HandleMessages();
     EndExpired();
     if (!scheduler_.empty()) Step();
+    if (scheduler_.empty()) Settle();
     snapshot_.last_progress = absl::Now();
     heartbeat_.Beat();
     Publish();
@@ -74,6 +75,7 @@ void StepLoop::HandleMessages() {
     const auto found = sequences_.find(id);
     if (found != sequences_.end()) EndSequence(RunningSequence(found->second));
   }
+  if (!messages_.tasks.empty()) Settle();
   for (const std::function<void()>& task : messages_.tasks) task();
   if (!failure_.ok()) EndAll(failure_);
   if (messages_.shutdown) EndAll(absl::UnavailableError("the server is shutting down"));
@@ -111,6 +113,12 @@ void StepLoop::Step() {
   const bool has_step = !chunks.empty() && failure_.ok();
   if (has_step && RunBatch(chunks)) FollowPass();
   if (pass_running_) AdvancePass(/*beside_decodes=*/has_step);
+}
+
+void StepLoop::Settle() {
+  if (!failure_.ok()) return;
+  const absl::Status status = runner_->Settle();
+  if (!status.ok()) Fail(status);
 }
 
 bool StepLoop::RunBatch(const std::vector<scheduler::ScheduledChunk>& chunks) {

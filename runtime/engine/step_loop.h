@@ -59,6 +59,7 @@ class StepLoop {
   };
 
   void Step();
+  void Settle();
   // False if the runner failed.
   bool RunBatch(const std::vector<scheduler::ScheduledChunk>& chunks);
   void Fail(const absl::Status& status);

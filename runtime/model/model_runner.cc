@@ -235,6 +235,8 @@ absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {
                      max_tokens_beside_pass()));
   }
   absl::Status status = transformer_->Forward(input);
+  // A device computes meanwhile.
+  if (status.ok()) status = Settle();
   if (status.ok()) status = sampler_->Sample(input, LogitsOf::kStep, *transformer_, result);
   if (status.ok()) status = transformer_->EndStep(&shares_);
   if (!status.ok()) return status;
@@ -244,8 +246,16 @@ absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {
 
 void ModelRunner::EndStep(StepResult* result) {
   for (size_t i = 0; i < shares_.size(); ++i) result->chunks[i].experts = shares_[i];
+  settled_ = false;
+  if (!device_driven()) Settle().IgnoreError();  // there is no protocol to break
+}
+
+absl::Status ModelRunner::Settle() {
+  if (std::exchange(settled_, true)) return absl::OkStatus();
+  absl::Status status = transformer_->FollowLastStep();
   if (options_.record_routing) options_.record_routing(experts_->cache().TakeRecording());
   PublishSnapshot();
+  return status;
 }
 
 std::shared_ptr<const ExpertSnapshot> ModelRunner::Snapshot() const {

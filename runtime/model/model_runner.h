@@ -90,6 +90,9 @@ class ModelRunner : public StepRunner {
   // contract or these limits; the errors of Transformer::Forward.
   absl::Status Run(const StepInput& input, StepResult* result) override;
 
+  // Routing log, cache and snapshot follow the last step; INTERNAL: the device broke the protocol.
+  absl::Status Settle() override;
+
   int64_t progress() const override { return transformer_->progress(); }
 
   // model_runner_pass.cc. The errors are those of Run.
@@ -100,8 +103,8 @@ class ModelRunner : public StepRunner {
   absl::Status FinishPass(StepResult* result) override;
   void AbandonPass(StepResult* result) override;
 
-  // What an operator may change while the model serves; engine thread, between steps. Seen in the
-  // next Snapshot.
+  // What an operator may change while the model serves; engine thread, between steps, after Settle.
+  // Seen in the next Snapshot.
   // `budget` as in the options; auto is all that was taken at start. Returns the slots that it
   // buys. INVALID_ARGUMENT: no budget; RESOURCE_EXHAUSTED: more than was taken at start, or less
   // than a token needs beside the pinned experts; FAILED_PRECONDITION: fewer than all experts,
@@ -129,7 +132,8 @@ class ModelRunner : public StepRunner {
   // Weights that bf12 lists one by one, if experts were encoded while loading.
   std::optional<int64_t> listed_escapes() const;
 
-  // As of the last step that ended; never null. Safe from any thread.
+  // As of the last Settle, and on the CPU of the last step that ended; never null. Safe from any
+  // thread.
   std::shared_ptr<const ExpertSnapshot> Snapshot() const;
 
  private:
@@ -144,7 +148,7 @@ class ModelRunner : public StepRunner {
   absl::Status CheckSlots(int slots) const;
   bool device_driven() const { return cold_path_.has_value(); }
   absl::Status CheckStep(const StepInput& input) const;
-  // Shares, recording and snapshot of what has just ended.
+  // Of what has just ended.
   void EndStep(StepResult* result);
   // Of the slots that were taken at start.
   absl::StatusOr<int> ResolveSlotsTaken(const ExpertBudget& budget) const;
@@ -162,6 +166,7 @@ class ModelRunner : public StepRunner {
   std::unique_ptr<Transformer> transformer_;
   std::unique_ptr<StepSampler> sampler_;
   std::vector<ExpertShare> shares_;
+  bool settled_ = true;                                              // the last step
   const StepInput* pass_ = nullptr;                                  // in flight
   std::shared_ptr<const std::vector<cache::LayerBalance>> balance_;  // as last published
   mutable std::mutex snapshot_mutex_;

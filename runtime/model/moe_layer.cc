@@ -18,11 +18,13 @@ MoeLayer::MoeLayer(const ModelConfig& config, int64_t max_tokens, ExpertStore& e
   if (experts.device() != nullptr) link_.emplace(experts.cache(), *experts.device());
 }
 
-void MoeLayer::BeginStep(const StepInput& input) {
+absl::Status MoeLayer::BeginStep(const StepInput& input) {
+  if (absl::Status status = FollowLastStep(); !status.ok()) return status;
   experts_.cache().BeginStep();
   probe_.BeginStep();
   traffic_.BeginStep(input);
   experts_.BeginPrompt(static_cast<int64_t>(input.token_ids.size()) * config_.router.top_k);
+  return absl::OkStatus();
 }
 
 absl::Status MoeLayer::Run(int layer, const LayerWeights& weights, int64_t tokens,
@@ -45,6 +47,7 @@ void MoeLayer::BeginPass(const StepInput& input) {
 
 absl::Status MoeLayer::RunPass(int layer, const LayerWeights& weights, int64_t tokens,
                                const Activations& activations) {
+  if (absl::Status status = FollowLastStep(); !status.ok()) return status;
   RegionCutter phase = activations.Phase();
   const MoeActivations act = MoeActivations::Cut(config_, tokens, &phase);
   absl::Status status = RouteOnHost(weights, act, tokens, activations);
@@ -56,6 +59,7 @@ absl::Status MoeLayer::RunPass(int layer, const LayerWeights& weights, int64_t t
 
 void MoeLayer::EndPass() {
   if (pass_routing_.layers.empty()) return;
+  FollowLastStep().IgnoreError();  // the next step fails with it
   experts_.cache().BeginStep();
   for (const cache::LayerRouting& routing : pass_routing_.layers) {
     experts_.cache().Observe(routing.layer, routing.experts);
@@ -93,7 +97,7 @@ bool MoeLayer::OnDevice(int64_t tokens) const {
 
 absl::Status MoeLayer::BeginDeviceStep(const StepInput& input) {
   traffic_.BeginStep(input);
-  if (absl::Status status = link_->Publish(); !status.ok()) return status;
+  if (absl::Status status = link_->BeginStep(); !status.ok()) return status;
   return experts_.device()->BeginStep(static_cast<int64_t>(input.token_ids.size()));
 }
 
@@ -118,7 +122,8 @@ absl::Status MoeLayer::EndDeviceStep(int64_t tokens) {
     link_->AddLayer(layer, groups_, traffic_.Loads(groups_), experts_.format(), &layer_traffic_);
     traffic_.Charge(groups_, layer_traffic_);
   }
-  return link_->Replay();
+  link_->EndStep();
+  return absl::OkStatus();
 }
 
 backend::RouterStep MoeLayer::RouterStepOf(const LayerWeights& weights, const MoeActivations& act,

@@ -32,8 +32,8 @@ class MoeLayer {
   MoeLayer(const ModelConfig& config, int64_t max_tokens, ExpertStore& experts,
            backend::Backend& backend, Heartbeat* heartbeat);
 
-  // Before the first layer of a step.
-  void BeginStep(const StepInput& input);
+  // Before the first layer of a step. As FollowLastStep.
+  absl::Status BeginStep(const StepInput& input);
 
   // Adds the experts' outputs, and the shared expert's, to activations.residual(tokens).
   // Fails if an expert cannot be read; the step is then lost, the store is not.
@@ -44,7 +44,7 @@ class MoeLayer {
   // which it ends: its routing is kept till then, so that the steps beside it follow one another.
   // What its layers read meanwhile is admitted by what was known of it before.
   void BeginPass(const StepInput& input);
-  // As Run.
+  // As Run and FollowLastStep.
   absl::Status RunPass(int layer, const LayerWeights& weights, int64_t tokens,
                        const Activations& activations);
   // The statistics follow the layers that have run.
@@ -62,9 +62,11 @@ class MoeLayer {
   void IssueOnDevice(int layer, const LayerWeights& weights, int64_t rows,
                      const Activations& activations);
   void IssueEndOnDevice() { experts_.device()->FinishStep(); }
-  // Statistics, traffic and the cache follow the step. INTERNAL: the device broke the protocol;
-  // UNAVAILABLE: the CPU's part of the step did not come.
+  // Traffic follows the step. UNAVAILABLE: the CPU's part of the step did not come.
   absl::Status EndDeviceStep(int64_t tokens);
+  // Statistics and the cache follow the last step of the device that ended: see ResidencyLink.
+  // Whatever begins here does it first, if nobody has.
+  absl::Status FollowLastStep() { return link_.has_value() ? link_->Follow() : absl::OkStatus(); }
 
   // [chunks] of the step so far.
   std::span<const ExpertShare> shares() const { return traffic_.shares(); }

@@ -1,5 +1,7 @@
 #include "runtime/model/residency_link.h"
 
+#include <utility>
+
 namespace moed::model {
 namespace {
 
@@ -36,9 +38,15 @@ cache::DeviceUseKind KindOf(backend::ExpertUseKind kind) {
 
 }  // namespace
 
+absl::Status ResidencyLink::BeginStep() {
+  status_.Update(Follow());
+  if (status_.ok() && cache_.device()->host_fills_wait()) status_ = Publish();
+  step_table_number_ = update_.number;
+  return status_;
+}
+
 absl::Status ResidencyLink::Publish() {
   if (!cache_.device()->Publish(&update_)) return absl::OkStatus();
-  trace_.table_number = update_.number;
   edits_.clear();
   for (const cache::TableEdit& edit : update_.edits) {
     edits_.push_back({.kind = KindOf(edit.kind),
@@ -77,10 +85,17 @@ void ResidencyLink::AddLayer(int layer, const ExpertGroups& groups,
   cache_.CountBytes(layer, cache::BytePath::kLink, cold_bytes - cpu_bytes);
 }
 
-absl::Status ResidencyLink::Replay() {
-  const absl::Status status = cache_.device()->Replay(trace_);
+void ResidencyLink::EndStep() {
+  trace_.table_number = step_table_number_;
+  follows_ = false;
+}
+
+absl::Status ResidencyLink::Follow() {
+  if (std::exchange(follows_, true)) return status_;
+  status_.Update(cache_.device()->Replay(trace_));
   trace_.uses.clear();
-  return status;
+  if (status_.ok()) status_ = Publish();
+  return status_;
 }
 
 }  // namespace moed::model

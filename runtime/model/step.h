@@ -73,6 +73,10 @@ class StepRunner {
   // pass, at most max_tokens_beside_pass().
   virtual absl::Status Run(const StepInput& input, StepResult* result) = 0;
 
+  // Ends what the last step left to be done beside the next one, when none follows at once or
+  // something else is asked of the runner first. Errors are final.
+  virtual absl::Status Settle() { return absl::OkStatus(); }
+
   // Changes as a step or a slice advances, at least once a layer: who sees it stand still for long
   // knows that the device or a thread hangs. Safe from any thread.
   virtual int64_t progress() const { return 0; }

@@ -82,7 +82,7 @@ absl::Status Transformer::Forward(const StepInput& input) {
   if (logits_on_device_) return IssueStepOnDevice(input, step);
   const Activations& activations = StepActivations(tokens_);
   backend_.BeginStep(input.token_ids, segments_);
-  moe_layer_.BeginStep(input);
+  if (absl::Status status = moe_layer_.BeginStep(input); !status.ok()) return status;
   backend_.Embed(weights_.embedding.view, input.token_ids, activations.residual(tokens_));
   for (int layer = 0; layer < config_.num_layers(); ++layer) {
     RunAttentionOf(layer, step, activations);
@@ -97,7 +97,7 @@ absl::Status Transformer::Forward(const StepInput& input) {
 }
 
 absl::Status Transformer::EndStep(std::vector<ExpertShare>* shares) {
-  // Before the next step publishes what may evict experts that were read here.
+  // Before the cache decides what may evict experts that were read here.
   if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
   if (logits_on_device_) {
     if (absl::Status status = moe_layer_.EndDeviceStep(tokens_); !status.ok()) return status;
@@ -134,7 +134,7 @@ absl::Status Transformer::AdvancePass(int layers) {
         moe_layer_.RunPass(layer, weights_.layers[layer], pass_.tokens, activations_);
     if (!status.ok()) return status;
   }
-  // Before a step beside the pass publishes what may evict the experts that were read here.
+  // Before the cache decides what may evict the experts that were read here.
   return backend_.Synchronize();
 }
 

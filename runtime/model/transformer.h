@@ -60,6 +60,10 @@ class Transformer {
   // `shares` gets each chunk's part of the expert traffic. What was made of the logits is worthless
   // if this fails.
   absl::Status EndStep(std::vector<ExpertShare>* shares);
+  // The cache follows the last device-driven step that ended. At best between the next step's
+  // Forward and EndStep, while the device computes; whatever comes first does it else. INTERNAL,
+  // then and for ever: the device broke the protocol.
+  absl::Status FollowLastStep() { return moe_layer_.FollowLastStep(); }
 
   // Calls `visit` with the logits [V] of each of `rows`, rows of the step's or the pass's input,
   // and its index in `rows`. The logits are gone after the call.

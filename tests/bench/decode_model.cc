@@ -133,6 +133,7 @@ std::vector<int32_t> DecodeModel::RandomTokens(int count) {
 double DecodeModel::Forward(const model::StepInput& input) {
   const auto start = Clock::now();
   absl::Status status = transformer_->Forward(input);
+  status.Update(transformer_->FollowLastStep());
   status.Update(transformer_->EndStep(&shares_));
   status.Update(backend_->Synchronize());
   Check(status);

@@ -287,6 +287,39 @@ TEST_F(EngineLifecycleTest, AFailedRunnerEndsEverythingWithUnavailable) {
   ExpectGaugesAtZero();
 }
 
+TEST_F(EngineLifecycleTest, SettlesBeforeTasksAndWhenNoStepFollows) {
+  runner_->AllowSteps(5);
+  const auto running = Submit(Named("running", 10, 50));
+  runner_->AwaitHeld();
+  EXPECT_LT(runner_->settled_steps(), 5) << "settled between steps that follow one another";
+  int64_t steps = -1;
+  int64_t settled_steps = -1;
+  engine_->Post([&] {
+    steps = runner_->steps();
+    settled_steps = runner_->settled_steps();
+  });
+  runner_->Release();
+  running->AwaitDone();
+  EXPECT_EQ(runner_->settled_steps(), runner_->steps());
+  engine_.reset();
+  EXPECT_GE(steps, 5);
+  EXPECT_EQ(settled_steps, steps);
+}
+
+TEST_F(EngineLifecycleTest, ARunnerThatCannotSettleHasFailed) {
+  runner_->Hold();
+  const auto last = Submit(Named("last", 3, 5));
+  runner_->AwaitHeld();
+  runner_->FailSettle();
+  runner_->Release();
+  EXPECT_TRUE(last->AwaitDone().ok()) << "its tokens were there before";
+  Request late = Named("late", 3, 20);
+  late.sink = std::make_shared<RecordingSink>();
+  const absl::Status status = engine_->Submit(std::move(late));
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("the trace is wrong"));
+}
+
 TEST_F(EngineLifecycleTest, ShowsProgressWhileIdleAndNoneWhileARunnerHangs) {
   const absl::Time started = engine_->Snapshot().last_progress;
   while (engine_->Snapshot().last_progress == started) absl::SleepFor(absl::Milliseconds(5));

@@ -30,6 +30,10 @@ class ScriptedRunner final : public model::StepRunner {
   static NextToken HashOfContext(int vocab_size);
 
   absl::Status Run(const model::StepInput& input, model::StepResult* result) override;
+  absl::Status Settle() override {
+    settled_steps_ = steps_.load();
+    return settle_fails_ ? absl::InternalError("the trace is wrong") : absl::OkStatus();
+  }
   int pass_layers() const override { return pass_layers_; }
   int max_tokens_beside_pass() const override { return max_num_seqs_; }
   absl::Status BeginPass(const model::StepInput& input) override;
@@ -53,7 +57,11 @@ class ScriptedRunner final : public model::StepRunner {
   // Prefill of more than a token takes so long a token, in a pass as in a step.
   void SetPrefillTime(std::chrono::microseconds a_token) { prefill_time_ = a_token; }
 
+  void FailSettle() { settle_fails_ = true; }
+
   int64_t steps() const { return steps_; }
+  // As of the last Settle.
+  int64_t settled_steps() const { return settled_steps_; }
   // The sum of the shares it has returned.
   double total_hits() const { return total_hits_; }
   int max_chunks_in_a_step() const { return max_chunks_; }
@@ -91,8 +99,10 @@ class ScriptedRunner final : public model::StepRunner {
   Gate slices_gate_;
   std::atomic<bool> fails_ = false;
   std::atomic<bool> slice_fails_ = false;
+  std::atomic<bool> settle_fails_ = false;
   std::atomic<std::chrono::microseconds> prefill_time_ = std::chrono::microseconds(0);
   std::atomic<int64_t> steps_ = 0;
+  std::atomic<int64_t> settled_steps_ = 0;
   std::atomic<double> total_hits_ = 0;
   std::atomic<int> max_chunks_ = 0;
   std::atomic<int64_t> passes_begun_ = 0;
