@@ -48,7 +48,8 @@ absl::Status Cublas::Load() {
       Find(library, "cublasSetStream_v2", &set_stream_) &&
       Find(library, "cublasSetWorkspace_v2", &set_workspace_) &&
       Find(library, "cublasGetStatusString", &status_string_) &&
-      Find(library, "cublasGemmEx", &gemm_)) {
+      Find(library, "cublasGemmEx", &gemm_) &&
+      Find(library, "cublasGemmStridedBatchedEx", &gemm_batch_)) {
     return absl::OkStatus();
   }
   return absl::UnavailableError(absl::StrCat(kLibrary, " lacks functions of cuBLAS 13"));
@@ -72,6 +73,17 @@ absl::Status Cublas::MultiplyAs(cudaDataType type, const MatrixProduct<T>& p,
 absl::Status Cublas::Multiply(const MatrixProduct<__nv_bfloat16>& product,
                               std::string_view what) const {
   return MultiplyAs(CUDA_R_16BF, product, what);
+}
+
+absl::Status Cublas::Multiply(const MatrixProduct<__nv_bfloat16>& p, const ProductBatch& batch,
+                              std::string_view what) const {
+  const float one = 1.0f;
+  return Check(
+      gemm_batch_(handle_, p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, CUBLAS_OP_N, p.m, p.n, p.k,
+                  &one, p.a, CUDA_R_16BF, p.a_stride, batch.a_step, p.b, CUDA_R_16BF, p.b_stride,
+                  /*strideB=*/0, &p.beta, p.c, CUDA_R_32F, p.c_stride, batch.c_step, batch.count,
+                  CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+      what);
 }
 
 absl::Status Cublas::Multiply(const MatrixProduct<float>& product, std::string_view what) const {

@@ -8,6 +8,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <memory>
 #include <string_view>
 
@@ -34,6 +35,13 @@ struct MatrixProduct {
   int c_stride = 0;
 };
 
+// The same product `count` times, with other a and c each time: as many elements on from the last.
+struct ProductBatch {
+  int count = 1;
+  int64_t a_step = 0;
+  int64_t c_step = 0;
+};
+
 class Cublas {
  public:
   // UNAVAILABLE if the loader finds no cuBLAS 13. Products run on `stream`, in a workspace of
@@ -44,6 +52,9 @@ class Cublas {
   Cublas& operator=(const Cublas&) = delete;
 
   absl::Status Multiply(const MatrixProduct<__nv_bfloat16>& product, std::string_view what) const;
+  // In one launch.
+  absl::Status Multiply(const MatrixProduct<__nv_bfloat16>& product, const ProductBatch& batch,
+                        std::string_view what) const;
   // In float32 throughout.
   absl::Status Multiply(const MatrixProduct<float>& product, std::string_view what) const;
 
@@ -64,6 +75,10 @@ class Cublas {
                           const void*, const void*, cudaDataType, int, const void*, cudaDataType,
                           int, const void*, void*, cudaDataType, int, cublasComputeType_t,
                           cublasGemmAlgo_t) = nullptr;
+  cublasStatus_t (*gemm_batch_)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int,
+                                const void*, const void*, cudaDataType, int, long long, const void*,
+                                cudaDataType, int, long long, const void*, void*, cudaDataType, int,
+                                long long, int, cublasComputeType_t, cublasGemmAlgo_t) = nullptr;
   cublasHandle_t handle_ = nullptr;
   Workspace workspace_{WorkspaceMemory::kDevice};
 };

@@ -146,22 +146,42 @@ __global__ void AddBias(const float* bias, int out_features, float* out) {
   }
 }
 
-absl::Status LaunchCublas(const LinearArguments& a, const LinearPart& part, const Cublas& cublas,
-                          cudaStream_t stream) {
-  absl::Status status =
-      cublas.Multiply(MatrixProduct<__nv_bfloat16>{.transpose_a = true,
-                                                   .m = part.out_features,
-                                                   .n = a.rows,
-                                                   .k = a.in_features,
-                                                   .a = part.weight,
-                                                   .a_stride = a.in_features,
-                                                   .b = a.x,
-                                                   .b_stride = a.in_features,
-                                                   .beta = a.accumulate ? 1.0f : 0.0f,
-                                                   .c = part.out,
-                                                   .c_stride = part.out_features},
-                      "a dense product");
-  if (status.ok() && part.bias != nullptr) {
+// Whether one launch can do both, each too small for one of its own, as those of keys and values
+// are: cuBLAS steps from one to the other, and forwards.
+bool Join(const LinearPart& part, const LinearPart& next) {
+  return part.out_features == next.out_features && part.weight < next.weight && part.out < next.out;
+}
+
+// Of `part` and, if it is not null, of `next`.
+absl::Status Multiply(const LinearArguments& a, const LinearPart& part, const LinearPart* next,
+                      const Cublas& cublas) {
+  const MatrixProduct<__nv_bfloat16> product = {.transpose_a = true,
+                                                .m = part.out_features,
+                                                .n = a.rows,
+                                                .k = a.in_features,
+                                                .a = part.weight,
+                                                .a_stride = a.in_features,
+                                                .b = a.x,
+                                                .b_stride = a.in_features,
+                                                .beta = a.accumulate ? 1.0f : 0.0f,
+                                                .c = part.out,
+                                                .c_stride = part.out_features};
+  if (next == nullptr) return cublas.Multiply(product, "a dense product");
+  const ProductBatch batch = {
+      .count = 2, .a_step = next->weight - part.weight, .c_step = next->out - part.out};
+  return cublas.Multiply(product, batch, "two dense products");
+}
+
+absl::Status LaunchCublas(const LinearArguments& a, const Cublas& cublas, cudaStream_t stream) {
+  absl::Status status;
+  for (int i = 0; i < a.num_parts && status.ok();) {
+    const bool two = i + 1 < a.num_parts && Join(a.parts[i], a.parts[i + 1]);
+    status = Multiply(a, a.parts[i], two ? &a.parts[i + 1] : nullptr, cublas);
+    i += two ? 2 : 1;
+  }
+  for (int i = 0; i < a.num_parts && status.ok(); ++i) {
+    const LinearPart& part = a.parts[i];
+    if (part.bias == nullptr) continue;
     AddBias<<<a.rows, kThreads, 0, stream>>>(part.bias, part.out_features, part.out);
   }
   return status;
@@ -184,13 +204,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 absl::Status LaunchLinear(const LinearArguments& a, const Cublas& cublas, cudaStream_t stream) {
-  if (a.rows > kFewRows || a.in_features % 8 != 0) {
-    absl::Status status;
-    for (int i = 0; i < a.num_parts && status.ok(); ++i) {
-      status = LaunchCublas(a, a.parts[i], cublas, stream);
-    }
-    return status;
-  }
+  if (a.rows > kFewRows || a.in_features % 8 != 0) return LaunchCublas(a, cublas, stream);
   if (a.rows <= kTileTokens) return LaunchFewRows<1>(a, stream);
   return LaunchFewRows<2>(a, stream);
 }

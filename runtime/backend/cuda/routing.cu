@@ -9,7 +9,7 @@ namespace {
 constexpr int kSplittingTokens = 2;
 // Rows that a block takes at once, so that the router's weights are read less often; with few
 // tokens more blocks are worth more.
-constexpr int kSharedRows = 4;
+constexpr int kSharedRows = 2;
 constexpr int kSharingTokens = 16;
 constexpr size_t kMostSharedBytes = 48 << 10;
 static_assert(kSharedRows <= kRouteWarps);

@@ -30,7 +30,7 @@ class DeviceRunnerTest : public ::testing::Test {
                              .max_model_len = 128,
                              .kv_cache_bytes = int64_t{16} << 20,
                              .io_threads = 2,
-                             .record_routing = [this](std::string) { ++recorded_; }},
+                             .record_routing = [this](const std::string&) { ++recorded_; }},
                             *std::move(checkpoint), std::make_unique<testing::HostAsDevice>(2));
     ASSERT_TRUE(runner.ok()) << runner.status();
     runner_ = *std::move(runner);
