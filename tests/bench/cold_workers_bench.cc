@@ -1,10 +1,11 @@
 // What the CPU's part of a layer's cold experts takes from the request to the answer (ColdWorkers),
-// with this thread in the device's place: experts of Qwen3-30B-A3B's shape, one token each, in
-// requests of several sizes that come a while after the last answer, as a layer's do. Beside the
+// with this thread in the device's place: experts of Qwen3-30B-A3B's shape, one token each or more,
+// in requests of several sizes that come a while after the last answer, as a layer's do. Beside the
 // time stands its ratio to a plain read of the same bytes by as many threads in the same run; the
 // smallest request, of one tile, shows what an answer costs beside its work.
 //
 // usage: cold_workers_bench [threads, default as when serving] [microseconds between requests, 60]
+//                           [tokens of an expert, 1]
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -24,6 +25,7 @@
 #include "runtime/backend/cold_workers.h"
 #include "runtime/backend/cpu/cpu_count.h"
 #include "runtime/backend/cpu/thread_pool.h"
+#include "runtime/backend/dtype.h"
 
 namespace moed::backend {
 namespace {
@@ -63,7 +65,7 @@ void FillExperts(const ExpertFormat& format, std::byte* experts) {
   std::vector<BFloat16> values(bf16.blob_bytes() / sizeof(BFloat16));
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0.0f, 0.02f);
-  for (BFloat16& value : values) value = BFloat16(normal(random));
+  for (BFloat16& value : values) value = ToBFloat16(normal(random));
   const auto* blob = reinterpret_cast<const std::byte*>(values.data());
   if (format.kind() == ExpertFormatKind::kBF16) {
     std::memcpy(experts, blob, bf16.blob_bytes());
@@ -80,16 +82,16 @@ void FillExperts(const ExpertFormat& format, std::byte* experts) {
 // The other side of the mailbox.
 class Requests {
  public:
-  Requests(const ExpertFormat& format, const std::byte* experts, int threads)
-      : size_{.max_rows = 1,
+  Requests(const ExpertFormat& format, const std::byte* experts, int threads, int tokens)
+      : size_{.max_rows = tokens,
               .max_items = kExperts,
-              .max_pairs = kExperts,
+              .max_pairs = int64_t{kExperts} * tokens,
               .row_values = format.row_values(),
               .hidden = kHidden},
         memory_(Pages(ColdMailboxBytes(size_))),
         mailbox_(CutColdMailbox(size_, memory_.data)),
         workers_({.format = format, .layers = {experts}, .num_threads = threads}, mailbox_) {
-    std::fill_n(mailbox_.x, kHidden, BFloat16(0.5f));
+    std::fill_n(mailbox_.x, tokens * kHidden, ToBFloat16(0.5f));
     workers_.BeginStep();
   }
   ~Requests() { workers_.EndStep(); }
@@ -97,16 +99,19 @@ class Requests {
   // Of `tiles` tiles, from expert `first` on; microseconds until the answer was seen.
   double Ask(int first, int tiles) {
     const int tiles_per_expert = ColdTiles(kIntermediate);
+    const auto tokens = static_cast<int>(size_.max_rows);
     int items = 0;
     for (int left = tiles; left > 0; left -= tiles_per_expert, ++items) {
       mailbox_.items[items] = {.expert = (first + items) % kExperts,
                                .first_neuron = 0,
                                .num_neurons = std::min(left, tiles_per_expert) * kColdTileNeurons,
-                               .first_pair = items,
-                               .num_pairs = 1};
-      mailbox_.pairs[items] = {.row = 0, .weight = 1.0f};
+                               .first_pair = items * tokens,
+                               .num_pairs = tokens};
+      for (int r = 0; r < tokens; ++r) {
+        mailbox_.pairs[items * tokens + r] = {.row = r, .weight = 1.0f};
+      }
     }
-    *mailbox_.request = {.sequence = sequence_, .layer = 0, .rows = 1, .num_items = items};
+    *mailbox_.request = {.sequence = sequence_, .layer = 0, .rows = tokens, .num_items = items};
     const auto begin = Clock::now();
     std::atomic_ref<uint32_t>(mailbox_.request->sequence).store(++sequence_);
     const std::atomic_ref<uint32_t> reply(mailbox_.reply->sequence);
@@ -142,14 +147,16 @@ double ReadRate(const Memory& experts, int threads) {
   return best * 1e6;
 }
 
-void Measure(ExpertFormatKind kind, const char* name, int threads, double gap_microseconds) {
+void Measure(ExpertFormatKind kind, const char* name, int threads, double gap_microseconds,
+             int tokens) {
   const ExpertFormat format(kind, kHidden, kIntermediate,
                             kind == ExpertFormatKind::kBF12 ? kTileEscapes : 0);
   const Memory experts(Pages(kExperts * format.blob_bytes()));
   FillExperts(format, experts.data);
   const double rate = ReadRate(experts, threads);
-  std::printf("%s, %d threads: plain read %.1f GB/s\n", name, threads, rate * 1e-9);
-  Requests requests(format, experts.data, threads);
+  std::printf("%s, %d threads, %d tokens: plain read %.1f GB/s\n", name, threads, tokens,
+              rate * 1e-9);
+  Requests requests(format, experts.data, threads, tokens);
   int expert = 0;
   for (const int tiles : {1, 96, 192, 288, 768}) {
     std::vector<double> times;
@@ -175,7 +182,8 @@ void Measure(ExpertFormatKind kind, const char* name, int threads, double gap_mi
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : moed::backend::DefaultColdThreads();
   const double gap = argc > 2 ? std::atof(argv[2]) : 60.0;
-  moed::backend::Measure(moed::backend::ExpertFormatKind::kBF16, "bf16", threads, gap);
-  moed::backend::Measure(moed::backend::ExpertFormatKind::kBF12, "bf12", threads, gap);
+  const int tokens = argc > 3 ? std::atoi(argv[3]) : 1;
+  moed::backend::Measure(moed::backend::ExpertFormatKind::kBF16, "bf16", threads, gap, tokens);
+  moed::backend::Measure(moed::backend::ExpertFormatKind::kBF12, "bf12", threads, gap, tokens);
   return 0;
 }
