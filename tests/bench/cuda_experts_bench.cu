@@ -353,10 +353,15 @@ class Bench {
     const int list_bytes = int(format.tile_list_bytes());
     const int multiprocessors = properties_.multiProcessorCount;
     if (joined == kNeurons) {
-      CUDA_CHECK(moed::backend::LaunchExpertNeurons(
-          format.kind(),
-          {list, x, residual, hidden, int(format.intermediate()), list_bytes, multiprocessors},
-          stream_));
+      moed::backend::ExpertNeuronsArguments arguments;
+      arguments.tasks = list;
+      arguments.x = x;
+      arguments.output = residual;
+      arguments.hidden = hidden;
+      arguments.intermediate = int(format.intermediate());
+      arguments.list_bytes = list_bytes;
+      arguments.multiprocessors = multiprocessors;
+      CUDA_CHECK(moed::backend::LaunchExpertNeurons(format.kind(), arguments, stream_));
     } else {
       const LinkAccess link = moed::backend::LinkAccessFor(format.kind(), hidden);
       CUDA_CHECK(

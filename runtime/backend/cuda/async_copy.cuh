@@ -51,6 +51,18 @@ __device__ __forceinline__ void CopyBulk(uint32_t target, const std::byte* sourc
       : "memory");
 }
 
+// The same of what is read once, and shall displace nothing else in L2.
+__device__ __forceinline__ void CopyBulkOnce(uint32_t target, const std::byte* source,
+                                             uint32_t bytes, uint32_t barrier) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(target),
+      "l"(source), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
 // Waits until phase `parity` of the barrier is over: all that was announced has come.
 __device__ __forceinline__ void WaitForBytes(uint32_t barrier, int parity) {
   asm volatile(

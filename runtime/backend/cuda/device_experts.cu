@@ -5,7 +5,6 @@
 #include "runtime/backend/cuda/cold_plan.h"
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/device_experts.h"
-#include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/planned_route.h"
 #include "runtime/backend/cuda/two_pass_experts.h"
@@ -224,7 +223,10 @@ void CudaDeviceExperts::Route(int layer, const RouterStep& step) {
   }
   const NormRouteArguments route = NormRouteArgumentsOf(step, arrived_);
   const PlanExpertsArguments plan = PlanArguments(layer, step.weights, rows);
-  if (cold_path_ == nullptr) {
+  if (cold_path_ == nullptr && RunsNeurons(rows) && step.spec.num_experts <= kMostChoiceExperts) {
+    LaunchLogits(route, stream_);
+    choice_ = {step.spec, route.logits, route.ids, route.weights, arrived_, plan};
+  } else if (cold_path_ == nullptr) {
     LaunchRouteAndPlan(route, plan, stream_);
   } else {
     LaunchRouteAndDivide(route, DivideArguments(layer, plan), stream_);
@@ -278,12 +280,18 @@ void CudaDeviceExperts::Plan(int layer, const Tensor& weights, const Tensor& x) 
   cold_path_->Post(x.As<__nv_bfloat16>(), rows);
 }
 
+bool CudaDeviceExperts::RunsNeurons(int rows) const {
+  return rows == 1 && options_.top_k <= kMaxNeuronTasks &&
+         ExpertNeuronsSupports(options_.format.kind(), static_cast<int>(options_.format.hidden()));
+}
+
 void CudaDeviceExperts::Compute(int layer, int rows, const Tensor& x, const Tensor& residual) {
   const int hidden = static_cast<int>(options_.format.hidden());
   const ExpertFormatKind format = options_.format.kind();
   const int list_bytes = static_cast<int>(options_.format.tile_list_bytes());
-  if (rows == 1 && options_.top_k <= kMaxNeuronTasks && ExpertNeuronsSupports(format, hidden)) {
+  if (RunsNeurons(rows)) {
     ExpertNeuronsArguments neurons;
+    neurons.choice = std::exchange(choice_, {});
     neurons.tasks = list_;
     neurons.x = x.As<__nv_bfloat16>();
     neurons.output = residual.As<float>();

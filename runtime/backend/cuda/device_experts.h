@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/backend/cuda/cold_path.h"
 #include "runtime/backend/cuda/cold_plan.h"
+#include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/expert_table.h"
 #include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/list_upload.h"
@@ -54,6 +55,8 @@ class CudaDeviceExperts : public DeviceExperts {
   PlanExpertsArguments PlanArguments(int layer, const Tensor& weights, int rows) const;
   DivideExpertsArguments DivideArguments(int layer, const PlanExpertsArguments& plan) const;
   void Plan(int layer, const Tensor& weights, const Tensor& x);
+  // Whether the kernel for a single token takes a step of `rows`.
+  bool RunsNeurons(int rows) const;
   void Compute(int layer, int rows, const Tensor& x, const Tensor& residual);
   // Of a step of `rows` tokens.
   int JoinedTasks(int layer, int rows) const;
@@ -88,6 +91,7 @@ class CudaDeviceExperts : public DeviceExperts {
   ExpertTask* link_tasks_ = nullptr;
   __nv_bfloat16* activations_ = nullptr;
   bool planned_ = false;                     // Route planned the layer that runs next
+  TokenChoice choice_;                       // or left it to the expert kernel
   std::unique_ptr<CudaColdPath> cold_path_;  // null: all over the link
 };
 

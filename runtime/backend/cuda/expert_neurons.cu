@@ -4,7 +4,9 @@
 #include "runtime/backend/cuda/global_add.cuh"
 #include "runtime/backend/cuda/neuron_ring.cuh"
 #include "runtime/backend/cuda/neuron_tasks.cuh"
+#include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
+#include "runtime/backend/cuda/token_choice.cuh"
 
 namespace moed::backend {
 namespace {
@@ -72,15 +74,28 @@ __device__ void AddToOutput(const float (&sum)[8 * kChunks], int warp, int lane,
 }
 
 template <int kChunks>
-__global__ void __launch_bounds__(kThreads, 1) NeuronExperts(ExpertNeuronsArguments a) {
+__global__ void __launch_bounds__(kThreads, 1)
+    NeuronExperts(const __grid_constant__ ExpertNeuronsArguments a) {
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ uint64_t barriers[kWarps][kSlots];
   __shared__ NeuronTasks tasks;
+  using Chosen = ChosenExperts<kThreads>;
+  __shared__ Chosen chosen;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int total = tasks.Load(*a.tasks) * kTileNeurons;
   constexpr uint32_t kBytes = kNeuronBytes<kChunks>;
   NeuronRing<kSlots, kBytes> ring(memory + size_t(warp) * kSlots * kBytes, barriers[warp], lane);
+  LetNextKernelBegin();
+  const bool chooses = a.choice.logits != nullptr;
+  typename Chosen::Ahead ahead;
+  if (chooses) ahead.Load(a.choice);
+  WaitForKernelAhead();
+  uint4 x[kChunks];
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) x[c] = reinterpret_cast<const uint4*>(a.x)[c * 32 + lane];
+  const NeuronTiles tiles =
+      chooses ? chosen.Choose(a.choice, ahead, &tasks) : tasks.Load(*a.tasks);
+  const int total = tiles.all() * kTileNeurons;
   __syncthreads();
 
   const int stride = gridDim.x * kWarps;
@@ -90,9 +105,7 @@ __global__ void __launch_bounds__(kThreads, 1) NeuronExperts(ExpertNeuronsArgume
     return tasks.blob[neuron / a.intermediate] + size_t(neuron % a.intermediate) * kBytes;
   };
   for (int i = 0; i < kSlots; ++i) ring.Fetch(i, address(first + i * stride));
-  uint4 x[kChunks];
-#pragma unroll
-  for (int c = 0; c < kChunks; ++c) x[c] = reinterpret_cast<const uint4*>(a.x)[c * 32 + lane];
+  if (chooses) chosen.Record(a.choice);
 
   float sum[8 * kChunks] = {};
   int sequence = 0;
@@ -156,7 +169,7 @@ cudaError_t PrepareExpertNeurons(ExpertFormatKind format, int hidden) {
   return ForChunks(hidden, [](auto chunks) {
     constexpr int kChunks = decltype(chunks)::value;
     return cudaFuncSetAttribute(NeuronExperts<kChunks>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                kSharedBytes<kChunks>);
+                                static_cast<int>(SharedBytesOfOneBlock(kSharedBytes<kChunks>)));
   });
 }
 
@@ -165,9 +178,11 @@ cudaError_t LaunchExpertNeurons(ExpertFormatKind format, const ExpertNeuronsArgu
   if (format == ExpertFormatKind::kBF12) return LaunchExpertNeuronsBf12(arguments, stream);
   return ForChunks(arguments.hidden, [&](auto chunks) {
     constexpr int kChunks = decltype(chunks)::value;
-    NeuronExperts<kChunks>
-        <<<arguments.multiprocessors, kThreads, kSharedBytes<kChunks>, stream>>>(arguments);
-    return cudaGetLastError();
+    return LaunchAhead(NeuronExperts<kChunks>,
+                       {.grid = unsigned(arguments.multiprocessors),
+                        .block = kThreads,
+                        .shared_bytes = SharedBytesOfOneBlock(kSharedBytes<kChunks>)},
+                       stream, arguments);
   });
 }
 

@@ -6,10 +6,25 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include "runtime/backend/cuda/expert_table.h"
 #include "runtime/backend/cuda/expert_tasks.h"
+#include "runtime/backend/cuda/routing.h"
 #include "runtime/backend/expert_format.h"
 
 namespace moed::backend {
+
+inline constexpr int kMaxNeuronTasks = 32;
+inline constexpr int kMostChoiceExperts = 256;
+
+// A token's routing that is left to the kernel: from the router's logits to tasks, trace and table.
+struct TokenChoice {
+  RouterSpec spec;                // at most kMostChoiceExperts; top_k: at most kMaxNeuronTasks
+  const float* logits = nullptr;  // [experts]
+  int32_t* ids = nullptr;         // [k]
+  float* weights = nullptr;       // [k]
+  int* arrived = nullptr;         // zero, zero again afterwards
+  PlanExpertsArguments plan;      // its ids, weights and lists are not used
+};
 
 struct ExpertNeuronsArguments {
   const ExpertTaskList* tasks = nullptr;  // device memory, at most kMaxNeuronTasks tasks
@@ -19,9 +34,8 @@ struct ExpertNeuronsArguments {
   int intermediate = 0;
   int list_bytes = 0;  // bf12: of the list of escapes behind every 32 neurons
   int multiprocessors = 0;
+  TokenChoice choice;  // with logits: in place of `tasks`
 };
-
-inline constexpr int kMaxNeuronTasks = 32;
 
 // True for a hidden size these kernels are built for: a multiple of 256 (bf12: 128) up to 2048.
 // Others, and several tokens, go to expert_tiles.h.

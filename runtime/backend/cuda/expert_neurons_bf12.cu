@@ -5,7 +5,9 @@
 #include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/global_add.cuh"
 #include "runtime/backend/cuda/neuron_tasks.cuh"
+#include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
+#include "runtime/backend/cuda/token_choice.cuh"
 
 namespace moed::backend {
 namespace {
@@ -202,16 +204,25 @@ __device__ void AddToOutput(const float (&sum)[32 * kIterations], int hidden, in
 }
 
 template <int kIterations>
-__global__ void __launch_bounds__(kThreads, 1) Bf12NeuronExperts(ExpertNeuronsArguments a) {
+__global__ void __launch_bounds__(kThreads, 1)
+    Bf12NeuronExperts(const __grid_constant__ ExpertNeuronsArguments a) {
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ uint64_t barriers[kSlots];
   __shared__ NeuronTasks tasks;
+  using Chosen = ChosenExperts<kThreads>;
+  __shared__ Chosen chosen;
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  constexpr int kTileGroups = kTileNeurons / kGroupNeurons;
-  const int total = tasks.Load(*a.tasks) * kTileGroups;
-  const GroupRange range(a.tasks->vram.num_tiles * kTileGroups, total);
   BlockRing<kSlots> ring(memory, GroupBytes(a.hidden), barriers);
+  LetNextKernelBegin();
+  const bool chooses = a.choice.logits != nullptr;
+  Chosen::Ahead ahead;
+  if (chooses) ahead.Load(a.choice);
+  WaitForKernelAhead();
+  const NeuronTiles tiles =
+      chooses ? chosen.Choose(a.choice, ahead, &tasks) : tasks.Load(*a.tasks);
+  constexpr int kTileGroups = kTileNeurons / kGroupNeurons;
+  const GroupRange range(tiles.vram * kTileGroups, tiles.all() * kTileGroups);
   __syncthreads();
 
   const int per_expert = a.intermediate / kGroupNeurons;
@@ -222,6 +233,7 @@ __global__ void __launch_bounds__(kThreads, 1) Bf12NeuronExperts(ExpertNeuronsAr
     return tasks.blob[group.task] + group.Offset(a);
   };
   for (int i = 0; i < kSlots; ++i) ring.Fetch(i, address(range.first + i * range.stride));
+  if (chooses) chosen.Record(a.choice);
   uint32_t x[16 * kIterations];
 #pragma unroll
   for (int it = 0; it < kIterations; ++it) {
@@ -269,15 +281,15 @@ bool ExpertNeuronsBf12Supports(int hidden) {
 
 cudaError_t PrepareExpertNeuronsBf12(int hidden) {
   return cudaFuncSetAttribute(KernelFor(hidden), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              SharedBytes(hidden));
+                              static_cast<int>(SharedBytesOfOneBlock(SharedBytes(hidden))));
 }
 
 cudaError_t LaunchExpertNeuronsBf12(const ExpertNeuronsArguments& arguments, cudaStream_t stream) {
-  KernelFor(
-      arguments
-          .hidden)<<<arguments.multiprocessors, kThreads, SharedBytes(arguments.hidden), stream>>>(
-      arguments);
-  return cudaGetLastError();
+  return LaunchAhead(KernelFor(arguments.hidden),
+                     {.grid = unsigned(arguments.multiprocessors),
+                      .block = kThreads,
+                      .shared_bytes = SharedBytesOfOneBlock(SharedBytes(arguments.hidden))},
+                     stream, arguments);
 }
 
 }  // namespace moed::backend

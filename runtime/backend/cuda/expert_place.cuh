@@ -40,31 +40,57 @@ __device__ inline ExpertTask Place(const PlanExpertsArguments& a, int expert, in
   return Place(a, expert, offers_taken, [](const ExpertTableEntry&) { return true; });
 }
 
-// For the only token of a step, whose expert `id` has `entry`: marks the use, fills the layer's
-// offer number `offer` if that is not negative, and returns the expert's task, of its first
-// `tiles`, which are the device's.
+// Where a token's expert is read from, and what becomes of it.
+struct ExpertSource {
+  const std::byte* blob = nullptr;
+  std::byte* fill = nullptr;  // the slot to write it into, or null
+  ExpertUse use;
+};
+
+// For the only token of a step, whose expert `id` has `entry`, and may fill the layer's offer
+// number `offer` if that is not negative. Changes nothing.
+__device__ inline ExpertSource SourceOfExpert(const PlanExpertsArguments& a,
+                                              const ExpertTableEntry& entry, int id, int offer) {
+  ExpertSource source;
+  if (entry.slot >= 0) {
+    source.blob = a.slots + entry.slot * a.blob_bytes;
+    source.use = {ExpertUseKind::kHit, entry.slot, entry.generation};
+    return source;
+  }
+  source.blob = a.layer.experts + id * a.blob_bytes;
+  source.use = {ExpertUseKind::kCold};
+  if (offer >= 0) {
+    const OfferedSlot offered = a.layer.offered[offer];
+    source.fill = a.slots + offered.slot * a.blob_bytes;
+    source.use = {ExpertUseKind::kFilled, offered.slot, offered.generation};
+  }
+  return source;
+}
+
+// Lets the table name the slot of an expert that is filled.
+__device__ inline void TakeSlot(const PlanExpertsArguments& a, int id, const ExpertUse& use) {
+  if (use.kind == ExpertUseKind::kFilled) a.layer.entries[id] = {use.slot, use.generation, 0};
+}
+
+// The expert's task, of its first `tiles`, which are the device's; marks the use in the trace and
+// the table.
 __device__ inline ExpertTask TaskOfToken(const PlanExpertsArguments& a,
                                          const ExpertTableEntry& entry, int id, float weight,
                                          int offer, int tiles) {
+  const ExpertSource source = SourceOfExpert(a, entry, id, offer);
   ExpertTask task;
   task.expert = id;
   task.num_tokens = 1;
   task.num_tiles = tiles;
   task.weight[0] = weight;
-  task.blob = a.layer.experts + id * a.blob_bytes;
-  ExpertUse use = {ExpertUseKind::kCold};
-  if (entry.slot >= 0) {
-    task.blob = a.slots + entry.slot * a.blob_bytes;
-    use = {ExpertUseKind::kHit, entry.slot, entry.generation};
-  } else if (offer >= 0) {
-    const OfferedSlot offered = a.layer.offered[offer];
-    task.fill = a.slots + offered.slot * a.blob_bytes;
-    use = {ExpertUseKind::kFilled, offered.slot, offered.generation};
-    a.layer.entries[id] = {offered.slot, offered.generation, 0};
-  } else {
+  task.blob = source.blob;
+  task.fill = source.fill;
+  ExpertUse use = source.use;
+  if (use.kind == ExpertUseKind::kCold) {
     use.cpu_neurons = (a.tiles_per_expert - tiles) * kTileNeurons;
     if (entry.fill_allowed != 0) ++a.layer.entries[id].fill_allowed;
   }
+  TakeSlot(a, id, use);
   a.layer.uses[id] = use;
   return task;
 }

@@ -30,7 +30,7 @@ class NeuronRing {
     if (lane_ == 0 && source != nullptr) {
       const uint32_t barrier = SharedAddress(&barriers_[sequence % kSlots]);
       ExpectBytes(barrier, kSlotBytes);
-      CopyBulk(SharedAddress(slot), source, kSlotBytes, barrier);
+      CopyBulkOnce(SharedAddress(slot), source, kSlotBytes, barrier);
     }
 #else
     if (source != nullptr) {

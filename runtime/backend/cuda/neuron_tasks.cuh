@@ -7,13 +7,21 @@
 
 namespace moed::backend {
 
+// Of a token's tasks.
+struct NeuronTiles {
+  int vram;
+  int link;
+
+  __device__ int all() const { return vram + link; }
+};
+
 struct NeuronTasks {
   const std::byte* blob[kMaxNeuronTasks];
   std::byte* fill[kMaxNeuronTasks];
   float weight[kMaxNeuronTasks];
 
-  // All threads of the block call it; a barrier must follow. Returns the tiles of all tasks.
-  __device__ int Load(const ExpertTaskList& list) {
+  // All threads of the block call it; a barrier must follow.
+  __device__ NeuronTiles Load(const ExpertTaskList& list) {
     const int i = threadIdx.x;
     if (i < list.vram.num_tasks + list.link.num_tasks) {
       const ExpertTask& task =
@@ -22,7 +30,7 @@ struct NeuronTasks {
       fill[i] = task.fill;
       weight[i] = task.weight[0];
     }
-    return list.vram.num_tiles + list.link.num_tiles;
+    return {list.vram.num_tiles, list.link.num_tiles};
   }
 };
 

@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 
 #include "runtime/backend/cuda/last_block.cuh"
+#include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/route_token.cuh"
 #include "runtime/backend/cuda/routing.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
@@ -121,9 +122,9 @@ __device__ void StoreLogits(const NormRouteArguments& a, const RouterWeights<kSp
 }
 
 // Grid: (experts by kRouteWarps / kSplit, tokens by kRows). Every block norms its rows for itself,
-// which costs less than a launch, while the first weights are on their way. tail(choice): by all
-// threads of the block that routed last, if all rows are one block's; `choice` is that of the
-// warp's token.
+// which costs less than a launch, while the first weights are on their way. tail(choice), if the
+// tail routes at all: by all threads of the block that routed last, if all rows are one block's;
+// `choice` is that of the warp's token.
 template <int kRows, int kSplit, class Tail>
 __global__ void __launch_bounds__(kRouteThreads, 2)
     NormRoute(NormRouteArguments a, int tokens, const __grid_constant__ Tail tail) {
@@ -139,6 +140,8 @@ __global__ void __launch_bounds__(kRouteThreads, 2)
                                   .part = warp % kSplit,
                                   .lane = lane};
   router.LoadAhead();
+  LetNextKernelBegin();
+  WaitForKernelAhead();
   NormRows<kRows>(a, a.x + first, rows, normed);
   if (blockIdx.x == 0) {
     for (int i = threadIdx.x; i < rows * a.hidden; i += kRouteThreads) {
@@ -147,7 +150,7 @@ __global__ void __launch_bounds__(kRouteThreads, 2)
     }
   }
   StoreLogits<kRows>(a, router, normed, first_token, rows);
-  if (!LastBlock(a.arrived + blockIdx.y, gridDim.x)) return;
+  if (!Tail::kRoutes || !LastBlock(a.arrived + blockIdx.y, gridDim.x)) return;
   RoutedExpert choice;
   if (warp < rows) {
     choice = RouteAnyToken({a.spec, a.logits, a.ids, a.weights}, first_token + warp, lane);
@@ -155,14 +158,21 @@ __global__ void __launch_bounds__(kRouteThreads, 2)
   tail(choice);
 }
 
+template <int kRows, int kSplit>
+LaunchShape NormRouteShape(const NormRouteArguments& arguments, int tokens) {
+  constexpr int kExperts = kRouteWarps / kSplit;
+  return {.grid = dim3((arguments.spec.num_experts + kExperts - 1) / kExperts,
+                       (tokens + kRows - 1) / kRows),
+          .block = kRouteThreads,
+          .shared_bytes = kRows * arguments.hidden * sizeof(float)};
+}
+
 template <int kRows, int kSplit, class Tail>
 void LaunchNormRouteRows(const NormRouteArguments& arguments, int tokens, const Tail& tail,
                          cudaStream_t stream) {
-  constexpr int kExperts = kRouteWarps / kSplit;
-  const dim3 grid((arguments.spec.num_experts + kExperts - 1) / kExperts,
-                  (tokens + kRows - 1) / kRows);
-  const size_t shared_bytes = kRows * arguments.hidden * sizeof(float);
-  NormRoute<kRows, kSplit><<<grid, kRouteThreads, shared_bytes, stream>>>(arguments, tokens, tail);
+  const LaunchShape shape = NormRouteShape<kRows, kSplit>(arguments, tokens);
+  NormRoute<kRows, kSplit>
+      <<<shape.grid, shape.block, shape.shared_bytes, stream>>>(arguments, tokens, tail);
 }
 
 }  // namespace moed::backend

@@ -85,34 +85,56 @@ __device__ inline void PlanLayer(const PlanExpertsArguments& a, std::byte* memor
   }
 }
 
-// The same for a single token, by one warp: lane r has the expert of rank r. The layer's uses are
-// empty.
+// A token's experts by a warp, lane r the one of rank r: which lie in VRAM, and which offered slots
+// the others fill while there are some.
+struct TokenPlan {
+  uint32_t hits;
+  uint32_t colds;
+  uint32_t fillable;
+
+  __device__ TokenPlan(bool chosen, const ExpertTableEntry& entry)
+      : hits(__ballot_sync(0xffffffffu, chosen && entry.slot >= 0)),
+        colds(__ballot_sync(0xffffffffu, chosen && entry.slot < 0)),
+        fillable(__ballot_sync(0xffffffffu,
+                               chosen && entry.slot < 0 && entry.fill_allowed != 0)) {}
+  __device__ int vram() const { return __popc(hits); }
+  __device__ int link() const { return __popc(colds); }
+  __device__ bool hit() const { return (hits >> lane() & 1) != 0; }
+  // Of the lane's expert among those in VRAM or the others.
+  __device__ int index() const { return __popc((hit() ? hits : colds) & before()); }
+  // That the lane's expert fills, of `num_offered`; negative: none.
+  __device__ int Offer(int num_offered) const {
+    return (fillable >> lane() & 1) != 0 ? num_offered - 1 - __popc(fillable & before()) : -1;
+  }
+  __device__ int OffersLeft(int num_offered) const {
+    return max(0, num_offered - __popc(fillable));
+  }
+
+ private:
+  __device__ static int lane() { return threadIdx.x % 32; }
+  __device__ static uint32_t before() { return (1u << lane()) - 1; }
+};
+
+// The same as PlanLayer for a single token, by one warp: lane r has the expert of rank r. The
+// layer's uses are empty.
 __device__ inline void PlanToken(const PlanExpertsArguments& a, int expert, float weight) {
   const int lane = threadIdx.x % 32;
-  const uint32_t before = (1u << lane) - 1;
   const bool chosen = lane < a.top_k && a.positions[0] >= 0;
   const int num_offered = *a.layer.num_offered;
   ExpertTableEntry entry;
   if (chosen) entry = a.layer.entries[expert];
-  const bool hit = chosen && entry.slot >= 0;
-  const bool fillable = chosen && !hit && entry.fill_allowed != 0;
-  const uint32_t hits = __ballot_sync(0xffffffffu, hit);
-  const uint32_t colds = __ballot_sync(0xffffffffu, chosen && !hit);
-  const uint32_t fills = __ballot_sync(0xffffffffu, fillable);
-  const int offer = num_offered - 1 - __popc(fills & before);
+  const TokenPlan plan(chosen, entry);
   if (lane == 0) {
-    const int vram = __popc(hits);
-    const int link = __popc(colds);
-    *a.list = {.vram = {vram, vram * a.tiles_per_expert, a.vram_tasks},
-               .link = {link, link * a.tiles_per_expert, a.link_tasks}};
-    *a.layer.num_offered = max(0, num_offered - __popc(fills));
+    const int tiles = a.tiles_per_expert;
+    *a.list = {.vram = {plan.vram(), plan.vram() * tiles, a.vram_tasks},
+               .link = {plan.link(), plan.link() * tiles, a.link_tasks}};
+    *a.layer.num_offered = plan.OffersLeft(num_offered);
   }
   if (!chosen) return;
   ExpertTask task =
-      TaskOfToken(a, entry, expert, weight, fillable ? offer : -1, a.tiles_per_expert);
-  const int index = __popc((hit ? hits : colds) & before);
-  task.first_tile = index * a.tiles_per_expert;
-  (hit ? a.vram_tasks : a.link_tasks)[index] = task;
+      TaskOfToken(a, entry, expert, weight, plan.Offer(num_offered), a.tiles_per_expert);
+  task.first_tile = plan.index() * a.tiles_per_expert;
+  (plan.hit() ? a.vram_tasks : a.link_tasks)[plan.index()] = task;
 }
 
 }  // namespace moed::backend

@@ -16,7 +16,13 @@ __device__ void ClearUses(const ExpertTableLayer& layer) {
   __syncthreads();
 }
 
+struct LogitsAlone {
+  static constexpr bool kRoutes = false;
+  __device__ void operator()(const RoutedExpert&) const {}
+};
+
 struct PlanTail {
+  static constexpr bool kRoutes = true;
   PlanExpertsArguments plan;
 
   __device__ void operator()(const RoutedExpert& choice) const {
@@ -26,6 +32,7 @@ struct PlanTail {
 };
 
 struct DivideTail {
+  static constexpr bool kRoutes = true;
   DivideExpertsArguments divide;
   const __nv_bfloat16* x;  // [1, hidden]
 
@@ -46,11 +53,15 @@ struct DivideTail {
 
 template <class Tail>
 cudaError_t Launch(const NormRouteArguments& route, const Tail& tail, cudaStream_t stream) {
-  LaunchNormRouteRows<1, kRouteWarps>(route, 1, tail, stream);
-  return cudaGetLastError();
+  return LaunchAhead(NormRoute<1, kRouteWarps, Tail>, NormRouteShape<1, kRouteWarps>(route, 1),
+                     stream, route, 1, tail);
 }
 
 }  // namespace
+
+cudaError_t LaunchLogits(const NormRouteArguments& route, cudaStream_t stream) {
+  return Launch(route, LogitsAlone(), stream);
+}
 
 cudaError_t LaunchRouteAndPlan(const NormRouteArguments& route, const PlanExpertsArguments& plan,
                                cudaStream_t stream) {

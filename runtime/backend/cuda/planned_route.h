@@ -13,6 +13,9 @@ namespace moed::backend {
 // A warp plans a token's experts.
 inline constexpr int kMostPlannedExperts = 32;  // top-k
 
+// LaunchNormRoute of one token but for the choice, which the expert kernel makes (TokenChoice).
+cudaError_t LaunchLogits(const NormRouteArguments& route, cudaStream_t stream);
+
 // LaunchNormRoute of one token, then LaunchPlanExperts. REQUIRES: NormRouteSupports(), and top_k at
 // most kMostPlannedExperts; here and below.
 cudaError_t LaunchRouteAndPlan(const NormRouteArguments& route, const PlanExpertsArguments& plan,

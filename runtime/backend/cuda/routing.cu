@@ -15,6 +15,7 @@ constexpr size_t kMostSharedBytes = 48 << 10;
 static_assert(kSharedRows <= kRouteWarps);
 
 struct NoTail {
+  static constexpr bool kRoutes = true;
   __device__ void operator()(const RoutedExpert&) const {}
 };
 

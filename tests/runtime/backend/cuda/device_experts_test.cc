@@ -89,6 +89,52 @@ class Device {
     return sums;
   }
 
+  struct Routed {
+    std::vector<int32_t> ids;
+    std::vector<float> weights;
+    std::vector<float> sums;  // added to the residual
+  };
+
+  // A step of one token in layer `layer`, whose experts a random router chooses.
+  Routed RouteAndRun(int layer, const RouterSpec& spec, uint32_t seed) {
+    EXPECT_TRUE(experts_->BeginStep(1).ok());
+    const int64_t rows = experts_->PaddedTokens(1);
+    const int64_t hidden = format_.hidden();
+    const std::vector<int32_t> blocks = {0, 1};
+    const AttentionSegment segment = {0, 1, 0, blocks};
+    const std::vector<int32_t> token_ids(rows);
+    backend_.BeginStep(token_ids, {&segment, 1});
+    std::mt19937 random(seed);
+    std::vector<float> router(kExperts * hidden), norm(hidden, 1.0f), x(rows * hidden, 1.0f);
+    for (float& value : router) value = static_cast<float>(random() % 200) / 1000 - 0.1f;
+    for (int i = 0; i < hidden; ++i) x[i] = static_cast<float>(random() % 200) / 100 - 1;
+    const Buffer router_memory = Put(router), norm_memory = Put(norm), residual = Put(x);
+    const Buffer normed = Put(std::vector<BFloat16>(x.size())), normed_f32 = Put(x);
+    const Buffer logits = Put(std::vector<float>(rows * kExperts));
+    const Buffer weights = Put(std::vector<float>(rows * kTopK));
+    const Tensor residual_tensor(residual.data(), DType::kF32, {rows, hidden});
+    const Tensor normed_tensor(normed.data(), DType::kBF16, {rows, hidden});
+    const Tensor weights_tensor(weights.data(), DType::kF32, {rows, kTopK});
+    experts_->Route(layer, {.spec = spec,
+                            .x = residual_tensor,
+                            .norm_weight = Tensor(norm_memory.data(), DType::kF32, {hidden}),
+                            .norm_epsilon = 1e-6f,
+                            .router = Tensor(router_memory.data(), DType::kF32, {kExperts, hidden}),
+                            .normed = normed_tensor,
+                            .normed_f32 = Tensor(normed_f32.data(), DType::kF32, {rows, hidden}),
+                            .logits = Tensor(logits.data(), DType::kF32, {rows, kExperts}),
+                            .ids = experts_->ids(layer, rows),
+                            .weights = weights_tensor});
+    experts_->Run(layer, weights_tensor, normed_tensor, residual_tensor);
+    experts_->FinishStep();
+    EXPECT_TRUE(backend_.Synchronize().ok());
+    EXPECT_TRUE(experts_->EndStep().ok());
+    const std::span<const int32_t> ids = experts_->StepIds(layer, 1);
+    Routed routed = {{ids.begin(), ids.end()}, Get(weights, kTopK), Get(residual, hidden)};
+    for (int i = 0; i < hidden; ++i) routed.sums[i] -= x[i];
+    return routed;
+  }
+
   // Whether `slot` holds the expert; the padding of rows does not count.
   bool Holds(int slot, int layer, int expert) {
     std::vector<std::byte> content(blob_bytes_);
@@ -110,6 +156,11 @@ class Device {
     Buffer memory = Allocate(values.size() * sizeof(T), MemoryKind::kDevice);
     Write(values, memory.data());
     return memory;
+  }
+  std::vector<float> Get(const Buffer& memory, size_t count) {
+    std::vector<float> values(count);
+    EXPECT_TRUE(backend_.CopyToHost(memory.data(), std::as_writable_bytes(std::span(values))).ok());
+    return values;
   }
   // All values of a blob, [3][I][H].
   std::vector<BFloat16> Values(const std::byte* blob) const {
@@ -198,13 +249,31 @@ class CudaDeviceExpertsTest
       for (int k = 0; k < kTopK; ++k) ids.push_back((first + k * 2) % kExperts);
     }
     const std::vector<float> want = on_cpu_->RunStep(layer, ids);
-    const std::vector<float> got = on_cuda_->RunStep(layer, ids);
+    EXPECT_LE(Distance(on_cuda_->RunStep(layer, ids), want), 5e-3) << tokens << " tokens";
+    CheckUses(layer);
+  }
+
+  // The same of a token whose experts the router chooses.
+  void RoutedStep(int layer, const RouterSpec& spec) {
+    const auto seed = static_cast<uint32_t>(random_());
+    const Device::Routed want = on_cpu_->RouteAndRun(layer, spec, seed);
+    const Device::Routed got = on_cuda_->RouteAndRun(layer, spec, seed);
+    EXPECT_EQ(got.ids, want.ids);
+    EXPECT_LE(Distance(got.weights, want.weights), 1e-4);
+    EXPECT_LE(Distance(got.sums, want.sums), 1e-2);
+    CheckUses(layer);
+  }
+
+  static double Distance(const std::vector<float>& got, const std::vector<float>& want) {
     double difference = 0, size = 1e-30;
     for (size_t i = 0; i < want.size(); ++i) {
       difference += std::pow(double{got[i]} - want[i], 2);
       size += std::pow(want[i], 2);
     }
-    EXPECT_LE(std::sqrt(difference / size), 5e-3) << tokens << " tokens";
+    return std::sqrt(difference / size);
+  }
+
+  void CheckUses(int layer) {
     int filled_on_cpu = 0, filled_on_cuda = 0, cut = 0;
     for (int expert = 0; expert < kExperts; ++expert) {
       const ExpertUse cpu_use = on_cpu_->experts().Uses(layer)[expert];
@@ -269,6 +338,27 @@ TEST_P(CudaDeviceExpertsTest, ReadsAnExpertOfManyTokensWhereverItLies) {
   Step(0, 24);  // fills experts 0, 2, 4, 6 and 8
   for (const int tokens : {9, 16, 17, 31, 33, 64}) StepAmong(1, 0, tokens);
   for (const int tokens : {12, 40, 64}) Step(0, tokens);
+}
+
+TEST_P(CudaDeviceExpertsTest, RunsWhatTheRouterChoseForAToken) {
+  using Scoring = RouterSpec::Scoring;
+  const RouterSpec specs[] = {
+      {.normalize_topk = true, .num_experts = kExperts, .top_k = kTopK},
+      {.num_experts = kExperts, .top_k = kTopK},
+      {.softmax_after_topk = true, .num_experts = kExperts, .top_k = kTopK},
+      {.scoring = Scoring::kSigmoid, .scale = 2.5f, .num_experts = kExperts, .top_k = kTopK}};
+  for (const RouterSpec& spec : specs) RoutedStep(0, spec);  // all cold
+  std::vector<ExpertEdit> edits;
+  for (int expert = 0; expert < kExperts; ++expert) {
+    edits.push_back({.kind = ExpertEditKind::kAllowFill, .layer = 1, .expert = expert});
+  }
+  for (int slot = 0; slot < kSlots; ++slot) {
+    edits.push_back({.kind = ExpertEditKind::kOffer, .layer = 1, .slot = slot, .generation = 4});
+  }
+  Apply(edits);
+  for (int round = 0; round < 3; ++round) {  // fills, then hits and cold
+    for (const RouterSpec& spec : specs) RoutedStep(1, spec);
+  }
 }
 
 // Steps of one token, of several, of more than a tile has, in turn: the share of the link moves.

@@ -1,0 +1,69 @@
+// Kernels that begin while the one ahead of them still runs (programmatic dependent launch, Hopper
+// and later): what they do before WaitForKernelAhead() must not touch what that one writes. Before
+// Hopper they begin when it has ended.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstddef>
+
+namespace moed::backend {
+
+// Every thread of a kernel that LaunchAhead launches calls it: the kernel ahead has then ended, and
+// so has every one before, because each of them waits likewise.
+__device__ __forceinline__ void WaitForKernelAhead() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel, if LaunchAhead launches it, begins once all blocks called this or ended and
+// leave room for it.
+__device__ __forceinline__ void LetNextKernelBegin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+struct LaunchShape {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;
+};
+
+// At least `bytes` of shared memory, and so many that no multiprocessor takes two blocks: blocks
+// that begin before those of the kernel ahead have ended would gather where these end first.
+inline size_t SharedBytesOfOneBlock(size_t bytes) {
+  int device = 0;
+  int all = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  return std::max(bytes, size_t(all) / 2);
+}
+
+// Can be captured in a graph.
+template <class... Parameters, class... Arguments>
+cudaError_t LaunchAhead(void (*kernel)(Parameters...), const LaunchShape& shape,
+                        cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  cudaFuncAttributes compiled = {};
+  if (const cudaError_t error = cudaFuncGetAttributes(&compiled, kernel); error != cudaSuccess) {
+    return error;
+  }
+  // A kernel compiled for an older device would not wait.
+  if (compiled.ptxVersion >= 90) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.numAttrs = 1;
+  }
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+}  // namespace moed::backend

@@ -1,0 +1,190 @@
+// A single token's experts, chosen from the router's logits by each block of an expert kernel for
+// itself, which costs less than a launch and the list that it would leave. One block leaves the
+// choice in the trace, and the one that comes last changes the table.
+#pragma once
+
+#include "runtime/backend/cuda/last_block.cuh"
+#include "runtime/backend/cuda/neuron_tasks.cuh"
+#include "runtime/backend/cuda/plan_experts.cuh"
+#include "runtime/backend/cuda/route_token.cuh"
+
+namespace moed::backend {
+
+// By kThreads of a block; in shared memory.
+template <int kThreads>
+struct ChosenExperts {
+  static constexpr int kPerThread = (kMostChoiceExperts + kThreads - 1) / kThreads;
+  static_assert(kPerThread <= 2);
+
+  // A thread's experts, every kThreads-th.
+  struct Ahead {
+    ExpertTableEntry entries[kPerThread];
+    bool has_token = false;
+
+    // The router may still run.
+    __device__ void Load(const TokenChoice& choice) {
+      has_token = choice.plan.positions[0] >= 0;
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i) {
+        const int e = i * kThreads + threadIdx.x;
+        if (e < choice.spec.num_experts) entries[i] = choice.plan.layer.entries[e];
+      }
+    }
+  };
+
+  alignas(16) uint32_t orders[kMostChoiceExperts];  // of the logits
+  // By rank.
+  int32_t expert[kMaxNeuronTasks];
+  float logit[kMaxNeuronTasks];
+  struct {
+    int32_t slot;
+    uint32_t generation;
+    uint32_t fill_allowed;
+  } entry[kMaxNeuronTasks];
+  struct {
+    ExpertUseKind kind;
+    int32_t slot;
+    uint32_t generation;
+  } use[kMaxNeuronTasks];
+  bool any_nan;
+  NeuronTiles tiles;
+  bool any_fillable;
+  int offers_left;  // with any_fillable
+
+  __device__ NeuronTiles Choose(const TokenChoice& choice, const Ahead& ahead, NeuronTasks* out) {
+    Rank(choice, ahead);
+    __syncthreads();
+    if (threadIdx.x < 32) {
+      const float weight = WeightOf(choice.spec);
+      if (Records() && threadIdx.x < choice.spec.top_k) {
+        choice.ids[threadIdx.x] = expert[threadIdx.x];
+        choice.weights[threadIdx.x] = weight;
+      }
+      Place(choice.plan, ahead.has_token, weight, out);
+    }
+    __syncthreads();
+    return tiles;
+  }
+
+  // Leaves what was chosen in the trace and the table. All threads of all blocks call it.
+  __device__ void Record(const TokenChoice& choice) const {
+    const PlanExpertsArguments& plan = choice.plan;
+    if (Records()) {
+#pragma unroll 1
+      for (int e = threadIdx.x; e < plan.layer.num_experts; e += kThreads) {
+        ExpertUse found;
+#pragma unroll 1
+        for (int r = 0; r < plan.top_k; ++r) {
+          if (expert[r] == e) found = UseOf(r);
+        }
+        plan.layer.uses[e] = found;
+      }
+    }
+    // All others have read the table then.
+    if (!any_fillable || !LastBlock(choice.arrived, gridDim.x)) return;
+    if (threadIdx.x < plan.top_k) TakeSlot(plan, expert[threadIdx.x], UseOf(threadIdx.x));
+    if (threadIdx.x == 0) *plan.layer.num_offered = offers_left;
+  }
+
+ private:
+  __device__ static bool Records() { return blockIdx.x == gridDim.x - 1; }
+  __device__ ExpertUse UseOf(int rank) const {
+    return {use[rank].kind, use[rank].slot, use[rank].generation};
+  }
+
+  // Each expert's rank is the number of those before it.
+  __device__ void Rank(const TokenChoice& choice, const Ahead& ahead) {
+    const int experts = choice.spec.num_experts;
+    float logits[kPerThread];
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int e = i * kThreads + threadIdx.x;
+      logits[i] = e < experts ? choice.logits[e] : 0.0f;
+    }
+    bool nan = false;
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int e = i * kThreads + threadIdx.x;
+      if (e < kMostChoiceExperts) orders[e] = e < experts ? OrderOf(RankValue(logits[i])) : 0;
+      nan = nan || isnan(logits[i]);
+    }
+    nan = __syncthreads_or(nan);
+    if (threadIdx.x == 0) any_nan = nan;
+#pragma unroll 1
+    for (int i = 0; i < kPerThread; ++i) {
+      const int e = i * kThreads + threadIdx.x;
+      if (e >= experts) break;
+      const uint32_t mine = orders[e];
+      int rank = 0;
+#pragma unroll 4
+      for (int j = 0; j < experts; j += 4) {  // beyond the last: 0, which is before none
+        const uint4 others = *reinterpret_cast<const uint4*>(orders + j);
+        rank += others.x > mine - (j < e);  // no order of a logit is 0
+        rank += others.y > mine - (j + 1 < e);
+        rank += others.z > mine - (j + 2 < e);
+        rank += others.w > mine - (j + 3 < e);
+      }
+      if (rank >= choice.spec.top_k) continue;
+      expert[rank] = e;
+      logit[rank] = i == 0 ? logits[0] : logits[kPerThread - 1];
+      const ExpertTableEntry& found = i == 0 ? ahead.entries[0] : ahead.entries[kPerThread - 1];
+      entry[rank] = {found.slot, found.generation, found.fill_allowed};
+    }
+  }
+
+  // By a warp, lane r the expert of rank r: as RouteToken.
+  __device__ float WeightOf(const RouterSpec& spec) const {
+    const int lane = threadIdx.x;
+    const bool sigmoid = spec.scoring == RouterSpec::Scoring::kSigmoid;
+    const float maximum = logit[0];
+    float score = 0.0f;
+    if (lane < spec.top_k) {
+      score = sigmoid ? 1.0f / (1.0f + __expf(-logit[lane])) : __expf(logit[lane] - maximum);
+    }
+    const float chosen_sum = WarpSum(score);
+    float denominator = 1.0f;
+    if (!sigmoid) {
+      denominator = chosen_sum;
+      if (!spec.softmax_after_topk) {
+        float sum = any_nan ? NAN : 0.0f;
+#pragma unroll 1
+        for (int e = lane; e < spec.num_experts; e += 32) {
+          sum += __expf(ValueOf(orders[e]) - maximum);
+        }
+        denominator = WarpSum(sum);
+      }
+    }
+    float scale = spec.scale / denominator;
+    if (spec.normalize_topk) scale /= chosen_sum / denominator + spec.normalize_epsilon;
+    return score * scale;
+  }
+
+  __device__ void Place(const PlanExpertsArguments& plan, bool has_token, float weight,
+                        NeuronTasks* out) {
+    const int lane = threadIdx.x;
+    const bool chosen = lane < plan.top_k && has_token;
+    const ExpertTableEntry found = {entry[lane].slot, entry[lane].generation,
+                                    entry[lane].fill_allowed};
+    const TokenPlan planned(chosen, found);
+    const int num_offered = planned.fillable != 0 ? *plan.layer.num_offered : 0;
+    if (lane == 0) {
+      tiles = {planned.vram() * plan.tiles_per_expert, planned.link() * plan.tiles_per_expert};
+      any_fillable = planned.fillable != 0;
+      offers_left = planned.OffersLeft(num_offered);
+    }
+    if (!chosen) {
+      use[lane] = {ExpertUseKind::kUnused, -1, 0};
+      return;
+    }
+    const ExpertSource source =
+        SourceOfExpert(plan, found, expert[lane], planned.Offer(num_offered));
+    use[lane] = {source.use.kind, source.use.slot, source.use.generation};
+    const int i = planned.index() + (planned.hit() ? 0 : planned.vram());
+    out->blob[i] = source.blob;
+    out->fill[i] = source.fill;
+    out->weight[i] = weight;
+  }
+};
+static_assert(kMaxNeuronTasks == 32);
+
+}  // namespace moed::backend
