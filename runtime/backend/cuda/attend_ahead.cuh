@@ -34,12 +34,18 @@ __device__ inline void LookAhead(const FusedAttentionArguments& a, int kv_head, 
   const PrepareQkvArguments& prepare = a.prepare;
   const int i = threadIdx.x;
   const bool has_row = i < kBlockKeys && range.begin + i < range.end;
+  // All on their way at once.
   const int row = has_row ? CacheRow(a.attention, 0, range.begin + i) : 0;
-  if (i < prepare.rotary_dims / 2) {
-    ahead->rotations[i] = RotationOf(prepare, position, prepare.inverse_frequencies[i]);
+  const bool has_pair = i < prepare.rotary_dims / 2;
+  const bool has_column = i < prepare.head_dim;
+  const float frequency = has_pair ? prepare.inverse_frequencies[i] : 0.0f;
+  const float q_norm = has_column && prepare.q_norm != nullptr ? prepare.q_norm[i] : 0.0f;
+  const float k_norm = has_column && prepare.k_norm != nullptr ? prepare.k_norm[i] : 0.0f;
+  if (has_pair) ahead->rotations[i] = RotationOf(prepare, position, frequency);
+  if (has_column) {
+    ahead->q_norm[i] = q_norm;
+    ahead->k_norm[i] = k_norm;
   }
-  if (i < prepare.head_dim && prepare.q_norm != nullptr) ahead->q_norm[i] = prepare.q_norm[i];
-  if (i < prepare.head_dim && prepare.k_norm != nullptr) ahead->k_norm[i] = prepare.k_norm[i];
   if (!has_row) return;
   ahead->cache_rows[i] = row;
   const size_t offset = CachedRows{a.attention, 0, kv_head}.Offset(row);
@@ -62,12 +68,16 @@ __device__ inline void CopyHead(const float* from, int head_dim, int lane, float
 __device__ inline void PrepareHeads(const PrepareQkvArguments& a, const HeadGroup& group,
                                     KeyRange range, int position, Ahead* ahead, float* q) {
   __shared__ float key[kMaxFusedHeadDim];
+  __shared__ float value[kMaxFusedHeadDim];
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const bool writes = warp == kAttendWarps - 1 && range.begin <= position && position < range.end;
   const int kv_offset = group.kv_head * a.head_dim;
   auto rotation = [&](int pair) { return ahead->rotations[pair]; };
-  if (writes) CopyHead(a.k + kv_offset, a.head_dim, lane, key);
+  if (writes) {
+    CopyHead(a.k + kv_offset, a.head_dim, lane, key);
+    CopyHead(a.v + kv_offset, a.head_dim, lane, value);
+  }
 #pragma unroll 1
   for (int head = warp; head < group.heads; head += kAttendWarps) {
     float* const target = q + head * a.head_dim;
@@ -78,9 +88,12 @@ __device__ inline void PrepareHeads(const PrepareQkvArguments& a, const HeadGrou
   if (writes) {
     __syncwarp();
     PrepareHead(a, a.k_norm == nullptr ? nullptr : ahead->k_norm, 1.0f, rotation, key);
-    StoreKeyValue(a, key, a.v + kv_offset, ahead->key, ahead->value);
-    const size_t offset = CacheOffset(a, 0, position) + kv_offset;
-    StoreKeyValue(a, key, a.v + kv_offset, a.keys + offset, a.values + offset);
+    StoreKeyValue(a, key, value, ahead->key, ahead->value);
+    const int place = position - range.begin;
+    const size_t offset =
+        kv_offset + (place < kBlockKeys ? size_t(ahead->cache_rows[place]) * a.kv_heads * a.head_dim
+                                        : CacheOffset(a, 0, position));
+    StoreKeyValue(a, key, value, a.keys + offset, a.values + offset);
   }
   __syncthreads();
 }

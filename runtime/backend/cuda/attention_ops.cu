@@ -88,6 +88,9 @@ absl::Status CudaAttention::RunFused(const AttentionHalf& half) {
       Scratch(FusedAttentionScratchBytes(shape, arguments.attention.splits));
   if (!scratch.ok()) return scratch.status();
   arguments.attention.scratch = *scratch;
+  const absl::StatusOr<uint32_t*> barriers = Barriers(shape);
+  if (!barriers.ok()) return barriers.status();
+  arguments.barriers = *barriers;
   return CudaStatus(LaunchFusedAttention(arguments, shape, stream_),
                     "launching the attention of a token");
 }
@@ -155,6 +158,19 @@ absl::StatusOr<const float*> CudaAttention::DeviceFrequencies(const Tensor& host
     if (!status.ok()) return status;
   }
   return reinterpret_cast<const float*>(*device);
+}
+
+absl::StatusOr<uint32_t*> CudaAttention::Barriers(const FusedAttentionShape& shape) {
+  const auto [entry, inserted] = barriers_.try_emplace(shape, WorkspaceMemory::kDevice);
+  const size_t bytes = FusedAttentionBarrierBytes(shape);
+  const absl::StatusOr<std::byte*> words = entry->second.Reserve(bytes);
+  if (!words.ok()) return words.status();
+  if (inserted) {
+    absl::Status status = CudaStatus(cudaMemsetAsync(*words, 0, bytes, stream_),
+                                     "clearing the barriers of attention");
+    if (!status.ok()) return status;
+  }
+  return reinterpret_cast<uint32_t*>(*words);
 }
 
 absl::StatusOr<float*> CudaAttention::Scratch(size_t bytes) {

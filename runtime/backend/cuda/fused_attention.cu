@@ -1,12 +1,11 @@
 #include "runtime/backend/cuda/fused_attention.h"
 
-#include <cooperative_groups.h>
-
 #include <algorithm>
-#include <utility>
 
 #include "runtime/backend/cuda/attend_ahead.cuh"
+#include "runtime/backend/cuda/blocks_barrier.cuh"
 #include "runtime/backend/cuda/norm_row.cuh"
+#include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/row_stream.cuh"
 
 namespace moed::backend {
@@ -19,6 +18,8 @@ constexpr uint32_t kSlotBytes = 2048;
 constexpr int kLeastSplits = 2;  // parts of which the output projection makes its input
 // A group's columns of an output row; shorter pieces make copying slow.
 constexpr int kLeastGroupWidth = 256;
+
+constexpr int kBarrierWords = 32;  // apart
 
 // Dynamic shared memory, in this order: the warps' rings, the warps' values (in the beginning the
 // prepared heads), the row that is multiplied.
@@ -37,43 +38,87 @@ size_t SharedBytes(const FusedAttentionShape& shape) {
 
 using Ring = RowRing<kSlots, kSlotBytes>;
 
-// What a block does of the attention and the output projection: split `member` of the keys, if
-// there are so many, then every `members`-th row of its group's columns.
+// Copies that a warp starts before its row, and before its keys, were read: these reads would wait
+// behind more.
+constexpr int kCopiesBesideNorm = 4;
+constexpr int kCopiesBesideAttention = 6;
+
+// What a block does: of its KV head's rows of q, k and v every `head_blocks`-th, split `member` of
+// the keys, if there are so many, then every `members`-th row of its group's columns.
 struct Share {
   HeadGroup group;
+  int group_index;
   int member;
   int members;
+  int head_member;  // of the blocks of all groups of the KV head
+  int head_blocks;
   int position;
   KeyRange range;
-  bool attends;
+  bool splits;   // whether a split is the block's
+  bool attends;  // and there is a token
 
   __device__ Share(const AttentionArguments& a, int groups, int token_position)
       : group(a, blockIdx.x % groups),
+        group_index(blockIdx.x % groups),
         member(blockIdx.x / groups),
-        members((gridDim.x - blockIdx.x % groups + groups - 1) / groups),
+        members(Members(group_index, groups)),
         position(token_position),
         range(RangeOf(a, position, member)),
-        attends(member < a.splits && position >= 0) {}
+        splits(member < a.splits),
+        attends(splits && position >= 0) {
+    const int head_groups = groups / a.kv_heads;
+    head_member = member * head_groups + group_index % head_groups;
+    head_blocks = 0;
+    for (int i = 0; i < head_groups; ++i) {
+      head_blocks += Members(group.kv_head * head_groups + i, groups);
+    }
+  }
+
+ private:
+  __device__ static int Members(int index, int groups) {
+    return (gridDim.x - index + groups - 1) / groups;
+  }
 };
 
-// A row of the q, k and v weights, counted through all of them.
+// A row of the q, k and v weights.
 struct PartRow {
   const LinearPart* part;
   int row;
 };
 
-__device__ PartRow FindRow(const LinearArguments& a, int row) {
-  int i = 0;
-#pragma unroll 1
-  while (i + 1 < a.num_parts && row >= a.parts[i].out_features) row -= a.parts[i++].out_features;
-  return {&a.parts[i], row};
-}
+// The rows that make a KV head's queries, key and value.
+struct HeadRows {
+  const LinearPart* parts;  // q, k, v
+  int kv_head;
+  int query_rows;
+  int head_dim;
 
-__device__ int NumRows(const LinearArguments& a) {
-  int rows = 0;
-  for (int i = 0; i < a.num_parts; ++i) rows += a.parts[i].out_features;
-  return rows;
-}
+  __device__ HeadRows(const FusedAttentionArguments& a, int head)
+      : parts(a.qkv.parts),
+        kv_head(head),
+        query_rows(a.attention.query_heads / a.attention.kv_heads * a.attention.head_dim),
+        head_dim(a.attention.head_dim) {}
+  __device__ int count() const { return query_rows + 2 * head_dim; }
+  __device__ PartRow operator[](int i) const {
+    if (i < query_rows) return {&parts[0], kv_head * query_rows + i};
+    i -= query_rows;
+    if (i < head_dim) return {&parts[1], kv_head * head_dim + i};
+    return {&parts[2], kv_head * head_dim + i - head_dim};
+  }
+};
+
+// Where the blocks wait: of a KV head for its projections, of a group for its splits, and all,
+// before they add to the residual, until all have read it.
+struct Barriers {
+  BlocksBarrier read;
+  BlocksBarrier projected;
+  BlocksBarrier attended;
+
+  __device__ Barriers(uint32_t* words, const Share& share)
+      : read(words),
+        projected(words + (2 * share.group.kv_head + 1) * kBarrierWords),
+        attended(words + (2 * share.group_index + 2) * kBarrierWords) {}
+};
 
 // Of a weight's rows, or of several weights' one after the other, a warp's: every stride-th.
 struct WarpRows {
@@ -102,25 +147,29 @@ __device__ void MultiplyRows(Stream& stream, const WarpRows& rows, const __nv_bf
 
 // Starts the output weights' copies and waits for the projections, attends, and adds the output.
 template <int kChunks>
-__device__ void AttendAndOutput(const FusedAttentionArguments& a, const Share& share, Ring& ring,
-                                int first_sequence, Ahead* ahead, float* values,
-                                __nv_bfloat16* row) {
-  const auto grid = cooperative_groups::this_grid();
-  auto projected = grid.barrier_arrive();
+__device__ void AttendAndOutput(const FusedAttentionArguments& a, const Share& share,
+                                const Barriers& barriers, Ring& ring, int first_sequence,
+                                Ahead* ahead, float* values, __nv_bfloat16* row) {
+  barriers.projected.Arrive(share.head_blocks, share.head_member == 0);
   const HeadGroup& group = share.group;
   const int head_dim = a.attention.head_dim;
   const WarpRows rows(a.output.out_features, threadIdx.x / 32 * share.members + share.member,
                       kWarps * share.members);
   const __nv_bfloat16* columns = a.output.weight + group.first_head * head_dim;
   const size_t row_values = size_t(a.attention.query_heads) * head_dim;
-  RowStream stream(ring, first_sequence, rows.count, group.heads * head_dim, [&](int i) {
-    return reinterpret_cast<const std::byte*>(columns + rows[i] * row_values);
-  });
-  grid.barrier_wait(std::move(projected));
-  if (share.attends) {
-    AttendSplit<kChunks>(a, group, share.member, share.range, share.position, ahead, values);
+  RowStream stream(
+      ring, first_sequence, rows.count, group.heads * head_dim,
+      [&](int i) { return reinterpret_cast<const std::byte*>(columns + rows[i] * row_values); },
+      share.splits ? kCopiesBesideAttention : kSlots);
+  if (share.splits) {
+    barriers.projected.Wait();
+    if (share.attends) {
+      AttendSplit<kChunks>(a, group, share.member, share.range, share.position, ahead, values);
+    }
+    barriers.attended.Arrive(a.attention.splits, share.member == 0);
+    stream.FillRing();
   }
-  grid.sync();
+  barriers.attended.WaitAlsoFor(barriers.read);
   JoinSplits<kWarps>(a.attention, group.first_head, group.heads, row);
   __syncthreads();
   const bool adds_bias = a.output.bias != nullptr && group.first_head == 0;
@@ -139,23 +188,34 @@ __device__ void RunFused(const FusedAttentionArguments& a, int groups) {
   auto* const values = reinterpret_cast<float*>(memory + kRingBytes);
   auto* const row =
       reinterpret_cast<__nv_bfloat16*>(memory + kRingBytes + ValuesBytes(a.attention.head_dim));
-  // Before the weights, which would keep them waiting.
   const int position = a.attention.step.positions[0];
-  const RowNorm<kWarps, 2> norm(a.qkv);
+  RowNorm<kWarps, 2> norm(a.qkv);
   Ring ring(memory + warp * (kSlots * kSlotBytes), barriers[warp], threadIdx.x % 32);
-  const WarpRows rows(NumRows(a.qkv), warp * gridDim.x + blockIdx.x, kWarps * gridDim.x);
-  RowStream stream(ring, 0, rows.count, a.qkv.in_features, [&](int i) {
-    const PartRow at = FindRow(a.qkv, rows[i]);
-    return reinterpret_cast<const std::byte*>(at.part->weight + size_t(at.row) * a.qkv.in_features);
-  });
-  norm.Store(row);
   const Share share(a.attention, groups, position);
+  const HeadRows head_rows(a, share.group.kv_head);
+  const WarpRows rows(head_rows.count(), warp * share.head_blocks + share.head_member,
+                      kWarps * share.head_blocks);
+  RowStream stream(
+      ring, 0, rows.count, a.qkv.in_features,
+      [&](int i) {
+        const PartRow at = head_rows[rows[i]];
+        return reinterpret_cast<const std::byte*>(at.part->weight +
+                                                  size_t(at.row) * a.qkv.in_features);
+      },
+      kCopiesBesideNorm);
+  LetNextKernelBegin();  // all blocks run: the next kernel's can keep none of them from it
   if (share.attends) LookAhead(a, share.group.kv_head, share.range, share.position, &ahead);
+  WaitForKernelAhead();
+  norm.Load();
+  const Barriers waits(a.barriers, share);
+  norm.Store(row);
+  waits.read.ArriveAfterReads(gridDim.x, blockIdx.x == 0);
+  stream.FillRing();
   MultiplyRows(stream, rows, row, [&](int index, float product) {
-    const PartRow at = FindRow(a.qkv, index);
+    const PartRow at = head_rows[index];
     at.part->out[at.row] = product + (at.part->bias == nullptr ? 0.0f : at.part->bias[at.row]);
   });
-  AttendAndOutput<kChunks>(a, share, ring, stream.end_sequence(), &ahead, values, row);
+  AttendAndOutput<kChunks>(a, share, waits, ring, stream.end_sequence(), &ahead, values, row);
 }
 
 #endif
@@ -221,24 +281,23 @@ int FusedAttentionSplits(const FusedAttentionShape& shape, int max_context) {
   return std::clamp((max_context + kBlockKeys - 1) / kBlockKeys, kLeastSplits, most);
 }
 
+size_t FusedAttentionBarrierBytes(const FusedAttentionShape& shape) {
+  return (size_t{2} * Groups(shape) + 1) * kBarrierWords * sizeof(uint32_t);
+}
+
 size_t FusedAttentionScratchBytes(const FusedAttentionShape& shape, int splits) {
   return AttentionScratchBytes(1, shape.query_heads, shape.head_dim, splits);
 }
 
 cudaError_t LaunchFusedAttention(const FusedAttentionArguments& arguments,
                                  const FusedAttentionShape& shape, cudaStream_t stream) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = shape.multiprocessors;
-  config.blockDim = kThreads;
-  config.dynamicSmemBytes = SharedBytes(shape);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  // Not a cooperative launch, which would not begin early: all blocks fit at once, the kernels
+  // ahead end without them, and the one behind begins when all of them run.
+  const LaunchShape launch = {.grid = unsigned(shape.multiprocessors),
+                              .block = kThreads,
+                              .shared_bytes = SharedBytes(shape)};
   return WithKernel(shape.head_dim, [&](auto kernel) {
-    return cudaLaunchKernelEx(&config, kernel, arguments, Groups(shape));
+    return LaunchAhead(kernel, launch, stream, arguments, Groups(shape));
   });
 }
 

@@ -79,7 +79,9 @@ __global__ void __launch_bounds__(kThreads, 3) FewRows(LinearArguments a) {
   weights.Load(low, high, begin + warp, end, a.in_features, t);
   const __nv_bfloat16* x = a.x;
   if (a.residual != nullptr) {
-    RowNorm<kWarps, 2>(a).Store(normed);
+    RowNorm<kWarps, 2> norm(a);
+    norm.Load();
+    norm.Store(normed);
     x = normed;
   }
   float sums[kTiles][4] = {};

@@ -8,17 +8,21 @@
 
 namespace moed::backend {
 
-// Made by all kWarps of a block, then Store by all. The first kHeld * 4 values of a thread are on
-// their way from the beginning, with their weights, and stay in registers.
+// Made by all kWarps of a block, then Load and Store by all. The weights of the first kHeld * 4
+// values of a thread are on their way from the beginning, these from Load on; they stay in
+// registers.
 template <int kWarps, int kHeld>
 class RowNorm {
  public:
   // Of the residual that `a` names, which must outlive this.
   __device__ explicit RowNorm(const LinearArguments& a) : a_(a) {
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) x_[i] = Load(a.residual, i);
-#pragma unroll
     for (int i = 0; i < kHeld; ++i) weight_[i] = Load(a.norm_weight, i);
+  }
+
+  __device__ void Load() {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) x_[i] = Load(a_.residual, i);
   }
 
   // Into `row`, bf16 in shared memory; block 0 also leaves it in a.normed, if that is set.

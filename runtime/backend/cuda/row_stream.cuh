@@ -33,7 +33,7 @@ class RowRing {
   __device__ void Fetch(int sequence, const std::byte* source, uint32_t bytes) const {
     const uint32_t barrier = SharedAddress(&barriers_[sequence % kSlots]);
     ExpectBytes(barrier, bytes);
-    CopyBulk(SharedAddress(Slot(sequence)), source, bytes, barrier);
+    CopyBulkOnce(SharedAddress(Slot(sequence)), source, bytes, barrier);
   }
   // Waits for copy `sequence`, one of the kSlots oldest not yet used.
   __device__ void Wait(int sequence) const {
@@ -57,31 +57,36 @@ class RowStream {
  public:
   using Ring = RowRing<kSlots, kSlotBytes>;
   static constexpr int kRows = 4;
-  static_assert(kSlots >= kRows);
+  static_assert(kSlots >= kRows && kSlots <= 32);
 
-  // `first_sequence`: how many copies the ring's streams before this one made. Starts the copies
-  // that the ring has room for, once every lane has read those.
+  // `first_sequence`: how many copies the ring's streams before this one made. Starts the first
+  // `copies`, at most kSlots, once every lane has read those.
   __device__ RowStream(Ring& ring, int first_sequence, int rows, int row_values,
-                       const RowOf& row_of)
+                       const RowOf& row_of, int copies)
       : ring_(ring),
         row_of_(row_of),
         first_(first_sequence),
         next_(first_sequence),
         rows_(rows),
+        rows_left_(rows),
         pieces_((row_values * 2 + kSlotBytes - 1) / kSlotBytes),
         last_bytes_(row_values * 2 - (pieces_ - 1) * kSlotBytes),
-        end_(first_sequence + rows * pieces_) {
+        copies_(rows * pieces_),
+        mine_(ring.lane()) {
     __syncwarp();
-    const int slot = first_ % kSlots;
-    const int lane = ring_.lane();
-    if (lane < kSlots) Fetch(first_ + (lane >= slot ? lane - slot : lane + kSlots - slot));
+    Locate();
+    StartCopies(copies);
   }
+
+  // Starts all copies that the ring has room for. Before the first call of Next.
+  __device__ void FillRing() { StartCopies(kSlots); }
 
   // The products of the next four rows with `x`, in shared memory: lane i gets row i's, if there
   // are so many left.
   __device__ float Next(const __nv_bfloat16* x) {
     const int lane = ring_.lane();
-    const int rows = min(kRows, (end_ - next_) / pieces_);
+    const int rows = min(kRows, rows_left_);
+    rows_left_ -= rows;
     const auto* input = reinterpret_cast<const uint4*>(x) + lane;
     float sums[kRows][4] = {};
 #pragma unroll 1
@@ -92,28 +97,33 @@ class RowStream {
       MultiplyPiece(rows, (piece + 1 < pieces_ ? kSlotBytes : last_bytes_) / 16, input, sums);
       input += kSlotBytes / 16;
       __syncwarp();
-      const int used = (lane - next_ % kSlots + kSlots) % kSlots;
-      if (lane < kSlots && used < rows) Fetch(next_ + used + kSlots);
       next_ += rows;
+      StartCopies(next_ - first_ + kSlots);
     }
     return Finish(sums);
   }
 
   // How many copies this and the streams before made, once all rows were multiplied.
-  __device__ int end_sequence() const { return end_; }
+  __device__ int end_sequence() const { return first_ + copies_; }
 
  private:
+  // Lane i starts copies i, i + 32 and so on; it knows where its next one comes from.
+  __device__ void StartCopies(int end) {
+    if (mine_ >= min(end, copies_)) return;
+    ring_.Fetch(first_ + mine_, source_, bytes_);
+    mine_ += 32;
+    Locate();
+  }
   // Copies come in the order of use: four rows' first pieces, their second ones, and so on.
-  __device__ void Fetch(int sequence) {
-    if (sequence >= end_) return;
-    const int index = sequence - first_;
-    const int group = index / (kRows * pieces_);
-    const int within = index - group * kRows * pieces_;
+  __device__ void Locate() {
+    if (mine_ >= copies_) return;
+    const int group = mine_ / (kRows * pieces_);
+    const int within = mine_ - group * kRows * pieces_;
     const int rows = min(kRows, rows_ - group * kRows);
     const int piece = within / rows;
     const int row = group * kRows + within - piece * rows;
-    ring_.Fetch(sequence, row_of_(row) + size_t(piece) * kSlotBytes,
-                piece + 1 < pieces_ ? kSlotBytes : last_bytes_);
+    source_ = row_of_(row) + size_t(piece) * kSlotBytes;
+    bytes_ = piece + 1 < pieces_ ? kSlotBytes : last_bytes_;
   }
 
   // Eight groups of four lanes are the rows of one half of an operand and the columns of the other
@@ -165,9 +175,14 @@ class RowStream {
   int first_;
   int next_;
   int rows_;
+  int rows_left_;
   int pieces_;  // of a row
   uint32_t last_bytes_;
-  int end_;
+  int copies_;
+  // The lane's next copy.
+  int mine_;
+  const std::byte* source_;
+  uint32_t bytes_;
 };
 
 #endif
