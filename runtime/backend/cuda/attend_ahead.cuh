@@ -5,8 +5,11 @@
 #include <cuda_bf16.h>
 
 #include "runtime/backend/cuda/attend_split.cuh"
+#include "runtime/backend/cuda/attention_exchange.cuh"
 #include "runtime/backend/cuda/fused_attention.h"
+#include "runtime/backend/cuda/lane_of_head.cuh"
 #include "runtime/backend/cuda/prepare_head.cuh"
+#include "runtime/backend/cuda/tagged_value.cuh"
 
 namespace moed::backend {
 
@@ -55,46 +58,103 @@ __device__ inline void LookAhead(const FusedAttentionArguments& a, int kv_head, 
   }
 }
 
-// A warp's copy of a head.
-__device__ inline void CopyHead(const float* from, int head_dim, int lane, float* to) {
-#pragma unroll
-  for (int i = 0; i < kMaxFusedHeadDim; i += 32) {
-    if (i + lane < head_dim) to[i + lane] = from[i + lane];
+// A warp's copy of a head, once it is there.
+__device__ inline void CopyHead(const uint64_t* from, uint32_t launch, int head_dim, int lane,
+                                float* to) {
+  for (int i = lane; i < head_dim; i += 32) {
+    while (!LoadTagged(from + i, launch, to + i)) {
+    }
   }
 }
 
-// The group's queries, normed and rotated, into `q` [heads, head_dim]; the new key and its value
-// into the cache and `ahead`, if they lie in the range.
-__device__ inline void PrepareHeads(const PrepareQkvArguments& a, const HeadGroup& group,
-                                    KeyRange range, int position, Ahead* ahead, float* q) {
+// Where the cache holds the KV head's row of the token at `position`, in the range.
+__device__ inline size_t NewRow(const PrepareQkvArguments& a, const HeadGroup& group,
+                                KeyRange range, int position, const Ahead& ahead) {
+  const int place = position - range.begin;
+  return group.kv_head * a.head_dim +
+         (place < kBlockKeys ? size_t(ahead.cache_rows[place]) * a.kv_heads * a.head_dim
+                             : CacheOffset(a, 0, position));
+}
+
+// The group's queries, normed and rotated, into `q` [heads, head_dim]; with `writes` the new key
+// and its value into the cache, from `new_row` on, and `ahead`. By a warp.
+__device__ inline void PrepareAnyHeads(const PrepareQkvArguments& a, const HeadGroup& group,
+                                       const Exchange& exchange, bool writes, size_t new_row,
+                                       Ahead* ahead, float* q) {
   __shared__ float key[kMaxFusedHeadDim];
   __shared__ float value[kMaxFusedHeadDim];
-  const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const bool writes = warp == kAttendWarps - 1 && range.begin <= position && position < range.end;
   const int kv_offset = group.kv_head * a.head_dim;
   auto rotation = [&](int pair) { return ahead->rotations[pair]; };
   if (writes) {
-    CopyHead(a.k + kv_offset, a.head_dim, lane, key);
-    CopyHead(a.v + kv_offset, a.head_dim, lane, value);
+    CopyHead(exchange.k + kv_offset, exchange.launch, a.head_dim, lane, key);
+    CopyHead(exchange.v + kv_offset, exchange.launch, a.head_dim, lane, value);
   }
 #pragma unroll 1
-  for (int head = warp; head < group.heads; head += kAttendWarps) {
+  for (int head = threadIdx.x / 32; head < group.heads; head += kAttendWarps) {
     float* const target = q + head * a.head_dim;
-    CopyHead(a.q + (group.first_head + head) * a.head_dim, a.head_dim, lane, target);
+    CopyHead(exchange.q + (group.first_head + head) * a.head_dim, exchange.launch, a.head_dim, lane,
+             target);
     __syncwarp();
     PrepareHead(a, a.q_norm == nullptr ? nullptr : ahead->q_norm, 1.0f, rotation, target);
   }
-  if (writes) {
-    __syncwarp();
-    PrepareHead(a, a.k_norm == nullptr ? nullptr : ahead->k_norm, 1.0f, rotation, key);
-    StoreKeyValue(a, key, value, ahead->key, ahead->value);
-    const int place = position - range.begin;
-    const size_t offset =
-        kv_offset + (place < kBlockKeys ? size_t(ahead->cache_rows[place]) * a.kv_heads * a.head_dim
-                                        : CacheOffset(a, 0, position));
-    StoreKeyValue(a, key, value, a.keys + offset, a.values + offset);
+  if (!writes) return;
+  __syncwarp();
+  PrepareHead(a, a.k_norm == nullptr ? nullptr : ahead->k_norm, 1.0f, rotation, key);
+  StoreKeyValue(a, key, value, ahead->key, ahead->value);
+  StoreKeyValue(a, key, value, a.keys + new_row, a.values + new_row);
+}
+
+// The same of heads that rotate wholly: all that the warp reads is on its way at once.
+template <int kDim>
+__device__ void PrepareWholeHeads(const PrepareQkvArguments& a, const HeadGroup& group,
+                                  const Exchange& exchange, bool writes, size_t new_row,
+                                  Ahead* ahead, float* q) {
+  static_assert(kAttendWarps >= kHeadGroup);
+  const int head = threadIdx.x / 32;
+  const int of_group = min(head, group.heads - 1);
+  LaneOfHead<kDim> query;
+  LaneOfHead<kDim> key;
+  LaneOfHead<kDim> value;
+  bool there = false;
+  while (!there) {
+    there = query.Load(exchange.q + (group.first_head + of_group) * kDim, exchange.launch);
+    if (writes) {
+      const bool has_key = key.Load(exchange.k + group.kv_head * kDim, exchange.launch);
+      const bool has_value = value.Load(exchange.v + group.kv_head * kDim, exchange.launch);
+      there = there && has_key && has_value;
+    }
   }
+  __syncwarp();
+  query.NormAndClip(a.q_norm == nullptr ? nullptr : ahead->q_norm, a.norm_epsilon, a.clip);
+  query.Rotate(ahead->rotations);
+  if (head < group.heads) query.Store(q + head * kDim);
+  if (!writes) return;
+  key.NormAndClip(a.k_norm == nullptr ? nullptr : ahead->k_norm, a.norm_epsilon, a.clip);
+  key.Rotate(ahead->rotations);
+  key.Store(ahead->key);
+  key.Store(a.keys + new_row);
+  value.NormAndClip(nullptr, 0.0f, a.clip);
+  value.Store(ahead->value);
+  value.Store(a.values + new_row);
+}
+
+// All warps prepare the group's heads, and the last of them the new key and value, if these lie in
+// the range.
+template <int kChunks>
+__device__ void PrepareHeads(const PrepareQkvArguments& a, const HeadGroup& group,
+                             const Exchange& exchange, KeyRange range, int position, Ahead* ahead,
+                             float* q) {
+  constexpr int kDim = kChunks * 32;
+  const bool writes =
+      threadIdx.x / 32 == kAttendWarps - 1 && range.begin <= position && position < range.end;
+  const size_t new_row = writes ? NewRow(a, group, range, position, *ahead) : 0;
+  bool whole = false;
+  if constexpr (kDim % 64 == 0) {
+    whole = a.head_dim == kDim && RotatesWhole(a);
+    if (whole) PrepareWholeHeads<kDim>(a, group, exchange, writes, new_row, ahead, q);
+  }
+  if (!whole) PrepareAnyHeads(a, group, exchange, writes, new_row, ahead, q);
   __syncthreads();
 }
 
@@ -121,17 +181,18 @@ struct RangeRows {
   static constexpr int kNewest = -1;
 };
 
-// The block's split of the keys, into its part of the scratch memory. `values`: [kAttendWarps,
-// kHeadGroup, head_dim] of shared memory.
+// The block's split of the keys, into its part. `values`: [kAttendWarps, kHeadGroup, head_dim] of
+// shared memory.
 template <int kChunks>
-__device__ void AttendSplit(const FusedAttentionArguments& a, const HeadGroup& group, int split,
-                            KeyRange range, int position, Ahead* ahead, float* values) {
+__device__ void AttendSplit(const FusedAttentionArguments& a, const HeadGroup& group,
+                            const Exchange& exchange, int split, KeyRange range, int position,
+                            Ahead* ahead, float* values) {
   constexpr int kHalves = (kChunks + 1) / 2;
   __shared__ WarpResult results[kAttendWarps];
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const AttentionArguments& attention = a.attention;
-  PrepareHeads(a.prepare, group, range, position, ahead, values);
+  PrepareHeads<kChunks>(a.prepare, group, exchange, range, position, ahead, values);
   const Queries<kChunks> q(values, group.heads, attention.head_dim, attention.scale, lane);
   Softmax<kHalves> softmax;
   const RangeRows rows = {{attention, 0, group.kv_head}, *ahead, range.begin, position};
@@ -139,7 +200,8 @@ __device__ void AttendSplit(const FusedAttentionArguments& a, const HeadGroup& g
   __syncthreads();  // the queries are spent
   StoreWarp(softmax, attention.head_dim, warp, lane, results, values);
   __syncthreads();
-  JoinWarps<kAttendWarps>(attention, results, values, group.first_head, group.heads, split);
+  JoinWarps<kAttendWarps>(results, values, group.heads, attention.head_dim,
+                          TaggedPart{exchange, group.first_head, attention.splits, split});
 }
 
 }  // namespace moed::backend

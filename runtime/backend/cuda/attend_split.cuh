@@ -143,15 +143,14 @@ __device__ void StoreWarp(Softmax<kHalves>& softmax, int head_dim, int warp, int
 // Of a split: per head the maximum, the sum, two words of padding, then the values.
 __device__ inline size_t PartStride(int head_dim) { return head_dim + 4; }
 
-// Adds the results of the block's warps to part `split` of the heads from `first_row` on, or, with
-// a single split, straight to the output.
-template <int kWarps>
-__device__ void JoinWarps(const AttentionArguments& a, const WarpResult* results,
-                          const float* values, size_t first_row, int heads, int split) {
+// Joins the results of the block's warps for `heads` heads: part.SetWeights(head, maximum, sum) by
+// one thread each, part.SetValue(head, column, value, 1 / sum) for the values.
+template <int kWarps, class Part>
+__device__ void JoinWarps(const WarpResult* results, const float* values, int heads, int head_dim,
+                          const Part& part) {
   __shared__ float factors[kHeadGroup][kWarps];
   __shared__ float inverse_sum[kHeadGroup];
   const int lane = threadIdx.x % 32;
-  const size_t part_row = first_row * a.splits + split;
   for (int head = threadIdx.x / 32; head < heads; head += kWarps) {
     float maximum;
     float sum;
@@ -160,27 +159,46 @@ __device__ void JoinWarps(const AttentionArguments& a, const WarpResult* results
                     sizeof(WarpResult) / sizeof(float), factors[head], lane, &maximum, &sum);
     if (lane > 0) continue;
     inverse_sum[head] = inverse;
-    if (a.splits == 1) continue;
-    float* part = a.scratch + (part_row + size_t(head) * a.splits) * PartStride(a.head_dim);
-    part[0] = maximum;
-    part[1] = sum;
+    part.SetWeights(head, maximum, sum);
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < heads * a.head_dim; i += kWarps * 32) {
-    const int head = i / a.head_dim;
+  for (int i = threadIdx.x; i < heads * head_dim; i += kWarps * 32) {
+    const int head = i / head_dim;
     float value = 0.0f;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      value += factors[head][w] * values[w * kHeadGroup * a.head_dim + i];
+      value += factors[head][w] * values[w * kHeadGroup * head_dim + i];
     }
-    if (a.splits == 1) {
-      a.out[first_row * a.head_dim + i] = __float2bfloat16(value * inverse_sum[head]);
-    } else {
-      float* part = a.scratch + (part_row + size_t(head) * a.splits) * PartStride(a.head_dim);
-      part[4 + i % a.head_dim] = value;
-    }
+    part.SetValue(head, i % head_dim, value, inverse_sum[head]);
   }
 }
+
+// Part `split` of the heads from `first_row` on, in scratch memory, or, with a single split, the
+// output.
+struct ScratchPart {
+  const AttentionArguments& a;
+  size_t first_row;
+  int split;
+
+  __device__ void SetWeights(int head, float maximum, float sum) const {
+    if (a.splits == 1) return;
+    float* const part = Of(head);
+    part[0] = maximum;
+    part[1] = sum;
+  }
+  __device__ void SetValue(int head, int column, float value, float inverse_sum) const {
+    if (a.splits == 1) {
+      a.out[(first_row + head) * a.head_dim + column] = __float2bfloat16(value * inverse_sum);
+    } else {
+      Of(head)[4 + column] = value;
+    }
+  }
+
+ private:
+  __device__ float* Of(int head) const {
+    return a.scratch + ((first_row + head) * a.splits + split) * PartStride(a.head_dim);
+  }
+};
 
 // The parts of a column quad of one head, added up one batch of splits after the other.
 struct JoinedQuad {

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) Attend(AttentionArguments a) {
   StoreWarp(softmax, a.head_dim, warp, lane, results, values);
   __syncthreads();
 
-  JoinWarps<kWarps>(a, results, values, first_row, group.heads, split);
+  JoinWarps<kWarps>(results, values, group.heads, a.head_dim, ScratchPart{a, first_row, split});
   if (a.splits == 1 || !LastBlock(a.arrived + token * gridDim.y + blockIdx.y, a.splits)) return;
   JoinSplits<kWarps>(a, first_row, group.heads, a.out + first_row * a.head_dim);
 }

@@ -72,9 +72,6 @@ absl::Status CudaAttention::RunFused(const AttentionHalf& half) {
   if (!prepare.ok()) return prepare.status();
   FusedAttentionArguments arguments;
   arguments.prepare = *prepare;
-  arguments.prepare.q = half.qkv[0].out.As<float>();
-  arguments.prepare.k = half.qkv[1].out.As<float>();
-  arguments.prepare.v = half.qkv[2].out.As<float>();
   arguments.qkv = ArgumentsOf(half.qkv, half.residual, /*accumulate=*/false);
   arguments.qkv.residual = half.residual.As<float>();
   arguments.qkv.norm_weight = half.norm_weight.As<float>();
@@ -84,13 +81,9 @@ absl::Status CudaAttention::RunFused(const AttentionHalf& half) {
   arguments.attention = ArgumentsFor(half.spec, half.cache);
   arguments.attention.tokens = 1;
   arguments.attention.splits = FusedAttentionSplits(shape, steps_.max_context());
-  const absl::StatusOr<float*> scratch =
-      Scratch(FusedAttentionScratchBytes(shape, arguments.attention.splits));
-  if (!scratch.ok()) return scratch.status();
-  arguments.attention.scratch = *scratch;
-  const absl::StatusOr<uint32_t*> barriers = Barriers(shape);
-  if (!barriers.ok()) return barriers.status();
-  arguments.barriers = *barriers;
+  const absl::StatusOr<std::byte*> exchange = FusedExchange(shape);
+  if (!exchange.ok()) return exchange.status();
+  arguments.exchange = *exchange;
   return CudaStatus(LaunchFusedAttention(arguments, shape, stream_),
                     "launching the attention of a token");
 }
@@ -160,17 +153,15 @@ absl::StatusOr<const float*> CudaAttention::DeviceFrequencies(const Tensor& host
   return reinterpret_cast<const float*>(*device);
 }
 
-absl::StatusOr<uint32_t*> CudaAttention::Barriers(const FusedAttentionShape& shape) {
-  const auto [entry, inserted] = barriers_.try_emplace(shape, WorkspaceMemory::kDevice);
-  const size_t bytes = FusedAttentionBarrierBytes(shape);
-  const absl::StatusOr<std::byte*> words = entry->second.Reserve(bytes);
-  if (!words.ok()) return words.status();
-  if (inserted) {
-    absl::Status status = CudaStatus(cudaMemsetAsync(*words, 0, bytes, stream_),
-                                     "clearing the barriers of attention");
-    if (!status.ok()) return status;
-  }
-  return reinterpret_cast<uint32_t*>(*words);
+absl::StatusOr<std::byte*> CudaAttention::FusedExchange(const FusedAttentionShape& shape) {
+  const auto [entry, inserted] = exchanges_.try_emplace(shape, WorkspaceMemory::kDevice);
+  const size_t bytes = FusedAttentionExchangeBytes(shape);
+  absl::StatusOr<std::byte*> memory = entry->second.Reserve(bytes);
+  if (!memory.ok() || !inserted) return memory;
+  absl::Status status = CudaStatus(cudaMemsetAsync(*memory, 0, bytes, stream_),
+                                   "clearing what blocks of attention exchange");
+  if (!status.ok()) return status;
+  return memory;
 }
 
 absl::StatusOr<float*> CudaAttention::Scratch(size_t bytes) {

@@ -50,8 +50,8 @@ class CudaAttention {
   FusedAttentionShape ShapeOf(const AttentionHalf& half) const;
   absl::StatusOr<const float*> DeviceFrequencies(const Tensor& host);
   absl::StatusOr<float*> Scratch(size_t bytes);
-  // Zeros before the first launch; each leaves them as the next one needs them.
-  absl::StatusOr<uint32_t*> Barriers(const FusedAttentionShape& shape);
+  // Zeros before the first launch; each leaves it as the next one needs it.
+  absl::StatusOr<std::byte*> FusedExchange(const FusedAttentionShape& shape);
 
   const StepTables& steps_;
   int* const arrived_;
@@ -62,7 +62,7 @@ class CudaAttention {
   // Inverse frequencies by their place in host memory, which the model keeps.
   std::map<const void*, Workspace> frequencies_;
   std::map<FusedAttentionShape, bool> fusible_;
-  std::map<FusedAttentionShape, Workspace> barriers_;
+  std::map<FusedAttentionShape, Workspace> exchanges_;
 };
 
 }  // namespace moed::backend

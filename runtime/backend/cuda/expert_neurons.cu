@@ -85,7 +85,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int lane = threadIdx.x % 32;
   constexpr uint32_t kBytes = kNeuronBytes<kChunks>;
   NeuronRing<kSlots, kBytes> ring(memory + size_t(warp) * kSlots * kBytes, barriers[warp], lane);
-  LetNextKernelBegin();
   const bool chooses = a.choice.logits != nullptr;
   typename Chosen::Ahead ahead;
   if (chooses) ahead.Load(a.choice);
@@ -93,8 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint4 x[kChunks];
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) x[c] = reinterpret_cast<const uint4*>(a.x)[c * 32 + lane];
-  const NeuronTiles tiles =
-      chooses ? chosen.Choose(a.choice, ahead, &tasks) : tasks.Load(*a.tasks);
+  const NeuronTiles tiles = chooses ? chosen.Choose(a.choice, ahead, &tasks) : tasks.Load(*a.tasks);
   const int total = tiles.all() * kTileNeurons;
   __syncthreads();
 
@@ -105,7 +103,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     return tasks.blob[neuron / a.intermediate] + size_t(neuron % a.intermediate) * kBytes;
   };
   for (int i = 0; i < kSlots; ++i) ring.Fetch(i, address(first + i * stride));
-  if (chooses) chosen.Record(a.choice);
+  LetNextKernelBegin();  // whose weights would keep the choice waiting
+  if (chooses) {
+    chosen.Weigh(a.choice, &tasks);
+    chosen.Record(a.choice);
+    __syncthreads();
+  }
 
   float sum[8 * kChunks] = {};
   int sequence = 0;

@@ -214,13 +214,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   BlockRing<kSlots> ring(memory, GroupBytes(a.hidden), barriers);
-  LetNextKernelBegin();
   const bool chooses = a.choice.logits != nullptr;
   Chosen::Ahead ahead;
   if (chooses) ahead.Load(a.choice);
   WaitForKernelAhead();
-  const NeuronTiles tiles =
-      chooses ? chosen.Choose(a.choice, ahead, &tasks) : tasks.Load(*a.tasks);
+  const NeuronTiles tiles = chooses ? chosen.Choose(a.choice, ahead, &tasks) : tasks.Load(*a.tasks);
   constexpr int kTileGroups = kTileNeurons / kGroupNeurons;
   const GroupRange range(tiles.vram * kTileGroups, tiles.all() * kTileGroups);
   __syncthreads();
@@ -233,7 +231,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     return tasks.blob[group.task] + group.Offset(a);
   };
   for (int i = 0; i < kSlots; ++i) ring.Fetch(i, address(range.first + i * range.stride));
-  if (chooses) chosen.Record(a.choice);
+  LetNextKernelBegin();  // whose weights would keep the choice waiting
+  if (chooses) {
+    chosen.Weigh(a.choice, &tasks);
+    chosen.Record(a.choice);
+    __syncthreads();
+  }
   uint32_t x[16 * kIterations];
 #pragma unroll
   for (int it = 0; it < kIterations; ++it) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/backend/cuda/attend_ahead.cuh"
+#include "runtime/backend/cuda/attention_exchange.cuh"
 #include "runtime/backend/cuda/blocks_barrier.cuh"
 #include "runtime/backend/cuda/norm_row.cuh"
 #include "runtime/backend/cuda/programmatic_launch.cuh"
@@ -18,8 +19,6 @@ constexpr uint32_t kSlotBytes = 2048;
 constexpr int kLeastSplits = 2;  // parts of which the output projection makes its input
 // A group's columns of an output row; shorter pieces make copying slow.
 constexpr int kLeastGroupWidth = 256;
-
-constexpr int kBarrierWords = 32;  // apart
 
 // Dynamic shared memory, in this order: the warps' rings, the warps' values (in the beginning the
 // prepared heads), the row that is multiplied.
@@ -84,40 +83,31 @@ struct Share {
 struct PartRow {
   const LinearPart* part;
   int row;
+  int place;  // counted through all parts
 };
 
 // The rows that make a KV head's queries, key and value.
 struct HeadRows {
   const LinearPart* parts;  // q, k, v
   int kv_head;
-  int query_rows;
+  int query_heads;  // of the KV head
+  int kv_heads;
   int head_dim;
 
   __device__ HeadRows(const FusedAttentionArguments& a, int head)
       : parts(a.qkv.parts),
         kv_head(head),
-        query_rows(a.attention.query_heads / a.attention.kv_heads * a.attention.head_dim),
+        query_heads(a.attention.query_heads / a.attention.kv_heads),
+        kv_heads(a.attention.kv_heads),
         head_dim(a.attention.head_dim) {}
-  __device__ int count() const { return query_rows + 2 * head_dim; }
+  __device__ int count() const { return (query_heads + 2) * head_dim; }
   __device__ PartRow operator[](int i) const {
-    if (i < query_rows) return {&parts[0], kv_head * query_rows + i};
-    i -= query_rows;
-    if (i < head_dim) return {&parts[1], kv_head * head_dim + i};
-    return {&parts[2], kv_head * head_dim + i - head_dim};
+    const int queries = query_heads * head_dim;
+    if (i < queries) return {&parts[0], kv_head * queries + i, kv_head * queries + i};
+    const bool is_value = i >= queries + head_dim;
+    const int row = kv_head * head_dim + i - queries - (is_value ? head_dim : 0);
+    return {&parts[is_value ? 2 : 1], row, kv_heads * (queries + (is_value ? head_dim : 0)) + row};
   }
-};
-
-// Where the blocks wait: of a KV head for its projections, of a group for its splits, and all,
-// before they add to the residual, until all have read it.
-struct Barriers {
-  BlocksBarrier read;
-  BlocksBarrier projected;
-  BlocksBarrier attended;
-
-  __device__ Barriers(uint32_t* words, const Share& share)
-      : read(words),
-        projected(words + (2 * share.group.kv_head + 1) * kBarrierWords),
-        attended(words + (2 * share.group_index + 2) * kBarrierWords) {}
 };
 
 // Of a weight's rows, or of several weights' one after the other, a warp's: every stride-th.
@@ -145,12 +135,13 @@ __device__ void MultiplyRows(Stream& stream, const WarpRows& rows, const __nv_bf
   }
 }
 
-// Starts the output weights' copies and waits for the projections, attends, and adds the output.
+// Starts the output weights' copies, attends once the projections are there, and adds the output
+// once all have `read` the residual.
 template <int kChunks>
 __device__ void AttendAndOutput(const FusedAttentionArguments& a, const Share& share,
-                                const Barriers& barriers, Ring& ring, int first_sequence,
-                                Ahead* ahead, float* values, __nv_bfloat16* row) {
-  barriers.projected.Arrive(share.head_blocks, share.head_member == 0);
+                                const Exchange& exchange, const BlocksBarrier& read, Ring& ring,
+                                int first_sequence, Ahead* ahead, float* values,
+                                __nv_bfloat16* row) {
   const HeadGroup& group = share.group;
   const int head_dim = a.attention.head_dim;
   const WarpRows rows(a.output.out_features, threadIdx.x / 32 * share.members + share.member,
@@ -162,15 +153,12 @@ __device__ void AttendAndOutput(const FusedAttentionArguments& a, const Share& s
       [&](int i) { return reinterpret_cast<const std::byte*>(columns + rows[i] * row_values); },
       share.splits ? kCopiesBesideAttention : kSlots);
   if (share.splits) {
-    barriers.projected.Wait();
-    if (share.attends) {
-      AttendSplit<kChunks>(a, group, share.member, share.range, share.position, ahead, values);
-    }
-    barriers.attended.Arrive(a.attention.splits, share.member == 0);
+    AttendSplit<kChunks>(a, group, exchange, share.member, share.range, share.position, ahead,
+                         values);
     stream.FillRing();
   }
-  barriers.attended.WaitAlsoFor(barriers.read);
-  JoinSplits<kWarps>(a.attention, group.first_head, group.heads, row);
+  read.Wait();  // no warp needs `row` any more, either
+  JoinTaggedSplits<kWarps>(exchange, group.first_head, group.heads, a.attention.splits, row);
   __syncthreads();
   const bool adds_bias = a.output.bias != nullptr && group.first_head == 0;
   MultiplyRows(stream, rows, row, [&](int target, float product) {
@@ -184,6 +172,7 @@ __device__ void RunFused(const FusedAttentionArguments& a, int groups) {
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ uint64_t barriers[kWarps][kSlots];
   __shared__ __align__(16) Ahead ahead;
+  __shared__ uint32_t launch;
   const int warp = threadIdx.x / 32;
   auto* const values = reinterpret_cast<float*>(memory + kRingBytes);
   auto* const row =
@@ -207,15 +196,25 @@ __device__ void RunFused(const FusedAttentionArguments& a, int groups) {
   if (share.attends) LookAhead(a, share.group.kv_head, share.range, share.position, &ahead);
   WaitForKernelAhead();
   norm.Load();
-  const Barriers waits(a.barriers, share);
+  const ExchangeMemory memory_of = {a.exchange};
+  const BlocksBarrier read(memory_of.read());
+  if (threadIdx.x == 0) launch = __ldcg(memory_of.launches()) + 1;
   norm.Store(row);
-  waits.read.ArriveAfterReads(gridDim.x, blockIdx.x == 0);
+  read.Arrive(gridDim.x, blockIdx.x == 0);
   stream.FillRing();
+  const Exchange exchange = memory_of.Values(a.attention, launch);
   MultiplyRows(stream, rows, row, [&](int index, float product) {
     const PartRow at = head_rows[index];
-    at.part->out[at.row] = product + (at.part->bias == nullptr ? 0.0f : at.part->bias[at.row]);
+    const float bias = at.part->bias == nullptr ? 0.0f : at.part->bias[at.row];
+    StoreTagged(exchange.q + at.place, product + bias, exchange.launch);
   });
-  AttendAndOutput<kChunks>(a, share, waits, ring, stream.end_sequence(), &ahead, values, row);
+  if (position >= 0) {
+    AttendAndOutput<kChunks>(a, share, exchange, read, ring, stream.end_sequence(), &ahead, values,
+                             row);
+  } else {
+    read.Wait();
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) *memory_of.launches() = launch;  // all have read it
 }
 
 #endif
@@ -232,14 +231,19 @@ int Groups(const FusedAttentionShape& shape) {
   return HeadGroups(shape.query_heads, shape.kv_heads);
 }
 
-// Whether the current device lets blocks wait for one another.
-bool LaunchesCooperatively() {
+int MostSplits(const FusedAttentionShape& shape) {
+  return std::min(kMaxSplits, shape.multiprocessors / Groups(shape));
+}
+
+// Whether all blocks of a launch that fits the current device run at once, as those that wait for
+// one another must. Processes that share it at the same time could each keep some of the others'
+// from it.
+bool RunsBlocksTogether() {
   int device = 0;
-  int cooperative = 0;
+  int shared = 0;
   return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device) ==
-             cudaSuccess &&
-         cooperative != 0;
+         cudaDeviceGetAttribute(&shared, cudaDevAttrMpsEnabled, device) == cudaSuccess &&
+         shared == 0;
 }
 
 // Calls `function` with the kernel for the head dimension.
@@ -258,7 +262,7 @@ bool FusedAttentionSupports(const FusedAttentionShape& shape) {
   const int group_width = shape.query_heads / groups * shape.head_dim;
   if (shape.hidden % 8 != 0 || shape.head_dim % 8 != 0 || shape.head_dim > kMaxFusedHeadDim ||
       group_width < kLeastGroupWidth || groups * kLeastSplits > shape.multiprocessors ||
-      !LaunchesCooperatively()) {
+      !RunsBlocksTogether()) {
     return false;
   }
   return WithKernel(shape.head_dim, [&](auto kernel) {
@@ -277,16 +281,14 @@ bool FusedAttentionSupports(const FusedAttentionShape& shape) {
 }
 
 int FusedAttentionSplits(const FusedAttentionShape& shape, int max_context) {
-  const int most = std::min(kMaxSplits, shape.multiprocessors / Groups(shape));
-  return std::clamp((max_context + kBlockKeys - 1) / kBlockKeys, kLeastSplits, most);
+  return std::clamp((max_context + kBlockKeys - 1) / kBlockKeys, kLeastSplits, MostSplits(shape));
 }
 
-size_t FusedAttentionBarrierBytes(const FusedAttentionShape& shape) {
-  return (size_t{2} * Groups(shape) + 1) * kBarrierWords * sizeof(uint32_t);
-}
-
-size_t FusedAttentionScratchBytes(const FusedAttentionShape& shape, int splits) {
-  return AttentionScratchBytes(1, shape.query_heads, shape.head_dim, splits);
+size_t FusedAttentionExchangeBytes(const FusedAttentionShape& shape) {
+  const size_t heads = shape.query_heads + 2 * shape.kv_heads;
+  const size_t parts = size_t(shape.query_heads) * MostSplits(shape);
+  return 2 * kExchangeWordBytes +
+         sizeof(uint64_t) * (heads * shape.head_dim + parts * TaggedPartWords(shape.head_dim));
 }
 
 cudaError_t LaunchFusedAttention(const FusedAttentionArguments& arguments,

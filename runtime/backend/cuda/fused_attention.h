@@ -1,14 +1,13 @@
 // The attention half of a layer for a step of one token (AttentionHalf of backend.h) in one launch:
 // norm, q, k, v, rotary embedding, attention and the output projection, between which the blocks
-// wait for one another and already fetch the next weights. At one token each of these lasts no
-// longer than a launch. The first weights are fetched while the kernel ahead ends.
+// wait for one another's values and already fetch the next weights. At one token each of these
+// lasts no longer than a launch. The first weights are fetched while the kernel ahead ends.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <compare>
 #include <cstddef>
-#include <cstdint>
 
 #include "runtime/backend/cuda/attention.h"
 #include "runtime/backend/cuda/linear.h"
@@ -17,11 +16,12 @@
 namespace moed::backend {
 
 struct FusedAttentionArguments {
-  LinearArguments qkv;           // normed; its outputs are scratch
-  PrepareQkvArguments prepare;   // q, k, v: as projected
-  AttentionArguments attention;  // out is not written; scratch: FusedAttentionScratchBytes()
+  LinearArguments qkv;           // normed; nothing is written to the parts' out
+  PrepareQkvArguments prepare;   // but for q, k, v
+  AttentionArguments attention;  // but for q, out, scratch
   LinearPart output;             // added to qkv.residual
-  uint32_t* barriers = nullptr;  // FusedAttentionBarrierBytes(), zeros before the first launch
+  // FusedAttentionExchangeBytes() of device memory, zeros before the shape's first launch.
+  std::byte* exchange = nullptr;
 };
 
 // What the launch needs of the device.
@@ -41,9 +41,9 @@ bool FusedAttentionSupports(const FusedAttentionShape& shape);
 // Into how many parts a context of at most `max_context` tokens is split.
 int FusedAttentionSplits(const FusedAttentionShape& shape, int max_context);
 
-size_t FusedAttentionBarrierBytes(const FusedAttentionShape& shape);
-size_t FusedAttentionScratchBytes(const FusedAttentionShape& shape, int splits);
+size_t FusedAttentionExchangeBytes(const FusedAttentionShape& shape);
 
+// One at a time on a device: blocks that wait for one another must all run at once.
 cudaError_t LaunchFusedAttention(const FusedAttentionArguments& arguments,
                                  const FusedAttentionShape& shape, cudaStream_t stream);
 

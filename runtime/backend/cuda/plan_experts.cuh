@@ -95,8 +95,7 @@ struct TokenPlan {
   __device__ TokenPlan(bool chosen, const ExpertTableEntry& entry)
       : hits(__ballot_sync(0xffffffffu, chosen && entry.slot >= 0)),
         colds(__ballot_sync(0xffffffffu, chosen && entry.slot < 0)),
-        fillable(__ballot_sync(0xffffffffu,
-                               chosen && entry.slot < 0 && entry.fill_allowed != 0)) {}
+        fillable(__ballot_sync(0xffffffffu, chosen && entry.slot < 0 && entry.fill_allowed != 0)) {}
   __device__ int vram() const { return __popc(hits); }
   __device__ int link() const { return __popc(colds); }
   __device__ bool hit() const { return (hits >> lane() & 1) != 0; }

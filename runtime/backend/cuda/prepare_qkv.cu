@@ -1,5 +1,4 @@
-#include <type_traits>
-
+#include "runtime/backend/cuda/lane_of_head.cuh"
 #include "runtime/backend/cuda/prepare_head.cuh"
 #include "runtime/backend/cuda/prepare_qkv.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
@@ -59,72 +58,6 @@ __global__ void __launch_bounds__(kThreads) PrepareQkv(PrepareQkvArguments a) {
   }
 }
 
-// A lane's share of a head that rotates wholly, in two halves: elements kEach * lane on of each.
-template <int kDim>
-struct LaneOfHead {
-  static constexpr int kEach = kDim / 64;
-  using Vector = std::conditional_t<kEach == 2, float2, float>;
-  union Half {
-    Vector vector;
-    float values[kEach];
-  };
-  Half halves[2];
-
-  static __device__ int Column(int half) { return half * kDim / 2 + threadIdx.x % 32 * kEach; }
-  __device__ explicit LaneOfHead(const float* x) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      halves[half].vector = *reinterpret_cast<const Vector*>(x + Column(half));
-    }
-  }
-  __device__ void Store(float* x) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      *reinterpret_cast<Vector*>(x + Column(half)) = halves[half].vector;
-    }
-  }
-  __device__ void Store(__nv_bfloat16* x) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        x[Column(half) + i] = __float2bfloat16(halves[half].values[i]);
-      }
-    }
-  }
-
-  // `weight`: of the head's norm, or null.
-  __device__ void NormAndClip(const float* weight, float epsilon, float clip) {
-    float squares = 0.0f;
-#pragma unroll
-    for (const Half& half : halves) {
-      for (float value : half.values) squares += value * value;
-    }
-    const float scale = rsqrtf(WarpSum(squares) / kDim + epsilon);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        float& value = halves[half].values[i];
-        if (weight != nullptr) value = value * scale * weight[Column(half) + i];
-        value = Clip(value, clip);
-      }
-    }
-  }
-  // `rotations`: of the head's pairs.
-  __device__ void Rotate(const Rotation* rotations) {
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const Rotation rotation = rotations[Column(0) + i];
-      float& first = halves[0].values[i];
-      float& second = halves[1].values[i];
-      const float rotated = first * rotation.cosine - second * rotation.sine;
-      second = second * rotation.cosine + first * rotation.sine;
-      first = rotated;
-    }
-  }
-};
-
 // As PrepareQkv, for many tokens: a block to a token, a head's values in registers, rotations
 // computed once a token.
 template <int kDim>
@@ -159,7 +92,7 @@ constexpr int kManyTokens = 512;
 
 bool PreparesMany(const PrepareQkvArguments& a) {
   const bool whole_norm = !a.norm_per_head && (a.q_norm != nullptr || a.k_norm != nullptr);
-  return a.tokens >= kManyTokens && !whole_norm && !a.interleaved && a.rotary_dims == a.head_dim &&
+  return a.tokens >= kManyTokens && !whole_norm && RotatesWhole(a) &&
          (a.head_dim == 64 || a.head_dim == 128);
 }
 

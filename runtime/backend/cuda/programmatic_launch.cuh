@@ -1,6 +1,6 @@
-// Kernels that begin while the one ahead of them still runs (programmatic dependent launch, Hopper
-// and later): what they do before WaitForKernelAhead() must not touch what that one writes. Before
-// Hopper they begin when it has ended.
+// Kernels that begin while those ahead of them still run (programmatic dependent launch, Hopper and
+// later): what they do before WaitForKernelAhead() must not touch what a kernel of the step writes,
+// since more than the last may still run. Before Hopper they begin when the one ahead has ended.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,7 +19,8 @@ __device__ __forceinline__ void WaitForKernelAhead() {
 }
 
 // The next kernel, if LaunchAhead launches it, begins once all blocks called this or ended and
-// leave room for it.
+// leave room for it. So all blocks of a kernel run before the first of the next one: blocks that
+// wait for others of their own launch are kept from it by no later kernel.
 __device__ __forceinline__ void LetNextKernelBegin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

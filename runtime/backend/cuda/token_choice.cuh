@@ -46,24 +46,31 @@ struct ChosenExperts {
     int32_t slot;
     uint32_t generation;
   } use[kMaxNeuronTasks];
+  int task[kMaxNeuronTasks];  // -1: none
   bool any_nan;
   NeuronTiles tiles;
   bool any_fillable;
   int offers_left;  // with any_fillable
 
+  // All of a task but its weight.
   __device__ NeuronTiles Choose(const TokenChoice& choice, const Ahead& ahead, NeuronTasks* out) {
     Rank(choice, ahead);
     __syncthreads();
-    if (threadIdx.x < 32) {
-      const float weight = WeightOf(choice.spec);
-      if (Records() && threadIdx.x < choice.spec.top_k) {
-        choice.ids[threadIdx.x] = expert[threadIdx.x];
-        choice.weights[threadIdx.x] = weight;
-      }
-      Place(choice.plan, ahead.has_token, weight, out);
-    }
+    if (threadIdx.x < 32) Place(choice.plan, ahead.has_token, out);
     __syncthreads();
     return tiles;
+  }
+
+  // The weights, for which reads of experts need not wait. A barrier must follow.
+  __device__ void Weigh(const TokenChoice& choice, NeuronTasks* out) const {
+    if (threadIdx.x >= 32) return;
+    const int lane = threadIdx.x;
+    const float weight = WeightOf(choice.spec);
+    if (lane >= choice.spec.top_k) return;
+    if (task[lane] >= 0) out->weight[task[lane]] = weight;
+    if (!Records()) return;
+    choice.ids[lane] = expert[lane];
+    choice.weights[lane] = weight;
   }
 
   // Leaves what was chosen in the trace and the table. All threads of all blocks call it.
@@ -159,8 +166,7 @@ struct ChosenExperts {
     return score * scale;
   }
 
-  __device__ void Place(const PlanExpertsArguments& plan, bool has_token, float weight,
-                        NeuronTasks* out) {
+  __device__ void Place(const PlanExpertsArguments& plan, bool has_token, NeuronTasks* out) {
     const int lane = threadIdx.x;
     const bool chosen = lane < plan.top_k && has_token;
     const ExpertTableEntry found = {entry[lane].slot, entry[lane].generation,
@@ -174,15 +180,16 @@ struct ChosenExperts {
     }
     if (!chosen) {
       use[lane] = {ExpertUseKind::kUnused, -1, 0};
+      task[lane] = -1;
       return;
     }
     const ExpertSource source =
         SourceOfExpert(plan, found, expert[lane], planned.Offer(num_offered));
     use[lane] = {source.use.kind, source.use.slot, source.use.generation};
     const int i = planned.index() + (planned.hit() ? 0 : planned.vram());
+    task[lane] = i;
     out->blob[i] = source.blob;
     out->fill[i] = source.fill;
-    out->weight[i] = weight;
   }
 };
 static_assert(kMaxNeuronTasks == 32);

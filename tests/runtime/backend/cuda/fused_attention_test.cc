@@ -68,9 +68,17 @@ class AttentionLayer {
 
   // The token at `position`; false if it was to be fused and is not.
   bool Run(int position, bool fused) {
+    Begin(position);
+    return Issue(position, fused);
+  }
+  void Begin(int position) {
     const AttentionSegment segments[] = {{0, 1, position, blocks_}};
     const std::vector<int32_t> ids(1);
     backend_.BeginStep(ids, segments);
+  }
+  // Of the step that Begin began.
+  bool Issue(int position, bool fused) {
+    const AttentionSegment segments[] = {{0, 1, position, blocks_}};
     const AttentionSpec spec = {.query_heads = shape_.query_heads,
                                 .kv_heads = shape_.kv_heads,
                                 .head_dim = shape_.head_dim,
@@ -95,6 +103,9 @@ class AttentionLayer {
     return true;
   }
 
+  void ResetResidual() {
+    residual_ = tensors_.Put(RandomFloats(shape_.hidden, 11), DType::kF32, {1, shape_.hidden});
+  }
   std::vector<float> Residual() { return tensors_.Get<float>(residual_); }
   std::vector<float> Keys() { return tensors_.GetBFloat16(keys_); }
   std::vector<float> Values() { return tensors_.GetBFloat16(values_); }
@@ -151,6 +162,27 @@ class FusedAttentionTest : public ::testing::Test {
 TEST_F(FusedAttentionTest, GivesWhatTheOpsGiveOneByOneAtEveryContext) {
   const Shape qwen3 = {.hidden = 2048, .query_heads = 32, .kv_heads = 4, .head_dim = 128};
   for (const int context : {0, 1, 17, 127, 128, 129, 700, 5000}) ExpectSame(qwen3, context);
+}
+
+// As the layers of a step do: each launch begins while the one ahead of it runs, and reads what
+// that one adds to the residual.
+TEST_F(FusedAttentionTest, GivesTheSameOneRightBehindTheOther) {
+  constexpr int kContext = 300;
+  constexpr int kLaunches = 48;
+  const Shape qwen3 = {.hidden = 2048, .query_heads = 32, .kv_heads = 4, .head_dim = 128};
+  AttentionLayer apart(qwen3, *backend_, kContext);
+  AttentionLayer behind(qwen3, *backend_, kContext);
+  apart.Begin(kContext);
+  for (int i = 0; i < kLaunches; ++i) {
+    ASSERT_TRUE(apart.Issue(kContext, /*fused=*/true));
+    ASSERT_TRUE(backend_->Synchronize().ok());
+  }
+  for (int round = 0; round < 20; ++round) {
+    behind.ResetResidual();
+    behind.Begin(kContext);
+    for (int i = 0; i < kLaunches; ++i) ASSERT_TRUE(behind.Issue(kContext, /*fused=*/true));
+    ASSERT_LE(RelativeRms(behind.Residual(), apart.Residual()), 2e-3) << "round " << round;
+  }
 }
 
 TEST_F(FusedAttentionTest, TakesOtherShapesAndOptions) {
