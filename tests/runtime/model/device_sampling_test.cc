@@ -52,6 +52,7 @@ std::vector<SamplingParams> Requests() {
 
 // Both get the host's tokens, so that one token that differs does not make all that follow differ.
 // A few may: sums on a GPU come in any order, so the two models' logits differ in their last bits.
+// In seven runs 2 to 6 of the 280 did; of a sampler that is wrong most would.
 TEST_F(DeviceSamplingTest, SeededRequestsGetTheTokensOfTheHostsSampler) {
   const std::unique_ptr<ModelRunner> on_device = Runner(true), on_host = Runner(false);
   const std::vector<SamplingParams> requests = Requests();
@@ -96,7 +97,7 @@ TEST_F(DeviceSamplingTest, SeededRequestsGetTheTokensOfTheHostsSampler) {
   }
   const int tokens = kSteps * static_cast<int>(requests.size());
   std::printf("%d of %d tokens differ from the host's\n", disagreements, tokens);
-  EXPECT_LE(disagreements, tokens / 50);
+  EXPECT_LE(disagreements, tokens / 20);
 }
 
 }  // namespace
