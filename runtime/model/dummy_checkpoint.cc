@@ -52,7 +52,7 @@ class DummyExpertSource : public ExpertSource {
       values_.Fill(ExpertTensorId(key, part), first_row * rows.dim(1), ValuesOf(rows));
       return absl::OkStatus();
     };
-    return EncodeInPieces(format_, {DType::kBF16, DType::kBF16, DType::kBF16}, share, fill, blob);
+    return EncodeInPieces(format_, StoredParts(), share, fill, blob);
   }
 
  private:

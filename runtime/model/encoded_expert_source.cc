@@ -120,7 +120,7 @@ absl::Status EncodedExpertSource::Read(cache::ExpertKey key, ReadShare share,
   }
   const Layer& layer = layers_[key.layer];
   absl::Status status = ReadTiles(layer, key.expert, tiles_ * share.index / share.count,
-                                  tiles_ * (share.index + 1) / share.count, blob);
+                                  tiles_ * (share.index + 1) / share.count, share.reread, blob);
   if (status.ok()) return status;
   return absl::DataLossError(absl::StrCat(layer.tensor->file->name(), ": expert ", key.expert,
                                           " of layer ", key.layer, ": ", status.message(),
@@ -128,12 +128,13 @@ absl::Status EncodedExpertSource::Read(cache::ExpertKey key, ReadShare share,
 }
 
 absl::Status EncodedExpertSource::ReadTiles(const Layer& layer, int expert, int64_t first,
-                                            int64_t end, std::span<std::byte> blob) const {
+                                            int64_t end, Reread reread,
+                                            std::span<std::byte> blob) const {
   if (first == end) return absl::OkStatus();
   const size_t begin = backend::Bf12TileOffset(format_, first);
   const std::span<std::byte> target =
       blob.subspan(begin, backend::Bf12TileOffset(format_, end) - begin);
-  absl::Status status = layer.tensor->Read(expert * format_.blob_bytes() + begin, target);
+  absl::Status status = layer.tensor->Read(expert * format_.blob_bytes() + begin, target, reread);
   for (int64_t tile = first; status.ok() && tile < end; ++tile) {
     status = CheckTile(layer, expert, tile, blob);
   }

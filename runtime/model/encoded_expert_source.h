@@ -48,7 +48,7 @@ class EncodedExpertSource : public ExpertSource {
   EncodedExpertSource(const backend::ExpertFormat& format, int num_experts)
       : format_(format), num_experts_(num_experts), tiles_(backend::Bf12Tiles(format)) {}
   absl::Status AddLayer(int layer, const TensorFiles& files);
-  absl::Status ReadTiles(const Layer& layer, int expert, int64_t first, int64_t end,
+  absl::Status ReadTiles(const Layer& layer, int expert, int64_t first, int64_t end, Reread reread,
                          std::span<std::byte> blob) const;
   absl::Status CheckTile(const Layer& layer, int expert, int64_t tile,
                          std::span<const std::byte> blob) const;

@@ -26,13 +26,14 @@ ExpertLoader::~ExpertLoader() {
 }
 
 void ExpertLoader::Start(cache::ExpertKey key, int32_t slot, std::span<std::byte> blob,
-                         uint64_t after) {
+                         uint64_t after, Reread reread) {
   ++outstanding_;
   auto job = std::make_shared<Job>();
   job->key = key;
   job->slot = slot;
   job->blob = blob;
   job->after = after;
+  job->reread = reread;
   job->shares = static_cast<int>(
       std::clamp<size_t>(blob.size() / kLeastShareBytes, 1, std::max<size_t>(threads_.size(), 1)));
   const bool cut = job->shares > 1;
@@ -82,7 +83,8 @@ void ExpertLoader::RunThread() {
 
 std::shared_ptr<ExpertLoader::Job> ExpertLoader::TakeShare(ReadShare* share) {
   std::shared_ptr<Job> job = queue_.front();
-  *share = {.index = job->begun++, .count = job->shares, .after = job->after};
+  *share = {
+      .index = job->begun++, .count = job->shares, .after = job->after, .reread = job->reread};
   if (job->begun == job->shares) queue_.pop_front();
   return job;
 }

@@ -37,7 +37,8 @@ class ExpertLoader {
 
   // Queues a read of `key` into `blob`, which nobody else may touch until its completion is taken,
   // but for the ops that `after` names (Backend::Issued): those are waited for.
-  void Start(cache::ExpertKey key, int32_t slot, std::span<std::byte> blob, uint64_t after = 0);
+  void Start(cache::ExpertKey key, int32_t slot, std::span<std::byte> blob, uint64_t after = 0,
+             Reread reread = Reread::kLikely);
 
   // Takes the completions there are, in the order in which reads ended, without waiting.
   void Poll(std::vector<Completion>* completions);
@@ -53,6 +54,7 @@ class ExpertLoader {
     int32_t slot = -1;
     std::span<std::byte> blob;
     uint64_t after = 0;
+    Reread reread = Reread::kLikely;
     int shares = 1;
     int begun = 0;  // of these
     int ended = 0;

@@ -17,8 +17,13 @@
 
 namespace moed::model {
 
-// Of gate, up and down, in this order.
-using PartTypes = std::array<backend::DType, 3>;
+// A part of an expert as it is stored.
+struct StoredPart {
+  backend::DType dtype = backend::DType::kBF16;
+  uint64_t file_offset = 0;  // of its first row, if it lies in a file
+};
+// Gate, up and down.
+using StoredParts = std::array<StoredPart, 3>;
 
 // Fills `rows` with the rows of a part from `first_row` on.
 using ReadRows = absl::FunctionRef<absl::Status(backend::ExpertPart part, int64_t first_row,
@@ -26,7 +31,7 @@ using ReadRows = absl::FunctionRef<absl::Status(backend::ExpertPart part, int64_
 
 // Writes a share of the format.blob_bytes() of `blob`. Stops at the first error of `read` and
 // returns it; the share is then undefined.
-absl::Status EncodeInPieces(const backend::ExpertFormat& format, const PartTypes& dtypes,
+absl::Status EncodeInPieces(const backend::ExpertFormat& format, const StoredParts& stored,
                             ReadShare share, ReadRows read, std::span<std::byte> blob);
 
 }  // namespace moed::model

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "cache/expert_key.h"
 #include "runtime/backend/expert_format.h"
+#include "runtime/model/reread.h"
 
 namespace moed::model {
 
@@ -18,6 +19,7 @@ struct ReadShare {
   int count = 1;
   // Where the blob lies in a device's memory: ops that use it still (Backend::Issued).
   uint64_t after = 0;
+  Reread reread = Reread::kLikely;
 };
 
 class ExpertSource {

@@ -1,6 +1,7 @@
 #include "runtime/model/expert_store.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "absl/base/internal/raw_logging.h"
@@ -105,10 +106,13 @@ absl::Status ExpertStore::Warm(const LoadProgress& progress, std::span<const cac
   const auto blob_bytes = static_cast<int64_t>(format().blob_bytes());
   const int64_t total = cache_->num_slots() * blob_bytes;
   const std::vector<cache::ExpertKey> order = WarmOrder(hot);
+  const Reread reread = HoldsEveryExpert() ? Reread::kNever : Reread::kLikely;
   size_t next = 0;
   // Loaded grants keep their pins to the end, so that no policy evicts the first for the last.
   do {
-    for (; next < order.size() && loading_.size() < kWarmReads; ++next) StartPrefetch(order[next]);
+    for (; next < order.size() && loading_.size() < kWarmReads; ++next) {
+      StartPrefetch(order[next], reread);
+    }
     if (loading_.empty()) break;
     loader_.Wait(&completions_);
     if (absl::Status status = Settle(); !status.ok()) {
@@ -133,10 +137,15 @@ std::vector<cache::ExpertKey> ExpertStore::WarmOrder(std::span<const cache::Expe
   return order;
 }
 
-void ExpertStore::StartPrefetch(cache::ExpertKey key) {
+bool ExpertStore::HoldsEveryExpert() const {
+  return cache_->num_slots() >=
+         std::accumulate(experts_per_layer_.begin(), experts_per_layer_.end(), 0);
+}
+
+void ExpertStore::StartPrefetch(cache::ExpertKey key, Reread reread) {
   std::optional<cache::Grant> grant = cache_->Prefetch(key);
   if (!grant.has_value()) return;
-  loader_.Start(key, grant->slot, Slot(grant->slot));
+  loader_.Start(key, grant->slot, Slot(grant->slot), /*after=*/0, reread);
   loading_.push_back(*std::move(grant));
 }
 

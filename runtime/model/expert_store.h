@@ -100,7 +100,8 @@ class ExpertStore {
 
   std::span<std::byte> Slot(int32_t slot) const;
   std::vector<cache::ExpertKey> WarmOrder(std::span<const cache::ExpertKey> hot) const;
-  void StartPrefetch(cache::ExpertKey key);
+  bool HoldsEveryExpert() const;
+  void StartPrefetch(cache::ExpertKey key, Reread reread);
   void TakeGrants(LayerTraffic* traffic);
   int LayerToReadAhead(int layer, std::span<const int> experts) const;
   absl::Status TakeAhead(int layer, LayerTraffic* traffic);

@@ -92,16 +92,19 @@ absl::Status FileExpertSource::Read(cache::ExpertKey key, ReadShare share,
         absl::StrCat("layer ", key.layer, " has no expert ", key.expert));
   }
   const Slices& slices = layers_[key.layer][key.expert];
-  PartTypes dtypes;
-  for (int part = 0; part < 3; ++part) dtypes[part] = *slices[part].tensor->entry.dtype;
+  StoredParts stored;
+  for (int part = 0; part < 3; ++part) {
+    const TensorEntry& entry = slices[part].tensor->entry;
+    stored[part] = {*entry.dtype, entry.offset + slices[part].offset};
+  }
   const auto read = [&](ExpertPart part, int64_t first_row, const backend::Tensor& rows) {
     const Slice& slice = slices[static_cast<size_t>(part)];
     const uint64_t row_bytes = rows.dim(1) * SizeOf(rows.dtype());
     return slice.tensor->Read(
         slice.offset + first_row * row_bytes,
-        std::span(rows.As<std::byte>(), static_cast<size_t>(rows.num_bytes())));
+        std::span(rows.As<std::byte>(), static_cast<size_t>(rows.num_bytes())), share.reread);
   };
-  return EncodeInPieces(format_, dtypes, share, read, blob);
+  return EncodeInPieces(format_, stored, share, read, blob);
 }
 
 }  // namespace moed::model

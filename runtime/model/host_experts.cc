@@ -22,7 +22,8 @@ absl::StatusOr<std::unique_ptr<HostExperts>> HostExperts::Load(
   ExpertLoader loader(source, io_threads);
   for (int layer = 0; layer < static_cast<int>(experts_per_layer.size()); ++layer) {
     for (int expert = 0; expert < experts_per_layer[layer]; ++expert) {
-      loader.Start({layer, expert}, /*slot=*/0, experts->Blob({layer, expert}));
+      loader.Start({layer, expert}, /*slot=*/0, experts->Blob({layer, expert}), /*after=*/0,
+                   Reread::kNever);
     }
   }
   std::vector<ExpertLoader::Completion> completions;

@@ -13,17 +13,22 @@
 namespace moed::model {
 
 InputFile::InputFile(int descriptor, uint64_t bytes, std::string name)
-    : descriptor_(descriptor), bytes_(bytes), name_(std::move(name)) {}
+    : descriptor_(descriptor),
+      bytes_(bytes),
+      name_(std::move(name)),
+      direct_(std::make_unique<DirectFile>(descriptor)) {}
 
 InputFile::InputFile(InputFile&& other) noexcept
     : descriptor_(std::exchange(other.descriptor_, -1)),
       bytes_(other.bytes_),
-      name_(std::move(other.name_)) {}
+      name_(std::move(other.name_)),
+      direct_(std::move(other.direct_)) {}
 
 InputFile& InputFile::operator=(InputFile&& other) noexcept {
   std::swap(descriptor_, other.descriptor_);
   std::swap(bytes_, other.bytes_);
   std::swap(name_, other.name_);
+  std::swap(direct_, other.direct_);
   return *this;
 }
 
@@ -47,7 +52,13 @@ absl::StatusOr<InputFile> InputFile::Open(const std::string& path, std::string n
   return file;
 }
 
-absl::Status InputFile::ReadAt(uint64_t offset, std::span<std::byte> destination) const {
+absl::Status InputFile::ReadAt(uint64_t offset, std::span<std::byte> destination,
+                               Reread reread) const {
+  if (reread == Reread::kNever) {
+    const size_t read = direct_->Read(offset, destination);
+    destination = destination.subspan(read);
+    offset += read;
+  }
   while (!destination.empty()) {
     const ssize_t count =
         pread(descriptor_, destination.data(), destination.size(), static_cast<off_t>(offset));

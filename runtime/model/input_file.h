@@ -4,11 +4,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runtime/model/direct_file.h"
+#include "runtime/model/reread.h"
 
 namespace moed::model {
 
@@ -27,9 +30,10 @@ class InputFile {
   // When it was opened.
   uint64_t bytes() const { return bytes_; }
 
-  // Fills `destination` from `offset` on. DATA_LOSS, naming the file, if it ends before or cannot
-  // be read.
-  absl::Status ReadAt(uint64_t offset, std::span<std::byte> destination) const;
+  // Fills `destination` from `offset` on; what will never be read again passes by the page cache if
+  // it is not there. DATA_LOSS, naming the file, if it ends before or cannot be read.
+  absl::Status ReadAt(uint64_t offset, std::span<std::byte> destination,
+                      Reread reread = Reread::kLikely) const;
 
  private:
   InputFile(int descriptor, uint64_t bytes, std::string name);
@@ -37,6 +41,7 @@ class InputFile {
   int descriptor_ = -1;
   uint64_t bytes_ = 0;
   std::string name_;
+  std::unique_ptr<DirectFile> direct_;
 };
 
 }  // namespace moed::model

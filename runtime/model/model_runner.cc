@@ -20,16 +20,19 @@ constexpr int64_t kBalanceSteps = 16;
 // Of what loading takes beyond the experts themselves: room for one in bf16 a thread that encodes.
 constexpr size_t kMostEncodingBytes = size_t{7} << 28;
 
+// Enough for storage that is read directly to have always some of their reads before it.
+constexpr int kStorageReads = 8;
+
 // Encoding is work for every core, and for another thread on it while one waits for storage;
 // reading is for a few, but for storage not too few when nothing else is done meanwhile.
 int IoThreads(const ModelRunnerOptions& options, const ServedExperts& served, bool fills_store) {
   if (options.io_threads > 0) return options.io_threads;
   if (served.encoding != nullptr) {
-    return ExpertThreads(2 * backend::AvailableCpus(), served.encoding->stored_bytes(),
-                         kMostEncodingBytes);
+    return ExpertThreads(std::max(2 * backend::AvailableCpus(), kStorageReads),
+                         served.encoding->stored_bytes(), kMostEncodingBytes);
   }
   const auto cpus = static_cast<int>(std::thread::hardware_concurrency());
-  return std::clamp(cpus, fills_store ? 4 : 2, 8);
+  return fills_store ? std::clamp(cpus, kStorageReads, 2 * kStorageReads) : std::clamp(cpus, 2, 8);
 }
 
 // With a path, a GPU finds its experts itself; without, slots are filled from files before use.

@@ -37,7 +37,8 @@ absl::Status EncodedExperts::Read(cache::ExpertKey key, ReadShare share,
   const absl::StatusOr<std::span<std::byte>> stored =
       ExpertScratch(ScratchPurpose::kSource, source_.format().blob_bytes());
   if (!stored.ok()) return stored.status();
-  if (absl::Status status = source_.Read(key, {}, *stored); !status.ok()) return status;
+  if (absl::Status status = source_.Read(key, {.reread = share.reread}, *stored); !status.ok())
+    return status;
   const std::span<std::byte> target = blob.first(format_.blob_bytes());
   if (backend::EncodeBf12(source_.format(), *stored, format_, target)) {
     listed_escapes_ += backend::CountBf12Escapes(format_, target).total;
@@ -55,7 +56,8 @@ absl::Status DecodedExperts::Read(cache::ExpertKey key, ReadShare share,
   const absl::StatusOr<std::span<std::byte>> stored =
       ExpertScratch(ScratchPurpose::kSource, stored_format.blob_bytes());
   if (!stored.ok()) return stored.status();
-  if (absl::Status status = source_.Read(key, {}, *stored); !status.ok()) return status;
+  if (absl::Status status = source_.Read(key, {.reread = share.reread}, *stored); !status.ok())
+    return status;
   std::vector<BFloat16> row(static_cast<size_t>(stored_format.row_values()));
   for (const ExpertPart part : {ExpertPart::kGate, ExpertPart::kUp, ExpertPart::kDown}) {
     DecodePart(stored_format, stored->data(), part, format_, blob.data(), row);

@@ -21,7 +21,7 @@ using backend::DType;
 using nlohmann::json;
 
 constexpr char kMetadataKey[] = "__metadata__";
-constexpr size_t kDataMultiple = 64;  // bytes
+constexpr size_t kDataMultiple = 4096;  // bytes
 
 struct DTypeEntry {
   std::string_view name;

@@ -55,7 +55,7 @@ struct TensorLayout {
 };
 
 // The beginning of a file of `tensors`, which follow it in this order: prefix and header, filled up
-// with spaces so that the data starts at a multiple of 64 bytes.
+// with spaces so that the data starts at a multiple of 4096 bytes.
 std::string WriteSafetensorsHeader(const std::vector<TensorLayout>& tensors,
                                    const SafetensorsMetadata& metadata);
 

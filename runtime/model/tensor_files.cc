@@ -59,8 +59,9 @@ absl::StatusOr<WeightMap> ReadIndex(const CheckpointDirectory& directory) {
 
 }  // namespace
 
-absl::Status StoredTensor::Read(uint64_t offset, std::span<std::byte> destination) const {
-  absl::Status status = file->ReadAt(entry.offset + offset, destination);
+absl::Status StoredTensor::Read(uint64_t offset, std::span<std::byte> destination,
+                                Reread reread) const {
+  absl::Status status = file->ReadAt(entry.offset + offset, destination, reread);
   if (status.ok()) return status;
   return absl::DataLossError(
       absl::StrCat("tensor \"", entry.name, "\" cannot be read: ", status.message()));

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/model/checkpoint_directory.h"
 #include "runtime/model/input_file.h"
+#include "runtime/model/reread.h"
 #include "runtime/model/safetensors_header.h"
 
 namespace moed::model {
@@ -26,7 +27,8 @@ struct StoredTensor {
 
   // Fills `destination` with bytes [offset, offset + size) of the tensor. DATA_LOSS, naming file
   // and tensor, if the file ends before.
-  absl::Status Read(uint64_t offset, std::span<std::byte> destination) const;
+  absl::Status Read(uint64_t offset, std::span<std::byte> destination,
+                    Reread reread = Reread::kLikely) const;
 };
 
 class TensorFiles {

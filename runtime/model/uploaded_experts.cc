@@ -10,7 +10,7 @@ absl::Status UploadedExperts::Read(cache::ExpertKey key, ReadShare share,
   thread_local std::vector<std::byte> buffer;
   if (buffer.size() < blob.size()) buffer.resize(blob.size());
   const std::span<std::byte> staged(buffer.data(), blob.size());
-  absl::Status status = source_.Read(key, ReadShare{}, staged);
+  absl::Status status = source_.Read(key, {.reread = share.reread}, staged);
   if (!status.ok()) return status;
   return backend_.Upload(staged, blob.data(), share.after);
 }

@@ -30,6 +30,7 @@ TEST_P(ExpertPiecesTest, SharesTogetherMakeWhatOneReadMakes) {
   const auto [hidden, intermediate, dtype] = GetParam();
   const backend::ExpertFormat format(backend::ExpertFormatKind::kBF16, hidden, intermediate);
   const size_t value_bytes = backend::SizeOf(dtype);
+  Reread reread = Reread::kLikely;
   std::vector<std::byte> parts[3];
   std::mt19937 random(1);
   for (auto& part : parts) {
@@ -37,8 +38,15 @@ TEST_P(ExpertPiecesTest, SharesTogetherMakeWhatOneReadMakes) {
     // Exponents of finite numbers, so that converting f32 to bf16 is defined by value.
     for (std::byte& byte : part) byte = static_cast<std::byte>(random() % 0x3f);
   }
+  // Places within a block of a file; a value of the last never lies where it could be used.
+  const StoredParts stored = {{{dtype, 4096 + 200}, {dtype, 8}, {dtype, 8191}}};
   const auto read = [&](ExpertPart part, int64_t first_row, const Tensor& rows) {
     const size_t row_bytes = rows.dim(1) * value_bytes;
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(rows.data()) % value_bytes, 0u);
+    if (reread == Reread::kNever && part != ExpertPart::kDown) {
+      const uint64_t offset = stored[static_cast<size_t>(part)].file_offset + first_row * row_bytes;
+      EXPECT_EQ((reinterpret_cast<uintptr_t>(rows.data()) - offset) % 4096, 0u);
+    }
     const auto& source = parts[static_cast<size_t>(part)];
     std::memcpy(rows.As<std::byte>(), source.data() + first_row * row_bytes, rows.num_bytes());
     return absl::OkStatus();
@@ -51,11 +59,15 @@ TEST_P(ExpertPiecesTest, SharesTogetherMakeWhatOneReadMakes) {
                 tensor(ExpertPart::kUp, intermediate, hidden),
                 tensor(ExpertPart::kDown, hidden, intermediate), expected);
   for (int count : {1, 2, 3, 7, 64}) {
-    std::vector<std::byte> blob(format.blob_bytes());
-    for (int index = count - 1; index >= 0; --index) {
-      ASSERT_TRUE(EncodeInPieces(format, {dtype, dtype, dtype}, {index, count}, read, blob).ok());
+    for (const Reread each : {Reread::kLikely, Reread::kNever}) {
+      reread = each;
+      std::vector<std::byte> blob(format.blob_bytes());
+      for (int index = count - 1; index >= 0; --index) {
+        const ReadShare share = {.index = index, .count = count, .reread = reread};
+        ASSERT_TRUE(EncodeInPieces(format, stored, share, read, blob).ok());
+      }
+      EXPECT_TRUE(blob == expected) << count << " shares";
     }
-    EXPECT_TRUE(blob == expected) << count << " shares";
   }
 }
 
@@ -72,7 +84,7 @@ TEST_P(ExpertPiecesTest, SharesReadEveryRowOnce) {
   };
   std::vector<std::byte> blob(format.blob_bytes());
   for (int index = 0; index < 5; ++index) {
-    ASSERT_TRUE(EncodeInPieces(format, {dtype, dtype, dtype}, {index, 5}, read, blob).ok());
+    ASSERT_TRUE(EncodeInPieces(format, {{{dtype}, {dtype}, {dtype}}}, {index, 5}, read, blob).ok());
   }
   for (const auto& part : reads) EXPECT_EQ(part, std::vector<int>(part.size(), 1));
 }
@@ -85,8 +97,7 @@ TEST(ExpertPiecesErrorTest, TheFirstErrorEndsAShare) {
     ++reads;
     return absl::DataLossError("bad sector");
   };
-  const absl::Status status =
-      EncodeInPieces(format, {DType::kBF16, DType::kBF16, DType::kBF16}, {}, read, blob);
+  const absl::Status status = EncodeInPieces(format, StoredParts(), {}, read, blob);
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(reads, 1);
 }

@@ -31,17 +31,20 @@ class NamedExperts : public ExpertSource {
   NamedExperts() : format_(backend::ExpertFormatKind::kBF16, 32, 4) {}
   const backend::ExpertFormat& format() const override { return format_; }
 
-  absl::Status Read(cache::ExpertKey key, ReadShare, std::span<std::byte> blob) const override {
+  absl::Status Read(cache::ExpertKey key, ReadShare share,
+                    std::span<std::byte> blob) const override {
     std::this_thread::sleep_for(std::chrono::microseconds((key.expert * 7 + key.layer) % 5 * 20));
     if (key.expert == failing_expert) return absl::DataLossError("bad sector");
     std::memset(blob.data(), 0, blob.size());
     std::memcpy(blob.data(), &key, sizeof(key));
     ++reads;
+    if (share.reread == Reread::kNever) ++reads_once;
     return absl::OkStatus();
   }
 
   std::atomic<int> failing_expert = -1;
   mutable std::atomic<int64_t> reads = 0;
+  mutable std::atomic<int64_t> reads_once = 0;
 
  private:
   backend::ExpertFormat format_;
@@ -188,6 +191,21 @@ TEST_F(ExpertStoreTest, AFailedReadEndsTheLayerWithItsErrorAndHoldsNothing) {
     EXPECT_TRUE(Visit(*store, 0, all).ok());
     EXPECT_TRUE(Visit(*store, 2, all).ok());
   }
+}
+
+TEST_F(ExpertStoreTest, OnlyWhatIsLoadedForGoodIsReadAroundThePageCache) {
+  const std::unique_ptr<ExpertStore> part = CreateStore(2 * kExperts - 1);
+  ASSERT_TRUE(part->Warm(nullptr).ok());
+  EXPECT_EQ(source_.reads_once, 0);
+  const std::unique_ptr<ExpertStore> all = CreateStore(2 * kExperts);
+  ASSERT_TRUE(all->Warm(nullptr).ok());
+  EXPECT_EQ(source_.reads_once, 2 * kExperts);
+  CreateDeviceDrivenStore(kTopK);
+  EXPECT_EQ(source_.reads_once, 4 * kExperts);
+  const std::unique_ptr<ExpertStore> cold = CreateStore(2 * kExperts);
+  cold->cache().BeginStep();
+  ASSERT_TRUE(Visit(*cold, 0, {1, 2}).ok());
+  EXPECT_EQ(source_.reads_once, 4 * kExperts);
 }
 
 TEST_F(ExpertStoreTest, AFailedReadWhileWarmingIsReported) {
