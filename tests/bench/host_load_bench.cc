@@ -3,11 +3,12 @@
 // what the storage delivers and, where it is encoded, of what all cores encode. Both are measured
 // in the same run, in turn, each figure the best of five. Goals: 0.8 of the limit, 0.3 GB/s a core
 // of encoding, and no more memory at the peak than the experts and 2 GB.
-//   host_load_bench [experts] [threads]     of 2048 x 768, 9.4 MB in bf16; default 128, as moed
-//   does
+//   host_load_bench [experts] [threads] [full]    of 2048 x 768, 9.4 MB in bf16; default 128, and
+//   0 threads, as many as moed takes
 // Cold: the files are dropped from the page cache before; storage is read directly, 16 reads in
-// flight, and through the page cache by as many threads as load. Warm storage is the page cache,
-// read into fresh memory. Bytes are those that are read.
+// flight, and through the page cache by as many threads as load. With `full` another file then
+// takes the memory that is free, as on a host that has read many files. Warm storage is the page
+// cache, read into fresh memory. Bytes are those that are read.
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -71,6 +72,52 @@ void Drop(const fs::path& folder) {
   }
 }
 
+// Kilobytes of a line of a file like /proc/self/status.
+int64_t Kilobytes(const char* file, const std::string& key) {
+  std::ifstream lines(file);
+  for (std::string line; std::getline(lines, line);) {
+    absl::string_view text = line;
+    int64_t kilobytes = 0;
+    if (!absl::ConsumePrefix(&text, key + ":") || !absl::ConsumeSuffix(&text, " kB")) continue;
+    return absl::SimpleAtoi(text, &kilobytes) ? kilobytes : 0;
+  }
+  return 0;
+}
+
+// A file of nothing but a hole, as large as the memory, whose pages take what is free of it.
+class PageCacheFiller {
+ public:
+  explicit PageCacheFiller(bool fills)
+      : bytes_(fills ? Kilobytes(kMemory, "MemTotal") << 10 : 0),
+        path_(fs::temp_directory_path() / ("moed_filler_" + std::to_string(getpid()))),
+        file_(open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL, 0600)) {
+    ABSL_RAW_CHECK(ftruncate(file_, bytes_) == 0, "cannot make a file");
+    unlink(path_.c_str());
+    // Small pieces, as of the many files of a build: large ones leave huge pages behind.
+    posix_fadvise(file_, 0, 0, POSIX_FADV_RANDOM);
+  }
+  ~PageCacheFiller() { close(file_); }
+  PageCacheFiller(const PageCacheFiller&) = delete;
+  PageCacheFiller& operator=(const PageCacheFiller&) = delete;
+
+  // Until a 40th of the memory is free, about as much as the kernel keeps.
+  void Fill() {
+    std::vector<std::byte> buffer(16 << 10);
+    for (int64_t read = 0; read < bytes_; read += static_cast<int64_t>(buffer.size())) {
+      if (read % (16 << 20) == 0 && Kilobytes(kMemory, "MemFree") << 10 < bytes_ / 40) return;
+      at_ = (at_ + static_cast<int64_t>(buffer.size())) % bytes_;
+      ABSL_RAW_CHECK(pread(file_, buffer.data(), buffer.size(), at_) >= 0, "cannot read");
+    }
+  }
+
+ private:
+  static constexpr char kMemory[] = "/proc/meminfo";
+  int64_t bytes_;
+  fs::path path_;
+  int file_;
+  int64_t at_ = 0;
+};
+
 enum class Target { kBuffers, kFreshMemory };
 
 // Reads all weights, `threads` pieces at a time, each thread into a buffer of its own, or all into
@@ -104,26 +151,14 @@ double CpuSeconds() {
          1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
 }
 
-// Kilobytes of a line of /proc/self/status.
-int64_t StatusKilobytes(const std::string& key) {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    absl::string_view text = line;
-    int64_t kilobytes = 0;
-    if (!absl::ConsumePrefix(&text, key + ":") || !absl::ConsumeSuffix(&text, " kB")) continue;
-    return absl::SimpleAtoi(text, &kilobytes) ? kilobytes : 0;
-  }
-  return 0;
-}
-
 // What the peak since Begin took beyond what was there.
 class PeakMemory {
  public:
   PeakMemory() {
     std::ofstream("/proc/self/clear_refs") << 5;
-    before_ = StatusKilobytes("VmRSS");
+    before_ = Kilobytes("/proc/self/status", "VmRSS");
   }
-  int64_t bytes() const { return (StatusKilobytes("VmHWM") - before_) << 10; }
+  int64_t bytes() const { return (Kilobytes("/proc/self/status", "VmHWM") - before_) << 10; }
 
  private:
   int64_t before_;
@@ -178,7 +213,7 @@ void Report(const char* name, const Times& times, int64_t bytes, double encoding
 
 // A kind of load, in turn with reading the same files. `encoding_rate` of bf16 bytes, or 0.
 void Measure(const char* name, const fs::path& folder, const ExpertSource& source, int experts,
-             int threads, int64_t read_bytes, double encoding_rate) {
+             int threads, int64_t read_bytes, double encoding_rate, PageCacheFiller& filler) {
   const auto backend = *backend::CreateCpuBackend({});
   const std::vector<int> experts_per_layer = {experts};
   int64_t peak_bytes = 0;
@@ -197,12 +232,16 @@ void Measure(const char* name, const fs::path& folder, const ExpertSource& sourc
   const auto take = [](double* best, const std::function<void()>& run) {
     *best = std::min(*best, Seconds(run));
   };
+  const auto make_cold = [&] {
+    Drop(folder);
+    filler.Fill();
+  };
   for (int i = 0; i < kRounds; ++i) {
-    Drop(folder);
+    make_cold();
     take(&cold.storage, [&] { ReadPlainly(folder, kDeepQueue, O_DIRECT, Target::kBuffers); });
-    Drop(folder);
+    make_cold();
     take_load(&cold);
-    Drop(folder);
+    make_cold();
     take(&cold.plain, [&] { ReadPlainly(folder, threads, 0, Target::kBuffers); });
     take(&warm.storage, [&] { ReadPlainly(folder, threads, 0, Target::kFreshMemory); });
     take_load(&warm);
@@ -220,7 +259,8 @@ std::unique_ptr<Checkpoint> Open(const fs::path& folder) {
   return *std::move(checkpoint);
 }
 
-void Run(int experts, int threads) {
+void Run(int experts, int threads, bool full) {
+  PageCacheFiller filler(full);
   const ExpertShape shape = {"", 2048, 768, experts};
   const ExpertFile plain(shape);
   const auto checkpoint = Open(plain.path());
@@ -231,23 +271,24 @@ void Run(int experts, int threads) {
   const double all_cores = EncodingRate(source, format, cpus);
   std::printf("encoding: %.2f GB/s a core alone, %.2f on %d cores\n", one_core / 1e9,
               all_cores / 1e9, cpus);
-  const int readers = threads > 0 ? threads : std::clamp(cpus, 4, 8);
-  const int encoders = threads > 0 ? threads : 2 * cpus;
-  Measure("bf16", plain.path(), source, experts, readers, shape.bytes(), 0);
+  const int readers = threads > 0 ? threads : std::clamp(cpus, 8, 16);
+  const int encoders = threads > 0 ? threads : std::max(2 * cpus, 8);
+  Measure("bf16", plain.path(), source, experts, readers, shape.bytes(), 0, filler);
   const EncodedExperts encoded(source, format);
   Measure("bf12, encoded while loading", plain.path(), encoded, experts, encoders, shape.bytes(),
-          all_cores);
+          all_cores, filler);
   const fs::path folder = plain.path() / "bf12";
   const auto converted = ConvertCheckpoint(*checkpoint, {.destination = folder});
   ABSL_RAW_CHECK(converted.ok(), converted.status().ToString().c_str());
   Measure("bf12, converted", folder, Open(folder)->experts(), experts, readers,
-          converted->stored_bytes, 0);
+          converted->stored_bytes, 0, filler);
 }
 
 }  // namespace
 }  // namespace moed::model
 
 int main(int argc, char** argv) {
-  moed::model::Run(argc > 1 ? std::atoi(argv[1]) : 128, argc > 2 ? std::atoi(argv[2]) : 0);
+  moed::model::Run(argc > 1 ? std::atoi(argv[1]) : 128, argc > 2 ? std::atoi(argv[2]) : 0,
+                   argc > 3 && std::string(argv[3]) == "full");
   return 0;
 }
