@@ -53,7 +53,7 @@ class CudaBackend : public Backend {
   }
   absl::StatusOr<std::unique_ptr<RowSampler>> CreateRowSampler(
       const RowSamplerOptions& options) override {
-    return CudaRowSampler::Create(options, properties_.major, stream());
+    return CudaRowSampler::Create(options, stream());
   }
 
   void BeginStep(std::span<const int32_t> token_ids,

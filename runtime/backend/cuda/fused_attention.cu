@@ -5,6 +5,7 @@
 #include "runtime/backend/cuda/attend_ahead.cuh"
 #include "runtime/backend/cuda/attention_exchange.cuh"
 #include "runtime/backend/cuda/blocks_barrier.cuh"
+#include "runtime/backend/cuda/compiled_kernel.h"
 #include "runtime/backend/cuda/norm_row.cuh"
 #include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/row_stream.cuh"
@@ -267,10 +268,9 @@ bool FusedAttentionSupports(const FusedAttentionShape& shape) {
   }
   return WithKernel(shape.head_dim, [&](auto kernel) {
     const int bytes = static_cast<int>(SharedBytes(shape));
-    cudaFuncAttributes attributes = {};
     int blocks = 0;
     const bool fits =
-        cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90 &&
+        IsCompiledForHopper(kernel) &&
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) ==
             cudaSuccess &&
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, bytes) ==

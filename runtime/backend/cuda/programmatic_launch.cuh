@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "runtime/backend/cuda/compiled_kernel.h"
+
 namespace moed::backend {
 
 // Every thread of a kernel that LaunchAhead launches calls it: the kernel ahead has then ended, and
@@ -54,12 +56,8 @@ cudaError_t LaunchAhead(void (*kernel)(Parameters...), const LaunchShape& shape,
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
-  cudaFuncAttributes compiled = {};
-  if (const cudaError_t error = cudaFuncGetAttributes(&compiled, kernel); error != cudaSuccess) {
-    return error;
-  }
   // A kernel compiled for an older device would not wait.
-  if (compiled.ptxVersion >= 90) {
+  if (IsCompiledForHopper(kernel)) {
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.numAttrs = 1;

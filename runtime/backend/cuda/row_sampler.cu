@@ -5,6 +5,7 @@
 
 #include "absl/base/internal/raw_logging.h"
 #include "absl/strings/str_cat.h"
+#include "runtime/backend/cuda/compiled_kernel.h"
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/sample_row.cuh"
 
@@ -62,10 +63,10 @@ cudaLaunchConfig_t LaunchOf(int rows, int vocab_size, cudaStream_t stream,
 }
 
 // Whether a cluster can be resident at all.
-absl::Status CheckFits(int vocab_size, int capability, cudaStream_t stream) {
+absl::Status CheckFits(int vocab_size, cudaStream_t stream) {
   const absl::Status refused = absl::UnimplementedError(
       absl::StrCat("the device cannot hold a row of ", vocab_size, " logits in one cluster"));
-  if (capability < 9) return refused;
+  if (!IsCompiledForHopper(SampleRows)) return refused;
   const auto bytes = static_cast<int>(SharedBytes(vocab_size));
   int clusters = 0;
   cudaLaunchAttribute attribute;
@@ -82,11 +83,8 @@ absl::Status CheckFits(int vocab_size, int capability, cudaStream_t stream) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RowSampler>> CudaRowSampler::Create(const RowSamplerOptions& options,
-                                                                   int capability,
                                                                    cudaStream_t stream) {
-  if (absl::Status status = CheckFits(options.vocab_size, capability, stream); !status.ok()) {
-    return status;
-  }
+  if (absl::Status status = CheckFits(options.vocab_size, stream); !status.ok()) return status;
   std::unique_ptr<CudaRowSampler> sampler(new CudaRowSampler(options, stream));
   if (absl::Status status = sampler->Allocate(); !status.ok()) return status;
   return sampler;

@@ -16,10 +16,10 @@ namespace moed::backend {
 
 class CudaRowSampler : public RowSampler {
  public:
-  // UNIMPLEMENTED for a device or a vocabulary that the kernel cannot take; RESOURCE_EXHAUSTED:
-  // memory. `capability`: the device's compute capability, major.
+  // UNIMPLEMENTED for a device, a build or a vocabulary that the kernel cannot take;
+  // RESOURCE_EXHAUSTED: memory.
   static absl::StatusOr<std::unique_ptr<RowSampler>> Create(const RowSamplerOptions& options,
-                                                            int capability, cudaStream_t stream);
+                                                            cudaStream_t stream);
 
   int max_rows() const override { return options_.max_rows; }
   int max_adjustments() const override { return options_.max_rows * kAdjustmentsPerRow; }

@@ -5,6 +5,7 @@
 #include "runtime/backend/cuda/bf12_experts.cuh"
 #include "runtime/backend/cuda/bf16_experts.cuh"
 #include "runtime/backend/cuda/chunked_gate_up.cuh"
+#include "runtime/backend/cuda/compiled_kernel.h"
 #include "runtime/backend/cuda/down_pass.cuh"
 #include "runtime/backend/cuda/link_tiles.cuh"
 #include "runtime/backend/cuda/streamed_gate_up.cuh"
@@ -141,13 +142,10 @@ bool TwoPassSupports() {
   constexpr int kMostBytes = 227 << 10;
   int device = 0;
   int most = 0;
-  cudaFuncAttributes attributes = {};
   return cudaGetDevice(&device) == cudaSuccess &&
          cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
              cudaSuccess &&
-         most >= kMostBytes &&
-         cudaFuncGetAttributes(&attributes, DownTwoPass<Bf16Experts, 1>) == cudaSuccess &&
-         attributes.ptxVersion >= 90;
+         most >= kMostBytes && IsCompiledForHopper(DownTwoPass<Bf16Experts, 1>);
 }
 
 cudaError_t PrepareTwoPass(int hidden) {
