@@ -269,12 +269,11 @@ bool FusedAttentionSupports(const FusedAttentionShape& shape) {
   return WithKernel(shape.head_dim, [&](auto kernel) {
     const int bytes = static_cast<int>(SharedBytes(shape));
     int blocks = 0;
-    const bool fits =
-        IsCompiledForHopper(kernel) &&
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) ==
-            cudaSuccess &&
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, bytes) ==
-            cudaSuccess;
+    const bool fits = IsCompiledForHopper(kernel) &&
+                      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           bytes) == cudaSuccess &&
+                      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads,
+                                                                    bytes) == cudaSuccess;
     cudaGetLastError();  // a device with less shared memory leaves one
     return fits && blocks > 0;
   });
