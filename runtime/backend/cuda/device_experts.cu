@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "runtime/backend/cuda/cold_plan.h"
@@ -40,18 +39,6 @@ absl::Status CheckShape(const DeviceExpertsOptions& options) {
       absl::StrCat("the CUDA kernels take hidden sizes and intermediate sizes in multiples of 8, "
                    "not ",
                    format.hidden(), " and ", format.intermediate()));
-}
-
-// Into `sorted`, those of a layer in their order; the edits of layer l are then
-// [begins[l], begins[l + 1]).
-void SortByLayer(std::span<const ExpertEdit> edits, std::span<int32_t> begins, ExpertEdit* sorted) {
-  std::fill(begins.begin(), begins.end(), 0);
-  for (const ExpertEdit& edit : edits) ++begins[edit.layer + 1];
-  std::partial_sum(begins.begin(), begins.end(), begins.begin());
-  for (const ExpertEdit& edit : edits) sorted[begins[edit.layer]++] = edit;
-  // Each now begins where the next did.
-  std::copy_backward(begins.begin(), begins.end() - 1, begins.end());
-  begins[0] = 0;
 }
 
 }  // namespace
@@ -193,19 +180,7 @@ absl::Status CudaDeviceExperts::EndStep() {
 }
 
 absl::Status CudaDeviceExperts::Apply(std::span<const ExpertEdit> edits) {
-  if (edits.empty()) return absl::OkStatus();
-  const size_t num_layers = layers_.size();
-  const size_t begins_bytes = Aligned((num_layers + 1) * sizeof(int32_t));
-  const absl::StatusOr<std::byte*> staged = edits_.Stage(begins_bytes + edits.size_bytes());
-  if (!staged.ok()) return staged.status();
-  SortByLayer(edits, {reinterpret_cast<int32_t*>(*staged), num_layers + 1},
-              reinterpret_cast<ExpertEdit*>(*staged + begins_bytes));
-  if (absl::Status status = edits_.Copy(stream_); !status.ok()) return status;
-  const std::byte* const copied = edits_.target();
-  return CudaStatus(LaunchApplyEdits(reinterpret_cast<const ExpertEdit*>(copied + begins_bytes),
-                                     reinterpret_cast<const int32_t*>(copied), device_layers_,
-                                     static_cast<int>(num_layers), stream_),
-                    "editing the table of experts");
+  return edits_.Apply(edits, device_layers_, layers_.size(), stream_);
 }
 
 Tensor CudaDeviceExperts::ids(int layer, int64_t tokens) const {

@@ -14,8 +14,8 @@
 #include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/expert_table.h"
 #include "runtime/backend/cuda/expert_tiles.h"
-#include "runtime/backend/cuda/list_upload.h"
 #include "runtime/backend/cuda/step_tables.h"
+#include "runtime/backend/cuda/table_edits.h"
 #include "runtime/backend/cuda/workspace.h"
 #include "runtime/backend/device_experts.h"
 
@@ -84,7 +84,7 @@ class CudaDeviceExperts : public DeviceExperts {
   Workspace table_{WorkspaceMemory::kDevice};
   std::vector<ExpertTableLayer> layers_;
   ExpertTableLayer* device_layers_ = nullptr;
-  ListUpload edits_;
+  TableEdits edits_;
   Workspace work_{WorkspaceMemory::kDevice};  // of the layer being run
   ExpertTaskList* list_ = nullptr;
   ExpertTask* vram_tasks_ = nullptr;

@@ -1,6 +1,6 @@
-// The table of which expert lies in which VRAM slot, in device memory, and the kernels that change
-// it between steps and read it within one: from a layer's routing to the list of tasks that the
-// expert kernels take, and to the trace of what was used from where (backend/device_experts.h).
+// The table of which expert lies in which VRAM slot, in device memory, and the kernel that reads
+// it: from a layer's routing to the list of tasks that the expert kernels take, and to the trace of
+// what was used from where (backend/device_experts.h).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -34,11 +34,6 @@ struct ExpertTableLayer {
   int32_t num_experts = 0;
   int32_t max_offered = 0;
 };
-
-// Applies edits [begins[l], begins[l + 1]) of `edits` to layer l of `layers` [num_layers]; all
-// three in device memory.
-cudaError_t LaunchApplyEdits(const ExpertEdit* edits, const int32_t* begins,
-                             const ExpertTableLayer* layers, int num_layers, cudaStream_t stream);
 
 struct PlanExpertsArguments {
   ExpertTableLayer layer;
