@@ -92,7 +92,7 @@ absl::Status ModelRunner::ChooseAndStart() {
       .host_store_bytes = pages ? 0 : options_.memory_limit_bytes};
   absl::StatusOr<ServedExperts> served = ChooseExperts(*checkpoint_, request);
   if (!served.ok()) return served.status();
-  const absl::Status status = Start(*std::move(served));
+  absl::Status status = Start(*std::move(served));
   if (!absl::IsOutOfRange(status)) return status;
   // An expert unlike the sample.
   request.measure_every_expert = true;
