@@ -110,7 +110,7 @@ class Converter {
   }
 
   absl::StatusOr<ExpertFormat> ChooseFormat(const Bf12Survey& survey) const {
-    const absl::StatusOr<ExpertFormat> format = Bf12WithExactRoom(plain_, survey);
+    absl::StatusOr<ExpertFormat> format = Bf12WithExactRoom(plain_, survey);
     const std::string why = format.ok()
                                 ? WhyBf12DoesNotPay(*format, survey, options_.max_stored_ratio)
                                 : std::string(format.status().message());

@@ -44,6 +44,7 @@ absl::Status ForEachExpert(std::span<const cache::ExpertKey> keys, int threads,
     }
   };
   std::vector<std::thread> workers;
+  workers.reserve(threads);
   for (int i = 0; i < threads; ++i) workers.emplace_back(run);
   for (std::thread& worker : workers) worker.join();
   return first_error;

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -25,16 +24,16 @@ MoedSink SinkTo(Container& items) {
           }};
 }
 
-inline absl::Status ToStatus(int32_t code, std::string message) {
+inline absl::Status ToStatus(int32_t code, const std::string& message) {
   switch (code) {
     case 0:
       return absl::OkStatus();
     case kMoedTextInvalidArgument:
-      return absl::InvalidArgumentError(std::move(message));
+      return absl::InvalidArgumentError(message);
     case kMoedTextResourceExhausted:
-      return absl::ResourceExhaustedError(std::move(message));
+      return absl::ResourceExhaustedError(message);
     default:
-      return absl::InternalError(std::move(message));
+      return absl::InternalError(message);
   }
 }
 
@@ -44,7 +43,7 @@ absl::StatusOr<Container> CallRust(Call call) {
   Container result;
   std::string error;
   const int32_t code = call(SinkTo(result), SinkTo(error));
-  if (code != 0) return ToStatus(code, std::move(error));
+  if (code != 0) return ToStatus(code, error);
   return result;
 }
 

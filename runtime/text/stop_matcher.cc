@@ -30,7 +30,8 @@ StopMatcher::Result StopMatcher::Push(std::string_view text) {
     const size_t begin = held_.find(stop);
     if (begin == std::string::npos) continue;
     const size_t end = begin + stop.size();
-    if (end < first_end || (end == first_end && stop.size() > matched->size())) {
+    if (matched == nullptr || end < first_end ||
+        (end == first_end && stop.size() > matched->size())) {
       first_end = end;
       matched = &stop;
     }
