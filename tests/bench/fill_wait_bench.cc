@@ -12,8 +12,10 @@
 #include <fstream>
 #include <iterator>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/internal/raw_logging.h"
@@ -162,11 +164,16 @@ Outcome Replay(const cache::RoutingLogHeader& model, int num_slots,
                                                  .driver = cache::CacheDriver::kDevice})
                          .value();
   Device device(model.experts_per_layer, waits);
+  std::optional<cache::DeviceTrace> last;  // which the cache follows beside the next step
   for (const RoutingTrace& step : steps) {
-    cache::TableUpdate update;
-    if (cache->device()->Publish(&update)) device.Apply(update);
-    const absl::Status followed = cache->device()->Replay(device.Run(step));
-    ABSL_RAW_CHECK(followed.ok(), followed.ToString().c_str());
+    cache::DeviceTrace trace = device.Run(step);
+    if (last.has_value()) {
+      const absl::Status followed = cache->device()->Replay(*last);
+      ABSL_RAW_CHECK(followed.ok(), followed.ToString().c_str());
+      cache::TableUpdate update;
+      if (cache->device()->Publish(&update)) device.Apply(update);
+    }
+    last = std::move(trace);
   }
   double hits = 0;
   double misses = 0;

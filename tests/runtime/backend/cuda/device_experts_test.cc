@@ -304,6 +304,19 @@ class CudaDeviceExpertsTest
     EXPECT_EQ((neurons - use.cpu_neurons) % kColdTileNeurons, 0);
   }
 
+  // To every expert of the layer.
+  void OfferEverySlot(int layer) {
+    std::vector<ExpertEdit> edits;
+    for (int expert = 0; expert < kExperts; ++expert) {
+      edits.push_back({.kind = ExpertEditKind::kAllowFill, .layer = layer, .expert = expert});
+    }
+    for (int slot = 0; slot < kSlots; ++slot) {
+      edits.push_back(
+          {.kind = ExpertEditKind::kOffer, .layer = layer, .slot = slot, .generation = 4});
+    }
+    Apply(edits);
+  }
+
   std::mt19937 random_{11};
   std::unique_ptr<Backend> cpu_;
   std::unique_ptr<Backend> cuda_;
@@ -314,14 +327,7 @@ class CudaDeviceExpertsTest
 
 TEST_P(CudaDeviceExpertsTest, ComputesAndFillsWhereverExpertsLie) {
   for (const int tokens : {1, 2, 24}) Step(0, tokens);  // all cold
-  std::vector<ExpertEdit> edits;
-  for (int expert = 0; expert < kExperts; ++expert) {
-    edits.push_back({.kind = ExpertEditKind::kAllowFill, .layer = 1, .expert = expert});
-  }
-  for (int slot = 0; slot < kSlots; ++slot) {
-    edits.push_back({.kind = ExpertEditKind::kOffer, .layer = 1, .slot = slot, .generation = 4});
-  }
-  Apply(edits);
+  OfferEverySlot(1);
   for (const int tokens : {1, 3, 24, 1, 20}) Step(1, tokens);  // fills, then hits and cold
   for (int step = 0; step < 30; ++step) Step(1, 1);            // by now those that waited, too
   EXPECT_EQ(filled_, kSlots);
@@ -348,14 +354,7 @@ TEST_P(CudaDeviceExpertsTest, RunsWhatTheRouterChoseForAToken) {
       {.softmax_after_topk = true, .num_experts = kExperts, .top_k = kTopK},
       {.scoring = Scoring::kSigmoid, .scale = 2.5f, .num_experts = kExperts, .top_k = kTopK}};
   for (const RouterSpec& spec : specs) RoutedStep(0, spec);  // all cold
-  std::vector<ExpertEdit> edits;
-  for (int expert = 0; expert < kExperts; ++expert) {
-    edits.push_back({.kind = ExpertEditKind::kAllowFill, .layer = 1, .expert = expert});
-  }
-  for (int slot = 0; slot < kSlots; ++slot) {
-    edits.push_back({.kind = ExpertEditKind::kOffer, .layer = 1, .slot = slot, .generation = 4});
-  }
-  Apply(edits);
+  OfferEverySlot(1);
   for (int round = 0; round < 3; ++round) {  // fills, then hits and cold
     for (const RouterSpec& spec : specs) RoutedStep(1, spec);
   }
