@@ -206,6 +206,23 @@ struct JoinedQuad {
   float sum = 0.0f;
   float4 value = make_float4(0, 0, 0, 0);
 
+  // `weights`: maximum and sum of each part; one without a key has a sum of 0.
+  template <int kParts>
+  __device__ void AddParts(const float2 (&weights)[kParts], const float4 (&values)[kParts]) {
+    float highest = maximum;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      if (weights[i].y != 0.0f) highest = fmaxf(highest, weights[i].x);
+    }
+    if (sum != 0.0f) Scale(__expf(maximum - highest));
+    maximum = highest;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      if (weights[i].y != 0.0f) Add(__expf(weights[i].x - highest), weights[i].y, values[i]);
+    }
+  }
+
+ private:
   __device__ void Scale(float factor) {
     sum *= factor;
     value = make_float4(value.x * factor, value.y * factor, value.z * factor, value.w * factor);
@@ -233,17 +250,7 @@ __device__ void JoinBatch(const float* parts, size_t stride, int column, int fir
     value[i] = *reinterpret_cast<const float4*>(part + 4 + column);
     if (first + i >= splits) head[i].y = 0.0f;
   }
-  float highest = joined->maximum;
-#pragma unroll
-  for (int i = 0; i < kBatch; ++i) {
-    if (head[i].y != 0.0f) highest = fmaxf(highest, head[i].x);
-  }
-  if (joined->sum != 0.0f) joined->Scale(__expf(joined->maximum - highest));
-  joined->maximum = highest;
-#pragma unroll
-  for (int i = 0; i < kBatch; ++i) {
-    if (head[i].y != 0.0f) joined->Add(__expf(head[i].x - highest), head[i].y, value[i]);
-  }
+  joined->AddParts(head, value);
 }
 
 // Adds the parts of all splits into `out`, [heads, head_dim].

@@ -94,20 +94,13 @@ __device__ void JoinTaggedBatch(const Exchange& exchange, int head, int column, 
       there = there && has_low && has_high;
     }
   }
-  float highest = joined->maximum;
+  float4 values[kBatch];
 #pragma unroll
   for (int i = 0; i < kBatch; ++i) {
     if (first + i >= splits) weights[i].y = 0.0f;
-    if (weights[i].y != 0.0f) highest = fmaxf(highest, weights[i].x);
+    values[i] = make_float4(low[i].x, low[i].y, high[i].x, high[i].y);
   }
-  if (joined->sum != 0.0f) joined->Scale(__expf(joined->maximum - highest));
-  joined->maximum = highest;
-#pragma unroll
-  for (int i = 0; i < kBatch; ++i) {
-    if (weights[i].y == 0.0f) continue;
-    joined->Add(__expf(weights[i].x - highest), weights[i].y,
-                make_float4(low[i].x, low[i].y, high[i].x, high[i].y));
-  }
+  joined->AddParts(weights, values);
 }
 
 // Adds the parts of all splits of `heads` heads into `out`, [heads, head_dim]; all threads of the
