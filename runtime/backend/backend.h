@@ -119,7 +119,7 @@ struct AttentionSpec {
   int sliding_window = 0;  // keys visible to a query, itself included; 0: all
 };
 
-// The attention half of a layer: NormLinearGroup, PrepareQkv, Attention and Linear.
+// The attention half of a layer: NormLinearGroup, PrepareAndAttend and Linear.
 struct AttentionHalf {
   Tensor norm_weight;  // [H] f32
   float norm_epsilon = 1e-6f;
@@ -213,7 +213,7 @@ class Backend {
   // Linear without accumulation for each of `products`, at most kMaxLinearProducts.
   virtual void LinearGroup(std::span<const LinearProduct> products, const Tensor& x) = 0;
 
-  // RmsNorm of x into `normed`, then LinearGroup of that.
+  // RmsNorm of x, for which `normed` is room, then LinearGroup of that.
   virtual void NormLinearGroup(const Tensor& x, const Tensor& norm_weight, float epsilon,
                                const Tensor& normed, std::span<const LinearProduct> products) = 0;
 
@@ -232,6 +232,15 @@ class Backend {
   // Causal grouped-query attention over the paged cache. q [T, hq * D] f32 -> out [T, hq * D] bf16.
   virtual void Attention(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
                          const Tensor& q, const KvLayer& cache, const Tensor& out) = 0;
+
+  // PrepareQkv, then Attention. q, k and v need not be left as prepared.
+  virtual void PrepareAndAttend(const QkPrepare& prepare, const AttentionSpec& spec,
+                                std::span<const AttentionSegment> segments, const Tensor& q,
+                                const Tensor& k, const Tensor& v, const KvLayer& cache,
+                                const Tensor& out) {
+    PrepareQkv(prepare, spec, segments, q, k, v, cache);
+    Attention(spec, segments, q, cache, out);
+  }
 
   // All of the ops of the half at once, where the backend can do that for such a step; false, with
   // nothing issued, where they must be issued one by one. What lies in between need not be left

@@ -49,8 +49,8 @@ void RunAttention(const ModelConfig& config, int layer, const AttentionWeights& 
     return;
   }
   backend.NormLinearGroup(residual, weights.norm.view, config.norm_epsilon, normed, products);
-  backend.PrepareQkv(prepare, spec, step.segments, act.query, act.key, act.value, kv);
-  backend.Attention(spec, step.segments, act.query, kv, act.output);
+  backend.PrepareAndAttend(prepare, spec, step.segments, act.query, act.key, act.value, kv,
+                           act.output);
   backend.Linear(*weights.output, act.output, residual, /*accumulate=*/true);
 }
 

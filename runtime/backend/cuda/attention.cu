@@ -11,8 +11,6 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
 constexpr int kMinSplitTokens = 64;
-// More make joining their parts cost more than they gain.
-constexpr int kBlocksPerMultiprocessor = 2;
 
 // Grid: (token, KV head and group of its query heads, split).
 template <int kChunks>
@@ -59,7 +57,7 @@ int AttentionSplits(int tokens, int query_heads, int kv_heads, int max_context,
                     int multiprocessors) {
   const int blocks = std::max(1, tokens * HeadGroups(query_heads, kv_heads));
   if (blocks > kMaxSplitGroups) return 1;
-  const int wanted = kBlocksPerMultiprocessor * multiprocessors / blocks;
+  const int wanted = kSplitBlocksPerMultiprocessor * multiprocessors / blocks;
   const int useful = (max_context + kMinSplitTokens - 1) / kMinSplitTokens;
   return std::clamp(std::min(wanted, useful), 1, kMaxSplits);
 }

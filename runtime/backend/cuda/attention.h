@@ -36,6 +36,9 @@ inline constexpr int kMaxSplitGroups = 4096;
 
 size_t AttentionScratchBytes(int tokens, int query_heads, int head_dim, int splits);
 
+// More make joining their parts cost more than they gain.
+inline constexpr int kSplitBlocksPerMultiprocessor = 2;
+
 // How many splits keep the device busy for a step of `tokens` rows.
 int AttentionSplits(int tokens, int query_heads, int kv_heads, int max_context,
                     int multiprocessors);

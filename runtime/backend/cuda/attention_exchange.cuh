@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "runtime/backend/cuda/attend_split.cuh"
+#include "runtime/backend/cuda/lane_of_head.cuh"
 #include "runtime/backend/cuda/tagged_value.cuh"
 
 namespace moed::backend {
@@ -15,6 +16,24 @@ namespace moed::backend {
 inline constexpr size_t kExchangeWordBytes = 128;  // apart
 
 __host__ __device__ constexpr size_t TaggedPartWords(int head_dim) { return head_dim + 2; }
+
+// A head of q, k or v.
+struct TaggedHead {
+  const uint64_t* values;
+  uint32_t launch;
+
+  template <int kDim>
+  __device__ bool Load(LaneOfHead<kDim>* lane) const {
+    return lane->Load(values, launch);
+  }
+  // By a warp, once it is there.
+  __device__ void Copy(int head_dim, float* to) const {
+    for (int i = threadIdx.x % 32; i < head_dim; i += 32) {
+      while (!LoadTagged(values + i, launch, to + i)) {
+      }
+    }
+  }
+};
 
 // Of one launch, in device memory.
 struct Exchange {
@@ -25,6 +44,10 @@ struct Exchange {
   int head_dim;
   uint32_t launch;
 
+  // The token's projections (attend_ahead.cuh).
+  __device__ TaggedHead Query(int head) const { return {q + head * head_dim, launch}; }
+  __device__ TaggedHead Key(int kv_head) const { return {k + kv_head * head_dim, launch}; }
+  __device__ TaggedHead Value(int kv_head) const { return {v + kv_head * head_dim, launch}; }
   // Maximum, sum, then the values.
   __device__ uint64_t* PartOf(int head, int splits, int split) const {
     return parts + (size_t(head) * splits + split) * TaggedPartWords(head_dim);

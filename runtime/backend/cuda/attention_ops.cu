@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/backend/cuda/cuda_status.h"
+#include "runtime/backend/cuda/decode_attention.h"
 #include "runtime/backend/cuda/dense_weight.h"
 #include "runtime/backend/cuda/prompt_attention.h"
 
@@ -22,33 +23,43 @@ absl::Status CudaAttention::Prepare(const QkPrepare& prepare, const AttentionSpe
   return absl::OkStatus();
 }
 
-absl::Status CudaAttention::Attend(const AttentionSpec& spec,
-                                   std::span<const AttentionSegment> segments, const Tensor& q,
-                                   const KvLayer& cache, const Tensor& out) {
-  AttentionArguments arguments = ArgumentsFor(spec, cache);
-  arguments.q = q.As<float>();
-  arguments.out = out.As<__nv_bfloat16>();
-  arguments.tokens = static_cast<int>(q.dim(0));
-  arguments.splits = AttentionSplits(arguments.tokens, spec.query_heads, spec.kv_heads,
-                                     steps_.max_context(), multiprocessors_);
-  const absl::StatusOr<float*> scratch = Scratch(
-      AttentionScratchBytes(arguments.tokens, spec.query_heads, spec.head_dim, arguments.splits));
-  if (!scratch.ok()) return scratch.status();
-  arguments.scratch = *scratch;
-  const PromptRuns runs = CountPromptRuns(segments);
-  arguments.prompts_apart = PromptAttentionSupports(spec.head_dim) && runs.tiled > 0;
-  if (arguments.prompts_apart) {
+absl::Status CudaAttention::Attend(const AttentionSpec& spec, const Tensor& q, const KvLayer& cache,
+                                   const Tensor& out) {
+  absl::StatusOr<AttentionArguments> arguments = SplitArguments(spec, q, cache, out);
+  if (!arguments.ok()) return arguments.status();
+  arguments->q = q.As<float>();
+  const StepLayout& layout = steps_.layout();
+  arguments->prompts_apart = PromptAttentionSupports(spec.head_dim) && layout.has_prompts;
+  if (arguments->prompts_apart) {
     const bool warpgroups =
         warpgroups_ && WarpgroupAttentionSupports(spec.head_dim, cache.block_tokens);
-    absl::Status status = CudaStatus(warpgroups ? LaunchWarpgroupAttention(arguments, stream_)
-                                                : LaunchPromptAttention(arguments, stream_),
+    absl::Status status = CudaStatus(warpgroups ? LaunchWarpgroupAttention(*arguments, stream_)
+                                                : LaunchPromptAttention(*arguments, stream_),
                                      "launching a prompt's attention");
-    if (!status.ok() || runs.others == 0) return status;
+    if (!status.ok() || !layout.has_others) return status;
   }
-  if (LaunchAttention(arguments, stream_)) return absl::OkStatus();
+  if (LaunchAttention(*arguments, stream_)) return absl::OkStatus();
   return absl::UnimplementedError(
       absl::StrCat("the CUDA backend has no attention for head_dim ", spec.head_dim,
                    "; it takes multiples of 8 up to 256. Serve the model with --device cpu"));
+}
+
+absl::Status CudaAttention::PrepareAndAttend(const QkPrepare& prepare, const AttentionSpec& spec,
+                                             const Tensor& q, const Tensor& k, const Tensor& v,
+                                             const KvLayer& cache, const Tensor& out) {
+  absl::StatusOr<PrepareQkvArguments> prepared = PrepareArguments(prepare, spec, cache);
+  if (!prepared.ok()) return prepared.status();
+  if (!steps_.layout().single_tokens || !DecodeAttentionSupports(*prepared)) {
+    absl::Status status = Prepare(prepare, spec, q, k, v, cache);
+    return status.ok() ? Attend(spec, q, cache, out) : status;
+  }
+  prepared->q = q.As<float>();
+  prepared->k = k.As<float>();
+  prepared->v = v.As<float>();
+  const absl::StatusOr<AttentionArguments> attention = SplitArguments(spec, q, cache, out);
+  if (!attention.ok()) return attention.status();
+  return CudaStatus(LaunchDecodeAttention({*prepared, *attention}, stream_),
+                    "launching the attention of a step");
 }
 
 bool CudaAttention::Fuses(const AttentionHalf& half) {
@@ -127,6 +138,22 @@ AttentionArguments CudaAttention::ArgumentsFor(const AttentionSpec& spec,
   arguments.block_tokens = cache.block_tokens;
   arguments.sliding_window = spec.sliding_window;
   arguments.scale = spec.scale;
+  return arguments;
+}
+
+absl::StatusOr<AttentionArguments> CudaAttention::SplitArguments(const AttentionSpec& spec,
+                                                                 const Tensor& q,
+                                                                 const KvLayer& cache,
+                                                                 const Tensor& out) {
+  AttentionArguments arguments = ArgumentsFor(spec, cache);
+  arguments.out = out.As<__nv_bfloat16>();
+  arguments.tokens = static_cast<int>(q.dim(0));
+  arguments.splits = AttentionSplits(arguments.tokens, spec.query_heads, spec.kv_heads,
+                                     steps_.max_context(), multiprocessors_);
+  const absl::StatusOr<float*> scratch = Scratch(
+      AttentionScratchBytes(arguments.tokens, spec.query_heads, spec.head_dim, arguments.splits));
+  if (!scratch.ok()) return scratch.status();
+  arguments.scratch = *scratch;
   return arguments;
 }
 

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <map>
-#include <span>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -30,12 +29,15 @@ class CudaAttention {
         multiprocessors_(multiprocessors),
         warpgroups_(PrepareWarpgroupAttention()) {}
 
-  // PrepareQkv, Attention and FusedAttention of backend.h. RESOURCE_EXHAUSTED: no VRAM for what
-  // they keep beside; UNIMPLEMENTED: no kernel for the head dimension.
+  // PrepareQkv, Attention, both, and FusedAttention of backend.h. RESOURCE_EXHAUSTED: no VRAM for
+  // what they keep beside; UNIMPLEMENTED: no kernel for the head dimension.
   absl::Status Prepare(const QkPrepare& prepare, const AttentionSpec& spec, const Tensor& q,
                        const Tensor& k, const Tensor& v, const KvLayer& cache);
-  absl::Status Attend(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
-                      const Tensor& q, const KvLayer& cache, const Tensor& out);
+  absl::Status Attend(const AttentionSpec& spec, const Tensor& q, const KvLayer& cache,
+                      const Tensor& out);
+  absl::Status PrepareAndAttend(const QkPrepare& prepare, const AttentionSpec& spec,
+                                const Tensor& q, const Tensor& k, const Tensor& v,
+                                const KvLayer& cache, const Tensor& out);
   bool Fuses(const AttentionHalf& half);
   absl::Status RunFused(const AttentionHalf& half);
 
@@ -47,6 +49,9 @@ class CudaAttention {
                                                        const AttentionSpec& spec,
                                                        const KvLayer& cache);
   AttentionArguments ArgumentsFor(const AttentionSpec& spec, const KvLayer& cache) const;
+  // The same with what a step of several tokens wants beside.
+  absl::StatusOr<AttentionArguments> SplitArguments(const AttentionSpec& spec, const Tensor& q,
+                                                    const KvLayer& cache, const Tensor& out);
   FusedAttentionShape ShapeOf(const AttentionHalf& half) const;
   absl::StatusOr<const float*> DeviceFrequencies(const Tensor& host);
   absl::StatusOr<float*> Scratch(size_t bytes);

@@ -63,7 +63,8 @@ class CudaBackend : public Backend {
 
   void RunRecorded(uint64_t key, absl::FunctionRef<void()> issue) override {
     const uint64_t moves = step_tables_.moves() + attention_->moves();
-    Note(graphs_.Run({key, step_tables_.max_context()}, moves, issue, stream()));
+    Note(graphs_.Run({key, step_tables_.max_context(), step_tables_.layout()}, moves, issue,
+                     stream()));
   }
 
   void Embed(const Tensor& table, std::span<const int32_t> token_ids, const Tensor& out) override {
@@ -96,9 +97,14 @@ class CudaBackend : public Backend {
                   const Tensor& v, const KvLayer& cache) override {
     Note(attention_->Prepare(prepare, spec, q, k, v, cache));
   }
-  void Attention(const AttentionSpec& spec, std::span<const AttentionSegment> segments,
-                 const Tensor& q, const KvLayer& cache, const Tensor& out) override {
-    Note(attention_->Attend(spec, segments, q, cache, out));
+  void Attention(const AttentionSpec& spec, std::span<const AttentionSegment>, const Tensor& q,
+                 const KvLayer& cache, const Tensor& out) override {
+    Note(attention_->Attend(spec, q, cache, out));
+  }
+  void PrepareAndAttend(const QkPrepare& prepare, const AttentionSpec& spec,
+                        std::span<const AttentionSegment>, const Tensor& q, const Tensor& k,
+                        const Tensor& v, const KvLayer& cache, const Tensor& out) override {
+    Note(attention_->PrepareAndAttend(prepare, spec, q, k, v, cache, out));
   }
   bool FusedAttention(const AttentionHalf& half) override {
     if (!attention_->Fuses(half)) return false;
@@ -250,7 +256,6 @@ void CudaBackend::NormLinearGroup(const Tensor& x, const Tensor& norm_weight, fl
   if (LinearNorms(arguments.rows, arguments.in_features)) {
     arguments.residual = x.As<float>();
     arguments.norm_weight = norm_weight.As<float>();
-    arguments.normed = normed.As<__nv_bfloat16>();
     arguments.norm_epsilon = epsilon;
   } else {
     RmsNorm(x, norm_weight, epsilon, normed, Tensor());
@@ -267,8 +272,10 @@ void CudaBackend::NormRoute(const RouterStep& step) {
     Route(step.spec, step.logits, step.ids, step.weights);
     return;
   }
-  LaunchNormRoute(NormRouteArgumentsOf(step, reinterpret_cast<int*>(arrived_.data())), tokens,
-                  stream());
+  Note(CudaStatus(
+      LaunchNormRoute(NormRouteArgumentsOf(step, reinterpret_cast<int*>(arrived_.data())), tokens,
+                      stream()),
+      "launching the router"));
 }
 
 void CudaBackend::GatherRows(const Tensor& x, std::span<const int32_t> rows, const Tensor& out) {

@@ -190,8 +190,9 @@ Tensor CudaDeviceExperts::ids(int layer, int64_t tokens) const {
 
 void CudaDeviceExperts::Route(int layer, const RouterStep& step) {
   const int rows = static_cast<int>(step.x.dim(0));
-  planned_ = rows == 1 && options_.top_k <= kMostPlannedExperts &&
-             NormRouteSupports(1, static_cast<int>(step.x.dim(1)));
+  const bool single = rows == 1 && options_.top_k <= kMostPlannedExperts;
+  planned_ =
+      (single || cold_path_ == nullptr) && NormRouteSupports(rows, static_cast<int>(step.x.dim(1)));
   if (!planned_) {
     backend_.NormRoute(step);
     return;

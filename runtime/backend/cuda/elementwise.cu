@@ -1,4 +1,5 @@
 #include "runtime/backend/cuda/elementwise.h"
+#include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
 namespace moed::backend {
@@ -29,6 +30,8 @@ __device__ float BlockSum(float value) {
 __global__ void __launch_bounds__(kThreads)
     RmsNorm(const float* x, const float* weight, float epsilon, int hidden, __nv_bfloat16* out,
             float* out_f32) {
+  LetNextKernelBegin();
+  WaitForKernelAhead();
   const size_t row = size_t(blockIdx.x) * hidden;
   float squares = 0.0f;
   for (int i = threadIdx.x; i < hidden; i += kThreads) squares += x[row + i] * x[row + i];
@@ -104,7 +107,8 @@ void LaunchEmbed(const __nv_bfloat16* table, const int32_t* token_ids, int token
 
 void LaunchRmsNorm(const float* x, const float* weight, float epsilon, int tokens, int hidden,
                    __nv_bfloat16* out, float* out_f32, cudaStream_t stream) {
-  RmsNorm<<<tokens, kThreads, 0, stream>>>(x, weight, epsilon, hidden, out, out_f32);
+  LaunchAhead(RmsNorm, {.grid = unsigned(tokens), .block = kThreads}, stream, x, weight, epsilon,
+              hidden, out, out_f32);
 }
 
 void LaunchSwiGlu(const float* gate_up, int tokens, int intermediate, __nv_bfloat16* out,

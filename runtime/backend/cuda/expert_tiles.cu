@@ -7,6 +7,7 @@
 #include "runtime/backend/cuda/fused_walk.cuh"
 #include "runtime/backend/cuda/gate_up_sources.cuh"
 #include "runtime/backend/cuda/link_tiles.cuh"
+#include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/two_pass_experts.h"
 
 namespace moed::backend {
@@ -29,6 +30,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ TileState state;
   __shared__ uint64_t barriers[Format::kStagedTiles];
+  LetNextKernelBegin();
+  WaitForKernelAhead();
   const ExpertTaskList list = *a.tasks;
   const int link_blocks = of == TilesOf::kBoth ? NumLinkBlocks(list) : 0;
   if (int(blockIdx.x) < link_blocks) {
@@ -253,7 +256,11 @@ void Launch(const ExpertTilesArguments& a, cudaStream_t stream) {
     LaunchTwoPass(a, stream);
   } else if (a.hidden <= kSliceColumns) {
     WithFusedKernel<Format>(a.hidden, a.link, [&](auto kernel, int fused_bytes) {
-      kernel<<<a.multiprocessors, kThreads, fused_bytes, stream>>>(a, of);
+      LaunchAhead(kernel,
+                  {.grid = unsigned(a.multiprocessors),
+                   .block = kThreads,
+                   .shared_bytes = size_t(fused_bytes)},
+                  stream, a, of);
     });
   } else {
     LaunchTwoKernels<Format>(a, of, bytes, stream);

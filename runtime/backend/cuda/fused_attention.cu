@@ -154,8 +154,9 @@ __device__ void AttendAndOutput(const FusedAttentionArguments& a, const Share& s
       [&](int i) { return reinterpret_cast<const std::byte*>(columns + rows[i] * row_values); },
       share.splits ? kCopiesBesideAttention : kSlots);
   if (share.splits) {
-    AttendSplit<kChunks>(a, group, exchange, share.member, share.range, share.position, ahead,
-                         values);
+    AttendRange<kChunks>(a.prepare, CachedRows{a.attention, 0, group.kv_head}, group, exchange,
+                         share.range, share.position, ahead, values,
+                         TaggedPart{exchange, group.first_head, a.attention.splits, share.member});
     stream.FillRing();
   }
   read.Wait();  // no warp needs `row` any more, either
@@ -194,7 +195,10 @@ __device__ void RunFused(const FusedAttentionArguments& a, int groups) {
       },
       kCopiesBesideNorm);
   LetNextKernelBegin();  // all blocks run: the next kernel's can keep none of them from it
-  if (share.attends) LookAhead(a, share.group.kv_head, share.range, share.position, &ahead);
+  if (share.attends) {
+    LookAhead(a.prepare, CachedRows{a.attention, 0, share.group.kv_head}, share.range,
+              share.position, &ahead);
+  }
   WaitForKernelAhead();
   norm.Load();
   const ExchangeMemory memory_of = {a.exchange};

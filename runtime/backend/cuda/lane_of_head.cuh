@@ -36,7 +36,7 @@ struct LaneOfHead {
       halves[half].vector = *reinterpret_cast<const Vector*>(x + Column(half));
     }
   }
-  // Whether all of the lane's share was there (LoadTagged).
+  // Whether all of the lane's share is there (LoadTagged).
   __device__ bool Load(const uint64_t* x, uint32_t launch) {
     bool there = true;
 #pragma unroll

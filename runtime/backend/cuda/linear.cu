@@ -1,6 +1,6 @@
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/linear.h"
-#include "runtime/backend/cuda/norm_row.cuh"
+#include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
 namespace moed::backend {
@@ -52,14 +52,109 @@ struct WeightBatch {
   }
 };
 
+__device__ uint32_t PackBFloat16(float first, float second) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// A lane's tokens for a batch of weights: row `row` of x at the same columns, zeros beyond.
+struct TokenBatch {
+  uint4 values[kBatchPairs * 2];
+
+  __device__ void Load(const LinearArguments& a, int row, int first, int t) {
+    const __nv_bfloat16* tokens = a.x + size_t(row) * a.in_features;
+#pragma unroll
+    for (int i = 0; i < kBatchPairs * 2; ++i) {
+      const int column = WeightBatch::ColumnOf(first, i, t);
+      const bool inside = column < a.in_features && row < a.rows;
+      values[i] =
+          inside ? *reinterpret_cast<const uint4*>(tokens + column) : make_uint4(0, 0, 0, 0);
+    }
+  }
+  // The same of the residual, normed: `scale` is the row's.
+  __device__ void LoadNormed(const LinearArguments& a, int row, int first, int t, float scale) {
+    const float* tokens = a.residual + size_t(row) * a.in_features;
+#pragma unroll
+    for (int i = 0; i < kBatchPairs * 2; ++i) {
+      const int column = WeightBatch::ColumnOf(first, i, t);
+      values[i] = make_uint4(0, 0, 0, 0);
+      if (column >= a.in_features || row >= a.rows) continue;
+      auto* const pairs = reinterpret_cast<uint32_t*>(&values[i]);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int at = column + 4 * half;
+        const float4 x = *reinterpret_cast<const float4*>(tokens + at);
+        const float4 weight = *reinterpret_cast<const float4*>(a.norm_weight + at);
+        pairs[2 * half] = PackBFloat16(x.x * scale * weight.x, x.y * scale * weight.y);
+        pairs[2 * half + 1] = PackBFloat16(x.z * scale * weight.z, x.w * scale * weight.w);
+      }
+    }
+  }
+};
+
+// What the residual's rows are scaled by, for each tile the lane's row; by all warps of the block.
+template <int kTiles>
+__device__ void ScaleRows(const LinearArguments& a, float (&scales)[kTiles]) {
+  __shared__ float partial[kTiles * kTileTokens][kWarps];
+  const int warp = threadIdx.x / 32;
+  const int g = threadIdx.x % 32 / 4;
+  const int t = threadIdx.x % 4;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const int row = tile * kTileTokens + g;
+    const float* tokens = a.residual + size_t(min(row, a.rows - 1)) * a.in_features;
+    float squares = 0.0f;
+#pragma unroll 8
+    for (int column = (warp * 4 + t) * 4; column < a.in_features; column += kWarps * 16) {
+      const float4 x = *reinterpret_cast<const float4*>(tokens + column);
+      squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+    }
+    squares += __shfl_xor_sync(0xffffffffu, squares, 1);
+    squares += __shfl_xor_sync(0xffffffffu, squares, 2);
+    if (t == 0) partial[row][warp] = squares;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    float squares = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) squares += partial[tile * kTileTokens + g][w];
+    scales[tile] = rsqrtf(squares / a.in_features + a.norm_epsilon);
+  }
+}
+
+// What the warps summed up, into the outputs: element r of a lane's tile is output g + r / 2 * 8 of
+// token 2 t + r % 2.
+template <int kTiles>
+__device__ void StoreOutputs(const LinearArguments& a, const LinearPart& part, int first_output,
+                             const float (&partial)[kWarps][kTiles * 4][33]) {
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  for (int i = warp; i < kTiles * 4; i += kWarps) {
+    const int r = i % 4;
+    const int output = first_output + lane / 4 + r / 2 * 8;
+    const int row = i / 4 * kTileTokens + 2 * (lane % 4) + r % 2;
+    if (row >= a.rows || output >= part.out_features) continue;
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += partial[w][i][lane];
+    float* const target = part.out + size_t(row) * part.out_features + output;
+    if (part.bias != nullptr && blockIdx.y == 0) sum += part.bias[output];
+    if (a.accumulate) {
+      atomicAdd(target, sum);
+    } else {
+      *target = sum;
+    }
+  }
+}
+
 // A block to 16 outputs, whose input features its warps share out; weights are read once for all
 // rows of x. Lane 4 g + t holds weight rows g and g + 8 and token g at columns c + t * 8 to + 7: k
 // is permuted alike on both sides, so that 16-byte loads are fragments as they stand. A batch of
-// weights is on its way before the first is used, or the row normed. in_features is a multiple
+// weights is on its way before the first is used, and before x is there. in_features is a multiple
 // of 8.
-template <int kTiles>
-__global__ void __launch_bounds__(kThreads, 3) FewRows(LinearArguments a) {
-  extern __shared__ __align__(16) __nv_bfloat16 normed[];
+template <int kTiles, bool kNorms>
+__global__ void __launch_bounds__(kThreads, 3) FewRows(const __grid_constant__ LinearArguments a) {
   __shared__ float partial[kWarps][kTiles * 4][33];
   int block = blockIdx.x;
   const LinearPart part = PartOf(a, &block);
@@ -77,33 +172,27 @@ __global__ void __launch_bounds__(kThreads, 3) FewRows(LinearArguments a) {
 
   WeightBatch weights;
   weights.Load(low, high, begin + warp, end, a.in_features, t);
-  const __nv_bfloat16* x = a.x;
-  if (a.residual != nullptr) {
-    RowNorm<kWarps, 2> norm(a);
-    norm.Load();
-    norm.Store(normed);
-    x = normed;
-  }
+  LetNextKernelBegin();
+  WaitForKernelAhead();
+  float scales[kTiles];
+  if constexpr (kNorms) ScaleRows(a, scales);
   float sums[kTiles][4] = {};
   for (int first = begin + warp; first < end; first += kBatchPairs * kWarps) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const int row = tile * kTileTokens + g;
-      const __nv_bfloat16* tokens = x + size_t(row) * a.in_features;
-      uint4 token[kBatchPairs * 2];
-#pragma unroll
-      for (int i = 0; i < kBatchPairs * 2; ++i) {
-        const int column = WeightBatch::ColumnOf(first, i, t);
-        const bool inside = column < a.in_features && row < a.rows;
-        token[i] =
-            inside ? *reinterpret_cast<const uint4*>(tokens + column) : make_uint4(0, 0, 0, 0);
+      TokenBatch tokens;
+      if constexpr (kNorms) {
+        tokens.LoadNormed(a, tile * kTileTokens + g, first, t, scales[tile]);
+      } else {
+        tokens.Load(a, tile * kTileTokens + g, first, t);
       }
 #pragma unroll
       for (int i = 0; i < kBatchPairs * 2; ++i) {
         const uint4& w0 = weights.low[i];
         const uint4& w1 = weights.high[i];
-        MmaK16(sums[tile], w0.x, w1.x, w0.y, w1.y, token[i].x, token[i].y);
-        MmaK16(sums[tile], w0.z, w1.z, w0.w, w1.w, token[i].z, token[i].w);
+        const uint4& x = tokens.values[i];
+        MmaK16(sums[tile], w0.x, w1.x, w0.y, w1.y, x.x, x.y);
+        MmaK16(sums[tile], w0.z, w1.z, w0.w, w1.w, x.z, x.w);
       }
     }
     const int next = first + kBatchPairs * kWarps;
@@ -112,34 +201,18 @@ __global__ void __launch_bounds__(kThreads, 3) FewRows(LinearArguments a) {
 #pragma unroll
   for (int i = 0; i < kTiles * 4; ++i) partial[warp][i][lane] = sums[i / 4][i % 4];
   __syncthreads();
-  // Element r of a tile: output g + r / 2 * 8, token 2 t + r % 2.
-  for (int i = warp; i < kTiles * 4; i += kWarps) {
-    const int r = i % 4;
-    const int output = first_output + g + r / 2 * 8;
-    const int row = i / 4 * kTileTokens + 2 * t + r % 2;
-    if (row >= a.rows || output > last) continue;
-    float sum = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += partial[w][i][lane];
-    float* const target = part.out + size_t(row) * part.out_features + output;
-    if (part.bias != nullptr && blockIdx.y == 0) sum += part.bias[output];
-    if (a.accumulate) {
-      atomicAdd(target, sum);
-    } else {
-      *target = sum;
-    }
-  }
+  StoreOutputs<kTiles>(a, part, first_output, partial);
 }
 
 template <int kTiles>
 absl::Status LaunchFewRows(const LinearArguments& a, cudaStream_t stream) {
   int blocks = 0;
   for (int i = 0; i < a.num_parts; ++i) blocks += BlocksOf(a.parts[i]);
-  const size_t shared_bytes = a.residual == nullptr ? 0 : a.in_features * sizeof(__nv_bfloat16);
   // What is added to the output may come in parts, so that few outputs keep the device busy too.
   const int slices = a.accumulate && blocks < kFewBlocks ? 2 : 1;
-  FewRows<kTiles><<<dim3(blocks, slices), kThreads, shared_bytes, stream>>>(a);
-  return CudaStatus(cudaGetLastError(), "launching a dense product");
+  const auto kernel = a.residual != nullptr ? FewRows<kTiles, true> : FewRows<kTiles, false>;
+  const LaunchShape shape = {.grid = dim3(blocks, slices), .block = kThreads};
+  return CudaStatus(LaunchAhead(kernel, shape, stream, a), "launching a dense product");
 }
 
 __global__ void AddBias(const float* bias, int out_features, float* out) {
@@ -211,9 +284,7 @@ absl::Status LaunchLinear(const LinearArguments& a, const Cublas& cublas, cudaSt
   return LaunchFewRows<2>(a, stream);
 }
 
-bool LinearNorms(int rows, int in_features) {
-  return rows == 1 && in_features % 8 == 0 && in_features <= kMostNormedFeatures;
-}
+bool LinearNorms(int rows, int in_features) { return rows <= kFewRows && in_features % 8 == 0; }
 
 absl::Status LaunchLinearF32(const float* weight, const float* x, int rows, int in_features,
                              int out_features, float* out, const Cublas& cublas,

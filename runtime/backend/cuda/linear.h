@@ -25,19 +25,16 @@ struct LinearArguments {
   LinearPart parts[kMaxLinearProducts];
   int num_parts = 0;
   const __nv_bfloat16* x = nullptr;  // [rows, in]
-  // If set, x is made here from this row (RmsNorm of backend.h), and left in `normed` unless that
-  // is null; only where LinearNorms().
-  const float* residual = nullptr;     // [1, in]
+  // If set, x is RmsNorm (backend.h) of these rows; only where LinearNorms().
+  const float* residual = nullptr;     // [rows, in]
   const float* norm_weight = nullptr;  // [in]
-  __nv_bfloat16* normed = nullptr;     // [1, in], or null
   float norm_epsilon = 0.0f;
   int rows = 0;
   int in_features = 0;
   bool accumulate = false;
 };
 
-// Whether a product of `rows` rows can norm them itself.
-inline constexpr int kMostNormedFeatures = 16384;
+// Whether a product of `rows` rows, not added to what is there, can norm them itself.
 bool LinearNorms(int rows, int in_features);
 
 absl::Status LaunchLinear(const LinearArguments& arguments, const Cublas& cublas,

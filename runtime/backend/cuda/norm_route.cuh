@@ -4,6 +4,9 @@
 
 #include <cuda_bf16.h>
 
+#include <algorithm>
+#include <cstddef>
+
 #include "runtime/backend/cuda/last_block.cuh"
 #include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/route_token.cuh"
@@ -122,9 +125,9 @@ __device__ void StoreLogits(const NormRouteArguments& a, const RouterWeights<kSp
 }
 
 // Grid: (experts by kRouteWarps / kSplit, tokens by kRows). Every block norms its rows for itself,
-// which costs less than a launch, while the first weights are on their way. tail(choice), if the
-// tail routes at all: by all threads of the block that routed last, if all rows are one block's;
-// `choice` is that of the warp's token.
+// which costs less than a launch, while the first weights are on their way. tail(choice, normed),
+// if the tail routes at all: by all threads of the block that routed its rows last; `choice` is
+// that of the warp's token, `normed` the block's shared memory, which is free.
 template <int kRows, int kSplit, class Tail>
 __global__ void __launch_bounds__(kRouteThreads, 2)
     NormRoute(NormRouteArguments a, int tokens, const __grid_constant__ Tail tail) {
@@ -155,7 +158,7 @@ __global__ void __launch_bounds__(kRouteThreads, 2)
   if (warp < rows) {
     choice = RouteAnyToken({a.spec, a.logits, a.ids, a.weights}, first_token + warp, lane);
   }
-  tail(choice);
+  tail(choice, reinterpret_cast<std::byte*>(normed));
 }
 
 template <int kRows, int kSplit>
@@ -167,12 +170,33 @@ LaunchShape NormRouteShape(const NormRouteArguments& arguments, int tokens) {
           .shared_bytes = kRows * arguments.hidden * sizeof(float)};
 }
 
+// `least_shared_bytes`: that the tail wants.
 template <int kRows, int kSplit, class Tail>
-void LaunchNormRouteRows(const NormRouteArguments& arguments, int tokens, const Tail& tail,
-                         cudaStream_t stream) {
-  const LaunchShape shape = NormRouteShape<kRows, kSplit>(arguments, tokens);
-  NormRoute<kRows, kSplit>
-      <<<shape.grid, shape.block, shape.shared_bytes, stream>>>(arguments, tokens, tail);
+cudaError_t LaunchNormRouteRows(const NormRouteArguments& arguments, int tokens, const Tail& tail,
+                                size_t least_shared_bytes, cudaStream_t stream) {
+  LaunchShape shape = NormRouteShape<kRows, kSplit>(arguments, tokens);
+  shape.shared_bytes = std::max(shape.shared_bytes, least_shared_bytes);
+  return LaunchAhead(NormRoute<kRows, kSplit, Tail>, shape, stream, arguments, tokens, tail);
+}
+
+// Tokens up to which all warps of a block share one expert, so that all multiprocessors read.
+inline constexpr int kSplittingTokens = 2;
+// Rows that a block takes at once, so that the router's weights are read less often; with few
+// tokens more blocks are worth more.
+inline constexpr int kSharedRows = 2;
+inline constexpr int kSharingTokens = 16;
+inline constexpr size_t kMostSharedBytes = 48 << 10;
+static_assert(kSharedRows <= kRouteWarps);
+
+template <class Tail>
+cudaError_t LaunchNormRouteOf(const NormRouteArguments& arguments, int tokens, const Tail& tail,
+                              size_t least_shared_bytes, cudaStream_t stream) {
+  const bool share = tokens >= kSharingTokens &&
+                     kSharedRows * arguments.hidden * sizeof(float) <= kMostSharedBytes;
+  const auto launch = share                        ? LaunchNormRouteRows<kSharedRows, 1, Tail>
+                      : tokens <= kSplittingTokens ? LaunchNormRouteRows<1, kRouteWarps, Tail>
+                                                   : LaunchNormRouteRows<1, 1, Tail>;
+  return launch(arguments, tokens, tail, least_shared_bytes, stream);
 }
 
 }  // namespace moed::backend

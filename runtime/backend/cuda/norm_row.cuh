@@ -25,7 +25,7 @@ class RowNorm {
     for (int i = 0; i < kHeld; ++i) x_[i] = Load(a_.residual, i);
   }
 
-  // Into `row`, bf16 in shared memory; block 0 also leaves it in a.normed, if that is set.
+  // Into `row`, bf16 in shared memory.
   __device__ void Store(__nv_bfloat16* row) const {
     __shared__ float partial[kWarps];
     const int count = (a_.in_features + 4 * kThreads - 1) / (4 * kThreads);
@@ -67,11 +67,7 @@ class RowNorm {
     const __nv_bfloat162 pairs[2] = {
         __floats2bfloat162_rn(x.x * scale * weight.x, x.y * scale * weight.y),
         __floats2bfloat162_rn(x.z * scale * weight.z, x.w * scale * weight.w)};
-    const uint2 values = *reinterpret_cast<const uint2*>(pairs);
-    *reinterpret_cast<uint2*>(row + Column(i)) = values;
-    if (blockIdx.x == 0 && a_.normed != nullptr) {
-      *reinterpret_cast<uint2*>(a_.normed + Column(i)) = values;
-    }
+    *reinterpret_cast<uint2*>(row + Column(i)) = *reinterpret_cast<const uint2*>(pairs);
   }
 
   const LinearArguments& a_;

@@ -18,16 +18,27 @@ __device__ void ClearUses(const ExpertTableLayer& layer) {
 
 struct LogitsAlone {
   static constexpr bool kRoutes = false;
-  __device__ void operator()(const RoutedExpert&) const {}
+  __device__ void operator()(const RoutedExpert&, std::byte*) const {}
 };
 
 struct PlanTail {
   static constexpr bool kRoutes = true;
   PlanExpertsArguments plan;
 
-  __device__ void operator()(const RoutedExpert& choice) const {
+  __device__ void operator()(const RoutedExpert& choice, std::byte*) const {
     ClearUses(plan.layer);
     if (threadIdx.x < 32) PlanToken(plan, choice.id, choice.weight);
+  }
+};
+
+struct PlanRowsTail {
+  static constexpr bool kRoutes = true;
+  PlanExpertsArguments plan;
+  int* arrived;  // 0, and again afterwards
+
+  // The last block of all has every token's choice.
+  __device__ void operator()(const RoutedExpert&, std::byte* memory) const {
+    if (LastBlock(arrived, gridDim.y)) PlanLayer(plan, memory);
   }
 };
 
@@ -36,7 +47,7 @@ struct DivideTail {
   DivideExpertsArguments divide;
   const __nv_bfloat16* x;  // [1, hidden]
 
-  __device__ void operator()(const RoutedExpert& choice) const {
+  __device__ void operator()(const RoutedExpert& choice, std::byte*) const {
     ColdState* const state = divide.state;
     const bool mail = state->step.failed == 0;
     ClearUses(divide.plan.layer);
@@ -51,26 +62,24 @@ struct DivideTail {
   }
 };
 
-template <class Tail>
-cudaError_t Launch(const NormRouteArguments& route, const Tail& tail, cudaStream_t stream) {
-  return LaunchAhead(NormRoute<1, kRouteWarps, Tail>, NormRouteShape<1, kRouteWarps>(route, 1),
-                     stream, route, 1, tail);
-}
-
 }  // namespace
 
 cudaError_t LaunchLogits(const NormRouteArguments& route, cudaStream_t stream) {
-  return Launch(route, LogitsAlone(), stream);
+  return LaunchNormRouteOf(route, 1, LogitsAlone(), 0, stream);
 }
 
 cudaError_t LaunchRouteAndPlan(const NormRouteArguments& route, const PlanExpertsArguments& plan,
                                cudaStream_t stream) {
-  return Launch(route, PlanTail{plan}, stream);
+  if (plan.rows == 1 && plan.top_k <= kMostPlannedExperts) {
+    return LaunchNormRouteOf(route, 1, PlanTail{plan}, 0, stream);
+  }
+  return LaunchNormRouteOf(route, plan.rows, PlanRowsTail{plan, route.arrived + plan.rows},
+                           PlanSharedBytes(plan.layer.num_experts), stream);
 }
 
 cudaError_t LaunchRouteAndDivide(const NormRouteArguments& route,
                                  const DivideExpertsArguments& divide, cudaStream_t stream) {
-  return Launch(route, DivideTail{divide, route.normed}, stream);
+  return LaunchNormRouteOf(route, 1, DivideTail{divide, route.normed}, 0, stream);
 }
 
 }  // namespace moed::backend

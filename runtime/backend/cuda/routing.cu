@@ -5,18 +5,9 @@
 namespace moed::backend {
 namespace {
 
-// Tokens up to which all warps of a block share one expert, so that all multiprocessors read.
-constexpr int kSplittingTokens = 2;
-// Rows that a block takes at once, so that the router's weights are read less often; with few
-// tokens more blocks are worth more.
-constexpr int kSharedRows = 2;
-constexpr int kSharingTokens = 16;
-constexpr size_t kMostSharedBytes = 48 << 10;
-static_assert(kSharedRows <= kRouteWarps);
-
 struct NoTail {
   static constexpr bool kRoutes = true;
-  __device__ void operator()(const RoutedExpert&) const {}
+  __device__ void operator()(const RoutedExpert&, std::byte*) const {}
 };
 
 __global__ void __launch_bounds__(kRouteThreads) Route(RouteArguments a, int tokens) {
@@ -52,16 +43,8 @@ NormRouteArguments NormRouteArgumentsOf(const RouterStep& step, int* arrived) {
           .hidden = static_cast<int>(step.x.dim(1))};
 }
 
-void LaunchNormRoute(const NormRouteArguments& arguments, int tokens, cudaStream_t stream) {
-  const bool share = tokens >= kSharingTokens &&
-                     kSharedRows * arguments.hidden * sizeof(float) <= kMostSharedBytes;
-  if (share) {
-    LaunchNormRouteRows<kSharedRows, 1>(arguments, tokens, NoTail(), stream);
-  } else if (tokens <= kSplittingTokens) {
-    LaunchNormRouteRows<1, kRouteWarps>(arguments, tokens, NoTail(), stream);
-  } else {
-    LaunchNormRouteRows<1, 1>(arguments, tokens, NoTail(), stream);
-  }
+cudaError_t LaunchNormRoute(const NormRouteArguments& arguments, int tokens, cudaStream_t stream) {
+  return LaunchNormRouteOf(arguments, tokens, NoTail(), 0, stream);
 }
 
 }  // namespace moed::backend

@@ -31,18 +31,18 @@ struct NormRouteArguments {
   float* logits = nullptr;             // [T, E]
   int32_t* ids = nullptr;              // [T, k]
   float* weights = nullptr;            // [T, k]
-  int* arrived = nullptr;              // [T] zeros, zeros again afterwards
+  int* arrived = nullptr;              // [T + 1] zeros, zeros again afterwards
   float epsilon = 0.0f;
   int hidden = 0;
 };
 
-// `arrived`: [T] zeros in device memory.
+// `arrived`: [T + 1] zeros in device memory.
 NormRouteArguments NormRouteArgumentsOf(const RouterStep& step, int* arrived);
 
 // False for more tokens than read the router's weights again and again for less than a launch, and
 // for rows that do not fit into shared memory.
 bool NormRouteSupports(int tokens, int hidden);
 
-void LaunchNormRoute(const NormRouteArguments& arguments, int tokens, cudaStream_t stream);
+cudaError_t LaunchNormRoute(const NormRouteArguments& arguments, int tokens, cudaStream_t stream);
 
 }  // namespace moed::backend

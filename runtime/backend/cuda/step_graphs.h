@@ -6,19 +6,20 @@
 
 #include <cstdint>
 #include <map>
-#include <utility>
+#include <tuple>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "runtime/backend/cuda/cuda_status.h"
+#include "runtime/backend/cuda/step_tables.h"
 
 namespace moed::backend {
 
 class StepGraphs {
  public:
-  // What decides which kernels a step launches: the caller's key, and the context that attention
-  // is cut for.
-  using Shape = std::pair<uint64_t, int>;
+  // What decides which kernels a step launches: the caller's key, the context that attention is cut
+  // for, and how the tokens belong to sequences.
+  using Shape = std::tuple<uint64_t, int, StepLayout>;
 
   // Issues the step's ops on `stream`: directly the first time for a shape, when memory is taken
   // and kernels are loaded; recorded the second time and launched from then on. When

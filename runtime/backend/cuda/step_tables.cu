@@ -3,7 +3,18 @@
 #include <algorithm>
 #include <bit>
 
+#include "runtime/backend/cuda/prompt_attention.h"
+
 namespace moed::backend {
+
+StepLayout LayoutOf(std::span<const AttentionSegment> segments) {
+  const PromptRuns runs = CountPromptRuns(segments);
+  return {
+      .has_prompts = runs.tiled > 0,
+      .has_others = runs.others > 0,
+      .single_tokens = std::all_of(segments.begin(), segments.end(),
+                                   [](const AttentionSegment& s) { return s.num_tokens == 1; })};
+}
 
 absl::Status StepTables::Upload(std::span<const int32_t> token_ids,
                                 std::span<const AttentionSegment> segments, cudaStream_t stream) {
@@ -17,6 +28,7 @@ absl::Status StepTables::Upload(std::span<const int32_t> token_ids,
   std::copy(token_ids.begin(), token_ids.end(), list);
   std::fill_n(list + tokens, tokens, -1);
   std::fill_n(list + 2 * tokens, tokens, 0);
+  layout_ = LayoutOf(segments);
   FillPositions(segments, list + tokens, list + 2 * tokens, list + 3 * tokens);
   const auto* const device = reinterpret_cast<const int32_t*>(upload_.target());
   view_ = {device, device + tokens, device + 2 * tokens, device + 3 * tokens};

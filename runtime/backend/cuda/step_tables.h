@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include <compare>
 #include <cstdint>
 #include <span>
 
@@ -22,6 +23,17 @@ struct StepTablesView {
   const int32_t* kv_blocks = nullptr;    // the sequences' block lists, one after the other
 };
 
+// How a step's tokens belong to sequences, as far as it decides which kernels attend to them.
+struct StepLayout {
+  bool has_prompts = false;   // runs that prompt_attention.h takes (CountPromptRuns)
+  bool has_others = false;    // tokens that it does not take
+  bool single_tokens = true;  // no two tokens are of the same sequence
+
+  auto operator<=>(const StepLayout&) const = default;
+};
+
+StepLayout LayoutOf(std::span<const AttentionSegment> segments);
+
 class StepTables {
  public:
   // Lists the step and starts the copy on `stream`. Grows its memory if a step is larger than any
@@ -32,6 +44,7 @@ class StepTables {
   const StepTablesView& view() const { return view_; }
   // The longest context, rounded up to a power of two, so that few values cover all steps.
   int max_context() const { return max_context_; }
+  const StepLayout& layout() const { return layout_; }
   // How often the tables moved.
   uint64_t moves() const { return upload_.moves(); }
 
@@ -42,6 +55,7 @@ class StepTables {
   ListUpload upload_;
   StepTablesView view_;
   int max_context_ = 0;
+  StepLayout layout_;
 };
 
 }  // namespace moed::backend

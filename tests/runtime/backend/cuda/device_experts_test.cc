@@ -95,19 +95,21 @@ class Device {
     std::vector<float> sums;  // added to the residual
   };
 
-  // A step of one token in layer `layer`, whose experts a random router chooses.
-  Routed RouteAndRun(int layer, const RouterSpec& spec, uint32_t seed) {
-    EXPECT_TRUE(experts_->BeginStep(1).ok());
-    const int64_t rows = experts_->PaddedTokens(1);
+  // A step of `tokens` in layer `layer`, whose experts a random router chooses.
+  Routed RouteAndRun(int layer, const RouterSpec& spec, int tokens, uint32_t seed) {
+    EXPECT_TRUE(experts_->BeginStep(tokens).ok());
+    const int64_t rows = experts_->PaddedTokens(tokens);
     const int64_t hidden = format_.hidden();
     const std::vector<int32_t> blocks = {0, 1};
-    const AttentionSegment segment = {0, 1, 0, blocks};
+    const AttentionSegment segment = {0, tokens, 0, blocks};
     const std::vector<int32_t> token_ids(rows);
     backend_.BeginStep(token_ids, {&segment, 1});
     std::mt19937 random(seed);
     std::vector<float> router(kExperts * hidden), norm(hidden, 1.0f), x(rows * hidden, 1.0f);
     for (float& value : router) value = static_cast<float>(random() % 200) / 1000 - 0.1f;
-    for (int i = 0; i < hidden; ++i) x[i] = static_cast<float>(random() % 200) / 100 - 1;
+    for (int64_t i = 0; i < tokens * hidden; ++i) {
+      x[i] = static_cast<float>(random() % 200) / 100 - 1;
+    }
     const Buffer router_memory = Put(router), norm_memory = Put(norm), residual = Put(x);
     const Buffer normed = Put(std::vector<BFloat16>(x.size())), normed_f32 = Put(x);
     const Buffer logits = Put(std::vector<float>(rows * kExperts));
@@ -129,9 +131,10 @@ class Device {
     experts_->FinishStep();
     EXPECT_TRUE(backend_.Synchronize().ok());
     EXPECT_TRUE(experts_->EndStep().ok());
-    const std::span<const int32_t> ids = experts_->StepIds(layer, 1);
-    Routed routed = {{ids.begin(), ids.end()}, Get(weights, kTopK), Get(residual, hidden)};
-    for (int i = 0; i < hidden; ++i) routed.sums[i] -= x[i];
+    const std::span<const int32_t> ids = experts_->StepIds(layer, tokens);
+    Routed routed = {
+        {ids.begin(), ids.end()}, Get(weights, tokens * kTopK), Get(residual, tokens * hidden)};
+    for (int64_t i = 0; i < tokens * hidden; ++i) routed.sums[i] -= x[i];
     return routed;
   }
 
@@ -253,11 +256,11 @@ class CudaDeviceExpertsTest
     CheckUses(layer);
   }
 
-  // The same of a token whose experts the router chooses.
-  void RoutedStep(int layer, const RouterSpec& spec) {
+  // The same of tokens whose experts the router chooses.
+  void RoutedStep(int layer, const RouterSpec& spec, int tokens) {
     const auto seed = static_cast<uint32_t>(random_());
-    const Device::Routed want = on_cpu_->RouteAndRun(layer, spec, seed);
-    const Device::Routed got = on_cuda_->RouteAndRun(layer, spec, seed);
+    const Device::Routed want = on_cpu_->RouteAndRun(layer, spec, tokens, seed);
+    const Device::Routed got = on_cuda_->RouteAndRun(layer, spec, tokens, seed);
     EXPECT_EQ(got.ids, want.ids);
     EXPECT_LE(Distance(got.weights, want.weights), 1e-4);
     EXPECT_LE(Distance(got.sums, want.sums), 1e-2);
@@ -346,18 +349,19 @@ TEST_P(CudaDeviceExpertsTest, ReadsAnExpertOfManyTokensWhereverItLies) {
   for (const int tokens : {12, 40, 64}) Step(0, tokens);
 }
 
-TEST_P(CudaDeviceExpertsTest, RunsWhatTheRouterChoseForAToken) {
+TEST_P(CudaDeviceExpertsTest, RunsWhatTheRouterChose) {
   using Scoring = RouterSpec::Scoring;
   const RouterSpec specs[] = {
       {.normalize_topk = true, .num_experts = kExperts, .top_k = kTopK},
       {.num_experts = kExperts, .top_k = kTopK},
       {.softmax_after_topk = true, .num_experts = kExperts, .top_k = kTopK},
       {.scoring = Scoring::kSigmoid, .scale = 2.5f, .num_experts = kExperts, .top_k = kTopK}};
-  for (const RouterSpec& spec : specs) RoutedStep(0, spec);  // all cold
+  for (const RouterSpec& spec : specs) RoutedStep(0, spec, 1);  // all cold
   OfferEverySlot(1);
   for (int round = 0; round < 3; ++round) {  // fills, then hits and cold
-    for (const RouterSpec& spec : specs) RoutedStep(1, spec);
+    for (const RouterSpec& spec : specs) RoutedStep(1, spec, 1);
   }
+  for (const int tokens : {2, 7, 16, 33}) RoutedStep(1, specs[tokens % 4], tokens);
 }
 
 // Steps of one token, of several, of more than a tile has, in turn: the share of the link moves.

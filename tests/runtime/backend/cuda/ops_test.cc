@@ -73,6 +73,38 @@ TEST_F(CudaOpsTest, LinearAtEveryRowCountWithBiasAndAccumulation) {
   }
 }
 
+TEST_F(CudaOpsTest, NormsTheRowsOfAGroupOfProducts) {
+  for (const int rows : {1, 2, 7, 8, 9, 16, 17}) {
+    for (const int in : {64, 520, 2048, 2880}) {
+      ExpectSame(
+          [&](Backend& backend, DeviceTensors& memory) {
+            std::vector<float> all;
+            std::vector<std::unique_ptr<LinearWeight>> weights;
+            std::vector<LinearProduct> products;
+            for (const int out : {96, 40, 40}) {
+              std::vector<BFloat16> weight = RandomBFloat16s(size_t(in) * out, out);
+              std::vector<float> bias = RandomFloats(out, out);
+              weights.push_back(backend
+                                    .PrepareLinear(Tensor(weight.data(), DType::kBF16, {out, in}),
+                                                   Tensor(bias.data(), DType::kF32, {out}))
+                                    .value());
+              products.push_back({weights.back().get(), memory.Make(DType::kF32, {rows, out})});
+            }
+            const Tensor x =
+                memory.Put(RandomFloats(size_t(rows) * in, 3, 5.0f), DType::kF32, {rows, in});
+            const Tensor norm = memory.Put(RandomFloats(in, 4), DType::kF32, {in});
+            backend.NormLinearGroup(x, norm, 1e-5f, memory.Make(DType::kBF16, {rows, in}),
+                                    products);
+            for (const LinearProduct& product : products) {
+              for (float value : memory.Get<float>(product.out)) all.push_back(value);
+            }
+            return all;
+          },
+          3e-3);
+    }
+  }
+}
+
 TEST_F(CudaOpsTest, RmsNormInBothPrecisions) {
   ExpectSame(
       [](Backend& backend, DeviceTensors& memory) {
