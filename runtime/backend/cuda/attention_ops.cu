@@ -66,8 +66,7 @@ bool CudaAttention::Fuses(const AttentionHalf& half) {
   // A norm over all heads would have to wait for all of them.
   const bool norms_heads_apart =
       half.prepare.norm_per_head || (half.prepare.q_norm.empty() && half.prepare.k_norm.empty());
-  if (half.residual.dim(0) != 1 || !norms_heads_apart ||
-      !LinearNorms(1, static_cast<int>(half.residual.dim(1)))) {
+  if (half.residual.dim(0) != 1 || !norms_heads_apart) {
     return false;
   }
   const FusedAttentionShape shape = ShapeOf(half);

@@ -78,6 +78,7 @@ __device__ inline int64_t PlaceAll(const DivideExpertsArguments& a, const Divide
   __shared__ int filling_cost;
   if (threadIdx.x == 0) filling_cost = 0;
   const uint32_t link_share = a.state->step.link_share;
+  const int num_offered = *a.plan.layer.num_offered;
   int cost = 0;
   for (int e = threadIdx.x; e < a.plan.layer.num_experts; e += kPlanThreads) {
     if (a.plan.layer.entries[e].slot < 0) cost += CostOf(a, experts, e);
@@ -90,14 +91,15 @@ __device__ inline int64_t PlaceAll(const DivideExpertsArguments& a, const Divide
       continue;
     }
     const int own = CostOf(a, experts, e);
+    const ExpertTableEntry entry = a.plan.layer.entries[e];
     bool fits = false;
-    Place(a.plan, e, offers_taken, [&](const ExpertTableEntry& entry) {
-      return fits = TakeFill(entry, link_share, total_cost, own, &filling_cost);
-    });
-    if (!IsCold(a.plan, e)) continue;
+    const ExpertSource source =
+        Place(a.plan, e, entry, num_offered, offers_taken, [&](const ExpertTableEntry& waiting) {
+          return fits = TakeFill(waiting, link_share, total_cost, own, &filling_cost);
+        });
+    if (source.use.kind != ExpertUseKind::kCold) continue;
     if (fits) atomicSub(&filling_cost, own);  // there was no slot for it
-    ExpertTableEntry& entry = a.plan.layer.entries[e];
-    if (entry.fill_allowed != 0) ++entry.fill_allowed;
+    if (entry.fill_allowed != 0) ++a.plan.layer.entries[e].fill_allowed;
   }
   __syncthreads();
   return LinkBudget(link_share, total_cost, filling_cost);

@@ -253,7 +253,7 @@ void CudaBackend::LinearGroup(std::span<const LinearProduct> products, const Ten
 void CudaBackend::NormLinearGroup(const Tensor& x, const Tensor& norm_weight, float epsilon,
                                   const Tensor& normed, std::span<const LinearProduct> products) {
   LinearArguments arguments = ArgumentsOf(products, normed, /*accumulate=*/false);
-  if (LinearNorms(arguments.rows, arguments.in_features)) {
+  if (LinearNorms(arguments)) {
     arguments.residual = x.As<float>();
     arguments.norm_weight = norm_weight.As<float>();
     arguments.norm_epsilon = epsilon;

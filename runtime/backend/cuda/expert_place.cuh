@@ -8,47 +8,15 @@ namespace moed::backend {
 inline constexpr int kPlanThreads = 256;
 inline constexpr int kPlanWarps = kPlanThreads / 32;
 
-// Looks `expert` up, marks its use, and takes an offered slot if it shall be filled, which
-// fits(entry) decides where it is allowed. The table names the slot at once: its next reader is
-// this layer in the next step, after the fill.
-template <class Fits>
-__device__ ExpertTask Place(const PlanExpertsArguments& a, int expert, int* offers_taken,
-                            const Fits& fits) {
-  ExpertTableEntry* entry = a.layer.entries + expert;
-  ExpertTask task;
-  task.expert = expert;
-  task.blob = a.layer.experts + expert * a.blob_bytes;
-  ExpertUse use;
-  use.kind = ExpertUseKind::kCold;
-  if (entry->slot >= 0) {
-    task.blob = a.slots + entry->slot * a.blob_bytes;
-    use = {ExpertUseKind::kHit, entry->slot, entry->generation};
-  } else if (entry->fill_allowed != 0 && fits(*entry)) {
-    const int taken = atomicAdd(offers_taken, 1);
-    if (taken < *a.layer.num_offered) {
-      const OfferedSlot offered = a.layer.offered[*a.layer.num_offered - 1 - taken];
-      task.fill = a.slots + offered.slot * a.blob_bytes;
-      use = {ExpertUseKind::kFilled, offered.slot, offered.generation};
-      *entry = {offered.slot, offered.generation, 0};
-    }
-  }
-  a.layer.uses[expert] = use;
-  return task;
-}
-
-__device__ inline ExpertTask Place(const PlanExpertsArguments& a, int expert, int* offers_taken) {
-  return Place(a, expert, offers_taken, [](const ExpertTableEntry&) { return true; });
-}
-
-// Where a token's expert is read from, and what becomes of it.
+// Where a chosen expert is read from, and what becomes of it.
 struct ExpertSource {
   const std::byte* blob = nullptr;
   std::byte* fill = nullptr;  // the slot to write it into, or null
   ExpertUse use;
 };
 
-// For the only token of a step, whose expert `id` has `entry`, and may fill the layer's offer
-// number `offer` if that is not negative. Changes nothing.
+// Of expert `id`, which has `entry`, and may fill the layer's offer number `offer` if that is not
+// negative. Changes nothing.
 __device__ inline ExpertSource SourceOfExpert(const PlanExpertsArguments& a,
                                               const ExpertTableEntry& entry, int id, int offer) {
   ExpertSource source;
@@ -70,6 +38,23 @@ __device__ inline ExpertSource SourceOfExpert(const PlanExpertsArguments& a,
 // Lets the table name the slot of an expert that is filled.
 __device__ inline void TakeSlot(const PlanExpertsArguments& a, int id, const ExpertUse& use) {
   if (use.kind == ExpertUseKind::kFilled) a.layer.entries[id] = {use.slot, use.generation, 0};
+}
+
+// Marks the use of `expert`, whose `entry` was read, and takes an offered slot if it shall be
+// filled, which fits(entry) decides where it is allowed. The table names the slot at once: its next
+// reader is this layer in the next step, after the fill. `offers_taken`: by the block.
+template <class Fits>
+__device__ ExpertSource Place(const PlanExpertsArguments& a, int expert,
+                              const ExpertTableEntry& entry, int num_offered, int* offers_taken,
+                              const Fits& fits) {
+  int offer = -1;
+  if (entry.slot < 0 && entry.fill_allowed != 0 && fits(entry)) {
+    offer = num_offered - 1 - atomicAdd(offers_taken, 1);
+  }
+  const ExpertSource source = SourceOfExpert(a, entry, expert, offer);
+  TakeSlot(a, expert, source.use);
+  a.layer.uses[expert] = source.use;
+  return source;
 }
 
 // The expert's task, of its first `tiles`, which are the device's; marks the use in the trace and
@@ -116,19 +101,20 @@ __device__ inline void WriteTasks(ExpertTask task, int tokens, int tiles, int fi
 __device__ inline int LeadingTasks(int tasks, int joined) { return (tasks + joined - 1) / joined; }
 
 // The sum of `value` over the threads before this one, and over all into `total`.
-__device__ inline int ExclusiveSum(int value, int* total) {
-  __shared__ int warp_sums[kPlanWarps];
+template <class Number>
+__device__ Number ExclusiveSum(Number value, Number* total) {
+  __shared__ Number warp_sums[kPlanWarps];
   const int lane = threadIdx.x % 32;
-  int sum = value;
+  Number sum = value;
 #pragma unroll
   for (int offset = 1; offset < 32; offset *= 2) {
-    const int before = __shfl_up_sync(0xffffffffu, sum, offset);
+    const Number before = __shfl_up_sync(0xffffffffu, sum, offset);
     if (lane >= offset) sum += before;
   }
   __syncthreads();  // the last use of warp_sums
   if (lane == 31) warp_sums[threadIdx.x / 32] = sum;
   __syncthreads();
-  int before = 0;
+  Number before = 0;
   *total = 0;
 #pragma unroll
   for (int w = 0; w < kPlanWarps; ++w) {

@@ -41,19 +41,16 @@ struct TileRange {
 // Where a block stands in the list of tasks.
 class TaskCursor {
  public:
-  // At the task that holds tile `first`.
+  // At the task that holds tile `first`. By whole warps, which probe 32 tasks at a time.
   __device__ TaskCursor(const ExpertTaskSpan& span, int first) : tasks_(span.tasks) {
-    int low = 0;
-    int high = span.num_tasks - 1;
-    while (low < high) {
-      const int middle = (low + high + 1) / 2;
-      if (tasks_[middle].first_tile <= first) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
+    const int lane = threadIdx.x % 32;
+    for (int last = span.num_tasks - 1; index_ < last;) {
+      const int step = (last - index_ + 31) / 32;
+      const int probe = index_ + (lane + 1) * step;
+      const bool begun = probe <= last && tasks_[probe].first_tile <= first;
+      index_ += __popc(__ballot_sync(0xffffffffu, begun)) * step;
+      last = min(last, index_ + step - 1);
     }
-    index_ = low;
   }
   __device__ void MoveTo(int tile) {
     while (tile >= tasks_[index_].first_tile + tasks_[index_].num_tiles) ++index_;

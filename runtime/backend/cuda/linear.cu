@@ -1,5 +1,6 @@
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/linear.h"
+#include "runtime/backend/cuda/one_wave_linear.h"
 #include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
 
@@ -52,11 +53,6 @@ struct WeightBatch {
   }
 };
 
-__device__ uint32_t PackBFloat16(float first, float second) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
 // A lane's tokens for a batch of weights: row `row` of x at the same columns, zeros beyond.
 struct TokenBatch {
   uint4 values[kBatchPairs * 2];
@@ -71,57 +67,7 @@ struct TokenBatch {
           inside ? *reinterpret_cast<const uint4*>(tokens + column) : make_uint4(0, 0, 0, 0);
     }
   }
-  // The same of the residual, normed: `scale` is the row's.
-  __device__ void LoadNormed(const LinearArguments& a, int row, int first, int t, float scale) {
-    const float* tokens = a.residual + size_t(row) * a.in_features;
-#pragma unroll
-    for (int i = 0; i < kBatchPairs * 2; ++i) {
-      const int column = WeightBatch::ColumnOf(first, i, t);
-      values[i] = make_uint4(0, 0, 0, 0);
-      if (column >= a.in_features || row >= a.rows) continue;
-      auto* const pairs = reinterpret_cast<uint32_t*>(&values[i]);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int at = column + 4 * half;
-        const float4 x = *reinterpret_cast<const float4*>(tokens + at);
-        const float4 weight = *reinterpret_cast<const float4*>(a.norm_weight + at);
-        pairs[2 * half] = PackBFloat16(x.x * scale * weight.x, x.y * scale * weight.y);
-        pairs[2 * half + 1] = PackBFloat16(x.z * scale * weight.z, x.w * scale * weight.w);
-      }
-    }
-  }
 };
-
-// What the residual's rows are scaled by, for each tile the lane's row; by all warps of the block.
-template <int kTiles>
-__device__ void ScaleRows(const LinearArguments& a, float (&scales)[kTiles]) {
-  __shared__ float partial[kTiles * kTileTokens][kWarps];
-  const int warp = threadIdx.x / 32;
-  const int g = threadIdx.x % 32 / 4;
-  const int t = threadIdx.x % 4;
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    const int row = tile * kTileTokens + g;
-    const float* tokens = a.residual + size_t(min(row, a.rows - 1)) * a.in_features;
-    float squares = 0.0f;
-#pragma unroll 8
-    for (int column = (warp * 4 + t) * 4; column < a.in_features; column += kWarps * 16) {
-      const float4 x = *reinterpret_cast<const float4*>(tokens + column);
-      squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-    }
-    squares += __shfl_xor_sync(0xffffffffu, squares, 1);
-    squares += __shfl_xor_sync(0xffffffffu, squares, 2);
-    if (t == 0) partial[row][warp] = squares;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    float squares = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) squares += partial[tile * kTileTokens + g][w];
-    scales[tile] = rsqrtf(squares / a.in_features + a.norm_epsilon);
-  }
-}
 
 // What the warps summed up, into the outputs: element r of a lane's tile is output g + r / 2 * 8 of
 // token 2 t + r % 2.
@@ -153,7 +99,7 @@ __device__ void StoreOutputs(const LinearArguments& a, const LinearPart& part, i
 // is permuted alike on both sides, so that 16-byte loads are fragments as they stand. A batch of
 // weights is on its way before the first is used, and before x is there. in_features is a multiple
 // of 8.
-template <int kTiles, bool kNorms>
+template <int kTiles>
 __global__ void __launch_bounds__(kThreads, 3) FewRows(const __grid_constant__ LinearArguments a) {
   __shared__ float partial[kWarps][kTiles * 4][33];
   int block = blockIdx.x;
@@ -174,18 +120,12 @@ __global__ void __launch_bounds__(kThreads, 3) FewRows(const __grid_constant__ L
   weights.Load(low, high, begin + warp, end, a.in_features, t);
   LetNextKernelBegin();
   WaitForKernelAhead();
-  float scales[kTiles];
-  if constexpr (kNorms) ScaleRows(a, scales);
   float sums[kTiles][4] = {};
   for (int first = begin + warp; first < end; first += kBatchPairs * kWarps) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       TokenBatch tokens;
-      if constexpr (kNorms) {
-        tokens.LoadNormed(a, tile * kTileTokens + g, first, t, scales[tile]);
-      } else {
-        tokens.Load(a, tile * kTileTokens + g, first, t);
-      }
+      tokens.Load(a, tile * kTileTokens + g, first, t);
 #pragma unroll
       for (int i = 0; i < kBatchPairs * 2; ++i) {
         const uint4& w0 = weights.low[i];
@@ -210,9 +150,8 @@ absl::Status LaunchFewRows(const LinearArguments& a, cudaStream_t stream) {
   for (int i = 0; i < a.num_parts; ++i) blocks += BlocksOf(a.parts[i]);
   // What is added to the output may come in parts, so that few outputs keep the device busy too.
   const int slices = a.accumulate && blocks < kFewBlocks ? 2 : 1;
-  const auto kernel = a.residual != nullptr ? FewRows<kTiles, true> : FewRows<kTiles, false>;
   const LaunchShape shape = {.grid = dim3(blocks, slices), .block = kThreads};
-  return CudaStatus(LaunchAhead(kernel, shape, stream, a), "launching a dense product");
+  return CudaStatus(LaunchAhead(FewRows<kTiles>, shape, stream, a), "launching a dense product");
 }
 
 __global__ void AddBias(const float* bias, int out_features, float* out) {
@@ -279,12 +218,17 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 absl::Status LaunchLinear(const LinearArguments& a, const Cublas& cublas, cudaStream_t stream) {
+  if (OneWaveLinearSupports(a)) {
+    return CudaStatus(LaunchOneWaveLinear(a, stream), "launching a dense product");
+  }
   if (a.rows > kFewRows || a.in_features % 8 != 0) return LaunchCublas(a, cublas, stream);
   if (a.rows <= kTileTokens) return LaunchFewRows<1>(a, stream);
   return LaunchFewRows<2>(a, stream);
 }
 
-bool LinearNorms(int rows, int in_features) { return rows <= kFewRows && in_features % 8 == 0; }
+bool LinearNorms(const LinearArguments& a) {
+  return a.rows <= kMostOneWaveNormedRows && OneWaveLinearSupports(a);
+}
 
 absl::Status LaunchLinearF32(const float* weight, const float* x, int rows, int in_features,
                              int out_features, float* out, const Cublas& cublas,

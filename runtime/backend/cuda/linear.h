@@ -10,7 +10,7 @@
 
 namespace moed::backend {
 
-// Rows up to which the own kernel is faster than cuBLAS.
+// Rows up to which own kernels are faster than cuBLAS, but for those of one_wave_linear.h.
 inline constexpr int kFewRows = 16;
 
 // One weight of a launch, and where its product goes.
@@ -34,8 +34,8 @@ struct LinearArguments {
   bool accumulate = false;
 };
 
-// Whether a product of `rows` rows, not added to what is there, can norm them itself.
-bool LinearNorms(int rows, int in_features);
+// Whether the products, not added to what is there, can norm their rows themselves.
+bool LinearNorms(const LinearArguments& arguments);
 
 absl::Status LaunchLinear(const LinearArguments& arguments, const Cublas& cublas,
                           cudaStream_t stream);

@@ -14,12 +14,98 @@ struct TaskPlace {
   int next_token;
 };
 
-// Both spans' task counts in one word, so that one sum over the block places both.
-inline constexpr int kLinkShift = 16;
+// How many tasks are in VRAM, how many behind the link, and how many of the former have tiles: in
+// one word, so that one sum over the block places all three.
+struct TaskCounts {
+  static constexpr int kBits = 21;
+  unsigned long long packed = 0;
+
+  __device__ TaskCounts() = default;
+  __device__ TaskCounts(int vram, int link, int leading)
+      : packed(static_cast<unsigned long long>(leading) << 2 * kBits |
+               static_cast<unsigned long long>(link) << kBits | vram) {}
+  __device__ int vram() const { return Field(0); }
+  __device__ int link() const { return Field(kBits); }
+  __device__ int leading() const { return Field(2 * kBits); }
+
+ private:
+  __device__ int Field(int shift) const {
+    return static_cast<int>(packed >> shift) & ((1 << kBits) - 1);
+  }
+};
+
+// A thread's (row, rank) pairs of the routing, the first of them read at once.
+class PlannedPairs {
+ public:
+  __device__ explicit PlannedPairs(const PlanExpertsArguments& a) : a_(a) {
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h) {
+      const int i = h * kPlanThreads + threadIdx.x;
+      const bool inside = i < a.rows * a.top_k;
+      expert_[h] = inside ? ExpertOf(i) : -1;
+      weight_[h] = inside ? a.weights[i] : 0.0f;
+    }
+  }
+  // use(pair, expert, weight) for those that have a sequence.
+  template <class Use>
+  __device__ void ForEach(const Use& use) const {
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h) {
+      if (expert_[h] >= 0) use(h * kPlanThreads + threadIdx.x, expert_[h], weight_[h]);
+    }
+    for (int i = kHeld * kPlanThreads + threadIdx.x; i < a_.rows * a_.top_k; i += kPlanThreads) {
+      if (const int expert = ExpertOf(i); expert >= 0) use(i, expert, a_.weights[i]);
+    }
+  }
+
+ private:
+  static constexpr int kHeld = 2;
+
+  __device__ int ExpertOf(int i) const {
+    const int expert = a_.ids[i];
+    return a_.positions[i / a_.top_k] >= 0 ? expert : -1;
+  }
+
+  const PlanExpertsArguments& a_;
+  int expert_[kHeld];
+  float weight_[kHeld];
+};
 
 // Shared memory that PlanLayer wants: a TaskPlace and a count for each of the layer's experts.
 __host__ __device__ constexpr size_t PlanSharedBytes(int experts) {
   return (sizeof(TaskPlace) + sizeof(int)) * experts;
+}
+
+// Places the thread's expert `e`, of `tokens`, and writes its tasks but for the tokens. `written`:
+// by the block so far.
+__device__ inline void PlanExpert(const PlanExpertsArguments& a, int e, int tokens,
+                                  const ExpertTableEntry& entry, int num_offered, int* offers_taken,
+                                  TaskCounts* written, TaskPlace* place) {
+  ExpertSource source;
+  if (tokens > 0) {
+    source =
+        Place(a, e, entry, num_offered, offers_taken, [](const ExpertTableEntry&) { return true; });
+  } else if (e < a.layer.num_experts) {
+    a.layer.uses[e] = ExpertUse{};
+  }
+  const bool hit = entry.slot >= 0;
+  const int joined = hit ? max(a.joined_tasks, 1) : 1;
+  const int tasks = (tokens + kTaskTokens - 1) / kTaskTokens;
+  const TaskCounts own(hit ? tasks : 0, hit ? 0 : tasks, hit ? LeadingTasks(tasks, joined) : 0);
+  unsigned long long total;
+  TaskCounts before = *written;
+  before.packed += ExclusiveSum(own.packed, &total);
+  written->packed += total;
+  if (tokens == 0) return;
+  const int index = hit ? before.vram() : before.link();
+  const int first_tile = (hit ? before.leading() : index) * a.tiles_per_expert;
+  ExpertTask* const first = (hit ? a.vram_tasks : a.link_tasks) + index;
+  *place = {first, 0};
+  ExpertTask task;
+  task.expert = e;
+  task.blob = source.blob;
+  task.fill = source.fill;
+  WriteTasks(task, tokens, a.tiles_per_expert, first_tile, joined, first);
 }
 
 // From the layer's routing to its list of tasks, by a block of kPlanThreads; `memory`: aligned to 8
@@ -29,59 +115,37 @@ __device__ inline void PlanLayer(const PlanExpertsArguments& a, std::byte* memor
   const int experts = a.layer.num_experts;
   auto* places = reinterpret_cast<TaskPlace*>(memory);
   auto* counts = reinterpret_cast<int*>(places + experts);
+  const PlannedPairs pairs(a);
+  const int num_offered = *a.layer.num_offered;
+  ExpertTableEntry entry;
+  if (int(threadIdx.x) < experts) entry = a.layer.entries[threadIdx.x];
   if (threadIdx.x == 0) offers_taken = 0;
   for (int e = threadIdx.x; e < experts; e += kPlanThreads) counts[e] = 0;
   __syncthreads();
-  const int pairs = a.rows * a.top_k;
-  for (int i = threadIdx.x; i < pairs; i += kPlanThreads) {
-    if (a.positions[i / a.top_k] >= 0) atomicAdd(&counts[a.ids[i]], 1);
-  }
+  pairs.ForEach([&](int, int expert, float) { atomicAdd(&counts[expert], 1); });
   __syncthreads();
 
-  const int joined = max(a.joined_tasks, 1);
-  int written = 0;  // tasks of both spans
-  int leading = 0;  // of those in VRAM, that have tiles
+  TaskCounts written;
   for (int base = 0; base < experts; base += kPlanThreads) {
     const int e = base + threadIdx.x;
-    const int tokens = e < experts ? counts[e] : 0;
-    ExpertTask task;
-    bool hit = true;
-    if (tokens > 0) {
-      task = Place(a, e, &offers_taken);
-      hit = a.layer.uses[e].kind == ExpertUseKind::kHit;
-    } else if (e < experts) {
-      a.layer.uses[e] = ExpertUse{};
-    }
-    const int tasks = (tokens + kTaskTokens - 1) / kTaskTokens;
-    int total;
-    const int before = written + ExclusiveSum(hit ? tasks : tasks << kLinkShift, &total);
-    written += total;
-    const int leads_before = leading + ExclusiveSum(hit ? LeadingTasks(tasks, joined) : 0, &total);
-    leading += total;
-    if (tokens == 0) continue;
-    const int index = hit ? before & ((1 << kLinkShift) - 1) : before >> kLinkShift;
-    const int first_tile = (hit ? leads_before : index) * a.tiles_per_expert;
-    ExpertTask* const first = (hit ? a.vram_tasks : a.link_tasks) + index;
-    places[e] = {first, 0};
-    WriteTasks(task, tokens, a.tiles_per_expert, first_tile, hit ? joined : 1, first);
+    if (base > 0 && e < experts) entry = a.layer.entries[e];
+    PlanExpert(a, e, e < experts ? counts[e] : 0, entry, num_offered, &offers_taken, &written,
+               places + e);
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < pairs; i += kPlanThreads) {
+  pairs.ForEach([&](int i, int expert, float weight) {
+    TaskPlace& place = places[expert];
+    const int next = atomicAdd(&place.next_token, 1);
+    ExpertTask& task = place.first[next / kTaskTokens];
     const int row = i / a.top_k;
-    if (a.positions[row] < 0) continue;
-    TaskPlace& expert = places[a.ids[i]];
-    const int place = atomicAdd(&expert.next_token, 1);
-    ExpertTask& task = expert.first[place / kTaskTokens];
-    task.token[place % kTaskTokens] = row;
-    task.target[place % kTaskTokens] = row;
-    task.weight[place % kTaskTokens] = a.weights[i];
-  }
+    task.token[next % kTaskTokens] = row;
+    task.target[next % kTaskTokens] = row;
+    task.weight[next % kTaskTokens] = weight;
+  });
   if (threadIdx.x == 0) {
-    const int vram = written & ((1 << kLinkShift) - 1);
-    const int link = written >> kLinkShift;
-    *a.list = {.vram = {vram, leading * a.tiles_per_expert, a.vram_tasks},
-               .link = {link, link * a.tiles_per_expert, a.link_tasks}};
-    *a.layer.num_offered -= min(offers_taken, *a.layer.num_offered);
+    *a.list = {.vram = {written.vram(), written.leading() * a.tiles_per_expert, a.vram_tasks},
+               .link = {written.link(), written.link() * a.tiles_per_expert, a.link_tasks}};
+    *a.layer.num_offered = num_offered - min(offers_taken, num_offered);
   }
 }
 

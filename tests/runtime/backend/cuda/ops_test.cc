@@ -19,6 +19,30 @@ namespace {
 
 using Shapes = std::vector<std::pair<int, int>>;
 
+// Of rows that are normed, with `outs` weights.
+std::vector<float> NormedProducts(int rows, int in, const std::vector<int>& outs, Backend& backend,
+                                  DeviceTensors& memory) {
+  std::vector<std::unique_ptr<LinearWeight>> weights;
+  std::vector<LinearProduct> products;
+  for (const int out : outs) {
+    std::vector<BFloat16> weight = RandomBFloat16s(size_t(in) * out, out);
+    std::vector<float> bias = RandomFloats(out, out);
+    weights.push_back(backend
+                          .PrepareLinear(Tensor(weight.data(), DType::kBF16, {out, in}),
+                                         Tensor(bias.data(), DType::kF32, {out}))
+                          .value());
+    products.push_back({weights.back().get(), memory.Make(DType::kF32, {rows, out})});
+  }
+  const Tensor x = memory.Put(RandomFloats(size_t(rows) * in, 3, 5.0f), DType::kF32, {rows, in});
+  const Tensor norm = memory.Put(RandomFloats(in, 4), DType::kF32, {in});
+  backend.NormLinearGroup(x, norm, 1e-5f, memory.Make(DType::kBF16, {rows, in}), products);
+  std::vector<float> all;
+  for (const LinearProduct& product : products) {
+    for (float value : memory.Get<float>(product.out)) all.push_back(value);
+  }
+  return all;
+}
+
 class CudaOpsTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -49,8 +73,10 @@ class CudaOpsTest : public ::testing::Test {
 };
 
 TEST_F(CudaOpsTest, LinearAtEveryRowCountWithBiasAndAccumulation) {
-  for (const int rows : {1, 2, 3, 7, 8, 9, 33}) {
-    for (const auto& [in, out] : Shapes{{64, 96}, {520, 40}, {100, 24}}) {
+  // The latter two of as many outputs as keep a large device's multiprocessors busy at once.
+  for (const int rows : {1, 2, 3, 7, 8, 9, 16, 17, 32, 33}) {
+    for (const auto& [in, out] :
+         Shapes{{64, 96}, {520, 40}, {100, 24}, {1032, 2048}, {520, 5080}}) {
       for (const bool accumulate : {false, true}) {
         ExpectSame(
             [&, in = in, out = out](Backend& backend, DeviceTensors& memory) {
@@ -74,33 +100,16 @@ TEST_F(CudaOpsTest, LinearAtEveryRowCountWithBiasAndAccumulation) {
 }
 
 TEST_F(CudaOpsTest, NormsTheRowsOfAGroupOfProducts) {
-  for (const int rows : {1, 2, 7, 8, 9, 16, 17}) {
-    for (const int in : {64, 520, 2048, 2880}) {
-      ExpectSame(
-          [&](Backend& backend, DeviceTensors& memory) {
-            std::vector<float> all;
-            std::vector<std::unique_ptr<LinearWeight>> weights;
-            std::vector<LinearProduct> products;
-            for (const int out : {96, 40, 40}) {
-              std::vector<BFloat16> weight = RandomBFloat16s(size_t(in) * out, out);
-              std::vector<float> bias = RandomFloats(out, out);
-              weights.push_back(backend
-                                    .PrepareLinear(Tensor(weight.data(), DType::kBF16, {out, in}),
-                                                   Tensor(bias.data(), DType::kF32, {out}))
-                                    .value());
-              products.push_back({weights.back().get(), memory.Make(DType::kF32, {rows, out})});
-            }
-            const Tensor x =
-                memory.Put(RandomFloats(size_t(rows) * in, 3, 5.0f), DType::kF32, {rows, in});
-            const Tensor norm = memory.Put(RandomFloats(in, 4), DType::kF32, {in});
-            backend.NormLinearGroup(x, norm, 1e-5f, memory.Make(DType::kBF16, {rows, in}),
-                                    products);
-            for (const LinearProduct& product : products) {
-              for (float value : memory.Get<float>(product.out)) all.push_back(value);
-            }
-            return all;
-          },
-          3e-3);
+  const std::vector<std::vector<int>> groups = {{96, 40, 40}, {4096, 512, 512}, {3000, 24}};
+  for (const int rows : {1, 7, 8, 9, 16, 17}) {
+    for (const int in : {520, 2880}) {
+      for (const std::vector<int>& outs : groups) {
+        ExpectSame(
+            [&](Backend& backend, DeviceTensors& memory) {
+              return NormedProducts(rows, in, outs, backend, memory);
+            },
+            3e-3);
+      }
     }
   }
 }
