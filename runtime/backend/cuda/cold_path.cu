@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "runtime/backend/cuda/cold_collect.cuh"
 #include "runtime/backend/cuda/cold_post.cuh"
 #include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/pinned_memory.h"
@@ -12,24 +13,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kPostBlocks = 8;
 constexpr int kCollectBlocks = 16;
-
-// To be followed by a fence where what it guards is read: a load that acquires takes 17 us on an
-// H200, this and a fence three.
-__device__ uint32_t LoadRelaxed(const uint32_t* address) {
-  uint32_t value;
-  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
-  return value;
-}
-
-// The CPU wrote it while the kernel ran: no cache may answer.
-__device__ float4 LoadFromHost(const float* address) {
-  float4 value;
-  asm volatile("ld.volatile.global.v4.f32 {%0,%1,%2,%3}, [%4];"
-               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-               : "l"(address)
-               : "memory");
-  return value;
-}
 
 __global__ void __launch_bounds__(kThreads)
     PostRequest(ColdMailbox mailbox, const __nv_bfloat16* x, int rows, ColdState* state) {
@@ -43,31 +26,15 @@ __global__ void __launch_bounds__(kThreads)
   PostSequence(mailbox, state);
 }
 
-// False if the answer did not come in time, or an earlier one did not.
-__device__ bool WaitForReply(const ColdMailbox& mailbox, ColdState* state, uint64_t timeout_ns) {
-  const uint64_t start = Nanoseconds();
-  if (blockIdx.x == 0 && state->link_cost > 0) {
-    state->step.link_cost += state->link_cost;
-    state->step.link_ns += static_cast<int64_t>(start - state->posted_ns);
-  }
-  const volatile uint32_t* failed = &state->step.failed;
-  while (*failed == 0) {
-    if (LoadRelaxed(&mailbox.reply->sequence) == state->sequence) {
-      __threadfence_system();
-      return true;
-    }
-    if (Nanoseconds() - start > timeout_ns) state->step.failed = 1;
-    __nanosleep(100);
-  }
-  return false;
-}
-
 __global__ void __launch_bounds__(kThreads)
     CollectReply(ColdMailbox mailbox, float* residual, int rows, ColdState* state,
                  uint64_t timeout_ns) {
   __shared__ bool answered;
   if (state->num_items == 0) return;
-  if (threadIdx.x == 0) answered = WaitForReply(mailbox, state, timeout_ns);
+  if (threadIdx.x == 0) {
+    if (blockIdx.x == 0 && state->link_cost > 0) CountLink(state, state->link_cost);
+    answered = WaitForReply(mailbox, state, timeout_ns);
+  }
   __syncthreads();
   if (!answered) return;
   const int count = rows * static_cast<int>(mailbox.hidden / 4);
@@ -132,16 +99,19 @@ absl::Status CudaColdPath::EndStep() {
   return status_;
 }
 
+TokenMail CudaColdPath::MailOf(int layer) const {
+  return {.state = state_, .mailbox = mailbox_, .layer = layer, .timeout_ns = timeout_ns()};
+}
+
 void CudaColdPath::Post(const __nv_bfloat16* x, int rows) {
   PostRequest<<<kPostBlocks, kThreads, 0, stream_>>>(mailbox_, x, rows, state_);
 }
 
 void CudaColdPath::Collect(float* residual, int rows) {
-  const uint64_t timeout_ns = uint64_t{1000000} * options_.cold_timeout_ms;
   // Each block looks for the answer itself, so no more than have something to add.
   const auto chunks = static_cast<int>(rows * mailbox_.hidden / 4);
   const int blocks = std::clamp((chunks + kThreads - 1) / kThreads, 1, kCollectBlocks);
-  CollectReply<<<blocks, kThreads, 0, stream_>>>(mailbox_, residual, rows, state_, timeout_ns);
+  CollectReply<<<blocks, kThreads, 0, stream_>>>(mailbox_, residual, rows, state_, timeout_ns());
 }
 
 void CudaColdPath::CopyBack() {

@@ -1,7 +1,8 @@
 // The CPU's part of cold experts on CUDA: the device's side of the mailbox (backend/cold_mailbox.h)
 // in kernels, and the workers on the other side. Per layer, the planning kernel divides the cold
 // experts and lists the CPU's (cold_plan.h); Post hands them over with x; the expert kernels
-// compute the rest; Collect waits for the sums and adds them. All of it can be captured in a graph.
+// compute the rest; Collect waits for the sums and adds them. For a single token the expert kernel
+// does all of it (token_mail.cuh). All can be captured in a graph.
 //
 // Nothing on the device waits longer than DeviceExpertsOptions::cold_timeout_ms in all: after one
 // answer that did not come, the others of the step are not waited for. Owned by CudaDeviceExperts;
@@ -20,6 +21,7 @@
 #include "runtime/backend/buffer.h"
 #include "runtime/backend/cold_mailbox.h"
 #include "runtime/backend/cold_workers.h"
+#include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/workspace.h"
 #include "runtime/backend/device_experts.h"
 #include "runtime/backend/link_share_control.h"
@@ -40,8 +42,9 @@ struct ColdState {
   // Of the layer being run.
   int32_t num_items = 0;
   int32_t link_cost = 0;
-  uint32_t sequence = 0;  // of the last request
-  uint32_t arrived = 0;   // blocks of the posting kernel that ended
+  uint32_t sequence = 0;   // of the last request
+  uint32_t arrived = 0;    // blocks of a kernel that counts them; 0 between kernels
+  uint32_t is_posted = 0;  // within a kernel that posts and reads over the link; 0 between kernels
   uint64_t posted_ns = 0;
 };
 
@@ -59,6 +62,9 @@ class CudaColdPath {
   const ColdMailbox& mailbox() const { return mailbox_; }
   ColdState* state() const { return state_; }
 
+  // For the expert kernel of a single token, in place of Post and Collect.
+  TokenMail MailOf(int layer) const;
+
   // x [rows, H] bf16.
   void Post(const __nv_bfloat16* x, int rows);
   // residual [rows, H] += the CPU's sums.
@@ -67,6 +73,7 @@ class CudaColdPath {
   void CopyBack();
 
  private:
+  uint64_t timeout_ns() const { return uint64_t{1000000} * options_.cold_timeout_ms; }
   CudaColdPath(const DeviceExpertsOptions& options, cudaStream_t stream)
       : options_(options), stream_(stream) {}
   absl::Status Allocate();

@@ -16,8 +16,13 @@ __device__ inline uint64_t Nanoseconds() {
   return time;
 }
 
-__device__ inline void StoreRelease(uint32_t* address, uint32_t value) {
-  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+__device__ inline void StoreRelaxed(uint32_t* address, uint32_t value) {
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+// Whether an answer did not come in this step. The CPU may still read what it belonged to.
+__device__ inline bool MailFailed(const ColdState& state) {
+  return *static_cast<const volatile uint32_t*>(&state.step.failed) != 0;
 }
 
 // By `threads` threads, of which this is number `thread`: rows of x [rows, hidden] into the
@@ -32,13 +37,26 @@ __device__ inline void CopyIntoMailbox(const ColdMailbox& mailbox, const __nv_bf
   }
 }
 
-// By one thread, after everything that belongs to the request was written and fenced.
+// What a request of one token says: by one thread each.
+__device__ inline void WriteTokenRequest(const ColdMailbox& mailbox, int layer, int num_items) {
+  mailbox.request->layer = layer;
+  mailbox.request->rows = 1;
+  mailbox.request->num_items = num_items;
+}
+__device__ inline void WriteTokenItem(const ColdMailbox& mailbox, int item, int expert,
+                                      int first_neuron, int num_neurons, float weight) {
+  mailbox.items[item] = {expert, first_neuron, num_neurons, /*first_pair=*/item, /*num_pairs=*/1};
+  mailbox.pairs[item] = {/*row=*/0, weight};
+}
+
+// By one thread, after everything that belongs to the request was written, by itself or before a
+// barrier of its block.
 __device__ inline void PostSequence(const ColdMailbox& mailbox, ColdState* state) {
   const uint32_t sequence = state->sequence + 1;
   state->sequence = sequence;
   state->posted_ns = Nanoseconds();
   __threadfence_system();
-  StoreRelease(&mailbox.request->sequence, sequence);
+  StoreRelaxed(&mailbox.request->sequence, sequence);
 }
 
 }  // namespace moed::backend

@@ -199,9 +199,10 @@ void CudaDeviceExperts::Route(int layer, const RouterStep& step) {
   }
   const NormRouteArguments route = NormRouteArgumentsOf(step, arrived_);
   const PlanExpertsArguments plan = PlanArguments(layer, step.weights, rows);
-  if (cold_path_ == nullptr && RunsNeurons(rows) && step.spec.num_experts <= kMostChoiceExperts) {
+  if (RunsNeurons(rows) && step.spec.num_experts <= kMostChoiceExperts) {
     LaunchLogits(route, stream_);
-    choice_ = {step.spec, route.logits, route.ids, route.weights, arrived_, plan};
+    choice_ = {step.spec, route.logits, route.ids, route.weights, arrived_, plan, {}};
+    if (cold_path_ != nullptr) choice_.mail = cold_path_->MailOf(layer);
   } else if (cold_path_ == nullptr) {
     LaunchRouteAndPlan(route, plan, stream_);
   } else {
@@ -213,8 +214,9 @@ void CudaDeviceExperts::Run(int layer, const Tensor& weights, const Tensor& x,
                             const Tensor& residual) {
   const int rows = static_cast<int>(x.dim(0));
   if (!std::exchange(planned_, false)) Plan(layer, weights, x);
+  const bool collects = choice_.mail.state != nullptr;
   Compute(layer, rows, x, residual);
-  if (cold_path_ != nullptr) cold_path_->Collect(residual.As<float>(), rows);
+  if (cold_path_ != nullptr && !collects) cold_path_->Collect(residual.As<float>(), rows);
 }
 
 int CudaDeviceExperts::JoinedTasks(int layer, int rows) const {
@@ -257,7 +259,7 @@ void CudaDeviceExperts::Plan(int layer, const Tensor& weights, const Tensor& x) 
 }
 
 bool CudaDeviceExperts::RunsNeurons(int rows) const {
-  return rows == 1 && options_.top_k <= kMaxNeuronTasks &&
+  return rows == 1 && options_.top_k <= kMaxNeuronTasks && multiprocessors_ >= kLeastNeuronBlocks &&
          ExpertNeuronsSupports(options_.format.kind(), static_cast<int>(options_.format.hidden()));
 }
 

@@ -7,6 +7,7 @@
 #include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
 #include "runtime/backend/cuda/token_choice.cuh"
+#include "runtime/backend/cuda/token_mail.cuh"
 
 namespace moed::backend {
 namespace {
@@ -92,17 +93,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint4 x[kChunks];
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) x[c] = reinterpret_cast<const uint4*>(a.x)[c * 32 + lane];
-  const NeuronTiles tiles = chooses ? chosen.Choose(a.choice, ahead, &tasks) : tasks.Load(*a.tasks);
-  const int total = tiles.all() * kTileNeurons;
+  const NeuronTiles tiles =
+      chooses ? chosen.Choose(a.choice, ahead, a.x, &tasks) : tasks.Load(*a.tasks);
+  const NeuronShare share(tiles, kTileNeurons, kWarps, warp);
+  if (int(blockIdx.x) == tiles.blocks) {
+    return RunMail(a.choice, chosen, share.link_blocks, &tasks, a.output);
+  }
+  if (share.link) LetPostGoFirst(a.choice.mail, tiles);
   __syncthreads();
 
-  const int stride = gridDim.x * kWarps;
-  const int first = blockIdx.x * kWarps + warp;
   auto address = [&](int neuron) -> const std::byte* {
-    if (neuron >= total) return nullptr;
+    if (neuron >= share.end) return nullptr;
     return tasks.blob[neuron / a.intermediate] + size_t(neuron % a.intermediate) * kBytes;
   };
-  for (int i = 0; i < kSlots; ++i) ring.Fetch(i, address(first + i * stride));
+  for (int i = 0; i < kSlots; ++i) ring.Fetch(i, address(share.first + i * share.stride));
   LetNextKernelBegin();  // whose weights would keep the choice waiting
   if (chooses) {
     chosen.Weigh(a.choice, &tasks);
@@ -112,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   float sum[8 * kChunks] = {};
   int sequence = 0;
-  for (int neuron = first; neuron < total; neuron += stride, ++sequence) {
+  for (int neuron = share.first; neuron < share.end; neuron += share.stride, ++sequence) {
     const uint4* values = reinterpret_cast<const uint4*>(ring.Wait(sequence));
     float gate = 0.0f;
     float up = 0.0f;
@@ -131,9 +135,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       FillNeuron<kChunks>(values, lane, slot + size_t(neuron % a.intermediate) * kBytes);
     }
     __syncwarp();
-    ring.Fetch(sequence + kSlots, address(neuron + kSlots * stride));
+    ring.Fetch(sequence + kSlots, address(neuron + kSlots * share.stride));
   }
   __syncthreads();  // the rings are spent; their memory takes the sums
+  if (share.link) EndLink(a.choice.mail, tiles, share.link_blocks);
   AddToOutput<kChunks>(sum, warp, lane, reinterpret_cast<float*>(memory), a.output);
 }
 

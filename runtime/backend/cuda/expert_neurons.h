@@ -6,6 +6,9 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
+#include "runtime/backend/cold_mailbox.h"
 #include "runtime/backend/cuda/expert_table.h"
 #include "runtime/backend/cuda/expert_tasks.h"
 #include "runtime/backend/cuda/routing.h"
@@ -15,6 +18,18 @@ namespace moed::backend {
 
 inline constexpr int kMaxNeuronTasks = 32;
 inline constexpr int kMostChoiceExperts = 256;
+inline constexpr int kMostNeuronColumns = 2048;
+inline constexpr int kLeastNeuronBlocks = 3;  // one each for VRAM, the link and the CPU's part
+
+struct ColdState;  // cold_path.h
+
+// The way to the CPU where that takes part: one block posts what is its and adds what comes back.
+struct TokenMail {
+  ColdState* state = nullptr;  // null: it does not
+  ColdMailbox mailbox;
+  int layer = 0;
+  uint64_t timeout_ns = 0;
+};
 
 // A token's routing that is left to the kernel: from the router's logits to tasks, trace and table.
 struct TokenChoice {
@@ -24,6 +39,7 @@ struct TokenChoice {
   float* weights = nullptr;       // [k]
   int* arrived = nullptr;         // zero, zero again afterwards
   PlanExpertsArguments plan;      // its ids, weights and lists are not used
+  TokenMail mail;
 };
 
 struct ExpertNeuronsArguments {
@@ -32,9 +48,9 @@ struct ExpertNeuronsArguments {
   float* output = nullptr;                // [1, hidden], added to
   int hidden = 0;
   int intermediate = 0;
-  int list_bytes = 0;  // bf12: of the list of escapes behind every 32 neurons
-  int multiprocessors = 0;
-  TokenChoice choice;  // with logits: in place of `tasks`
+  int list_bytes = 0;       // bf12: of the list of escapes behind every 32 neurons
+  int multiprocessors = 0;  // at least kLeastNeuronBlocks
+  TokenChoice choice;       // with logits: in place of `tasks`
 };
 
 // True for a hidden size these kernels are built for: a multiple of 256 (bf12: 128) up to 2048.

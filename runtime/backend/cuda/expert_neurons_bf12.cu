@@ -8,6 +8,7 @@
 #include "runtime/backend/cuda/programmatic_launch.cuh"
 #include "runtime/backend/cuda/tensor_core.cuh"
 #include "runtime/backend/cuda/token_choice.cuh"
+#include "runtime/backend/cuda/token_mail.cuh"
 
 namespace moed::backend {
 namespace {
@@ -20,8 +21,6 @@ constexpr int kThreads = kWarps * 32;
 constexpr int kGroupNeurons = kWarps;
 constexpr int kGroupsPerList = kBf12TileNeurons / kGroupNeurons;
 constexpr int kSlots = 2;
-// Blocks that take the link while others read VRAM; from eight on the link is full.
-constexpr int kLinkBlocks = 16;
 // Blocks of 128 columns that a warp takes at once, four lanes each.
 constexpr int kBlocksAtOnce = 8;
 
@@ -44,23 +43,6 @@ __device__ float Dot2(uint32_t a, uint32_t b, float sum) {
   const float2 v = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&b));
   return fmaf(u.y, v.y, fmaf(u.x, v.x, sum));
 }
-
-// The groups of a block: `first`, `first` + `stride`, ... below `end`, of all tasks' groups.
-struct GroupRange {
-  int first;
-  int end;
-  int stride;
-
-  // The link's groups are behind VRAM's `vram` of `total`.
-  __device__ GroupRange(int vram, int total) {
-    const int block = blockIdx.x;
-    const int link_blocks = min(min(kLinkBlocks, int(gridDim.x) / 2), total - vram);
-    const bool link = block < link_blocks;
-    first = link ? vram + block : block - link_blocks;
-    end = link ? total : vram;
-    stride = link ? link_blocks : gridDim.x - link_blocks;
-  }
-};
 
 // Calls function(pair index, two values) for the lane's columns of a row, 16 pairs an iteration.
 template <int kIterations, class Function>
@@ -218,19 +200,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   Chosen::Ahead ahead;
   if (chooses) ahead.Load(a.choice);
   WaitForKernelAhead();
-  const NeuronTiles tiles = chooses ? chosen.Choose(a.choice, ahead, &tasks) : tasks.Load(*a.tasks);
-  constexpr int kTileGroups = kTileNeurons / kGroupNeurons;
-  const GroupRange range(tiles.vram * kTileGroups, tiles.all() * kTileGroups);
+  const NeuronTiles tiles =
+      chooses ? chosen.Choose(a.choice, ahead, a.x, &tasks) : tasks.Load(*a.tasks);
+  const NeuronShare share(tiles, kTileNeurons / kGroupNeurons, /*workers=*/1, /*worker=*/0);
+  if (int(blockIdx.x) == tiles.blocks) {
+    return RunMail(a.choice, chosen, share.link_blocks, &tasks, a.output);
+  }
+  if (share.link) LetPostGoFirst(a.choice.mail, tiles);
   __syncthreads();
 
   const int per_expert = a.intermediate / kGroupNeurons;
   const auto group_at = [&](int i) { return Group{i / per_expert, i % per_expert}; };
   const auto address = [&](int i) -> const std::byte* {
-    if (i >= range.end) return nullptr;
+    if (i >= share.end) return nullptr;
     const Group group = group_at(i);
     return tasks.blob[group.task] + group.Offset(a);
   };
-  for (int i = 0; i < kSlots; ++i) ring.Fetch(i, address(range.first + i * range.stride));
+  for (int i = 0; i < kSlots; ++i) ring.Fetch(i, address(share.first + i * share.stride));
   LetNextKernelBegin();  // whose weights would keep the choice waiting
   if (chooses) {
     chosen.Weigh(a.choice, &tasks);
@@ -252,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   float sum[32 * kIterations] = {};
   int sequence = 0;
-  for (int i = range.first; i < range.end; i += range.stride, ++sequence) {
+  for (int i = share.first; i < share.end; i += share.stride, ++sequence) {
     const Group group = group_at(i);
     const std::byte* values = ring.Wait(sequence);
     const auto* list =
@@ -262,9 +248,10 @@ __global__ void __launch_bounds__(kThreads, 1)
                            tasks.weight[group.task], x, lane, sum);
     Fill(a, tasks, group, values);
     __syncthreads();
-    ring.Fetch(sequence + kSlots, address(i + kSlots * range.stride));
+    ring.Fetch(sequence + kSlots, address(i + kSlots * share.stride));
   }
   __syncthreads();  // the ring is spent; its memory takes the sums
+  if (share.link) EndLink(a.choice.mail, tiles, share.link_blocks);
   AddToOutput<kIterations>(sum, a.hidden, warp, lane, reinterpret_cast<float*>(memory), a.output);
 }
 

@@ -35,9 +35,13 @@ __device__ inline ExpertSource SourceOfExpert(const PlanExpertsArguments& a,
   return source;
 }
 
-// Lets the table name the slot of an expert that is filled.
-__device__ inline void TakeSlot(const PlanExpertsArguments& a, int id, const ExpertUse& use) {
-  if (use.kind == ExpertUseKind::kFilled) a.layer.entries[id] = {use.slot, use.generation, 0};
+// Lets the table name the slot of an expert that is filled, and counts that one which may be filled
+// was not. `fill_allowed`: of the expert's entry.
+__device__ inline void MarkUse(const PlanExpertsArguments& a, int id, uint32_t fill_allowed,
+                               const ExpertUse& use) {
+  ExpertTableEntry& entry = a.layer.entries[id];
+  if (use.kind == ExpertUseKind::kFilled) entry = {use.slot, use.generation, 0};
+  if (use.kind == ExpertUseKind::kCold && fill_allowed != 0) entry.fill_allowed = fill_allowed + 1;
 }
 
 // Marks the use of `expert`, whose `entry` was read, and takes an offered slot if it shall be
@@ -52,8 +56,9 @@ __device__ ExpertSource Place(const PlanExpertsArguments& a, int expert,
     offer = num_offered - 1 - atomicAdd(offers_taken, 1);
   }
   const ExpertSource source = SourceOfExpert(a, entry, expert, offer);
-  TakeSlot(a, expert, source.use);
-  a.layer.uses[expert] = source.use;
+  const ExpertUse& use = source.use;
+  if (use.kind == ExpertUseKind::kFilled) a.layer.entries[expert] = {use.slot, use.generation, 0};
+  a.layer.uses[expert] = use;
   return source;
 }
 
@@ -73,9 +78,8 @@ __device__ inline ExpertTask TaskOfToken(const PlanExpertsArguments& a,
   ExpertUse use = source.use;
   if (use.kind == ExpertUseKind::kCold) {
     use.cpu_neurons = (a.tiles_per_expert - tiles) * kTileNeurons;
-    if (entry.fill_allowed != 0) ++a.layer.entries[id].fill_allowed;
   }
-  TakeSlot(a, id, use);
+  MarkUse(a, id, entry.fill_allowed, use);
   a.layer.uses[id] = use;
   return task;
 }

@@ -5,6 +5,7 @@
 
 #include "runtime/backend/cuda/expert_place.cuh"
 #include "runtime/backend/cuda/expert_table.h"
+#include "runtime/backend/cuda/token_division.cuh"
 
 namespace moed::backend {
 
@@ -149,35 +150,6 @@ __device__ inline void PlanLayer(const PlanExpertsArguments& a, std::byte* memor
   }
 }
 
-// A token's experts by a warp, lane r the one of rank r: which lie in VRAM, and which offered slots
-// the others fill while there are some.
-struct TokenPlan {
-  uint32_t hits;
-  uint32_t colds;
-  uint32_t fillable;
-
-  __device__ TokenPlan(bool chosen, const ExpertTableEntry& entry)
-      : hits(__ballot_sync(0xffffffffu, chosen && entry.slot >= 0)),
-        colds(__ballot_sync(0xffffffffu, chosen && entry.slot < 0)),
-        fillable(__ballot_sync(0xffffffffu, chosen && entry.slot < 0 && entry.fill_allowed != 0)) {}
-  __device__ int vram() const { return __popc(hits); }
-  __device__ int link() const { return __popc(colds); }
-  __device__ bool hit() const { return (hits >> lane() & 1) != 0; }
-  // Of the lane's expert among those in VRAM or the others.
-  __device__ int index() const { return __popc((hit() ? hits : colds) & before()); }
-  // That the lane's expert fills, of `num_offered`; negative: none.
-  __device__ int Offer(int num_offered) const {
-    return (fillable >> lane() & 1) != 0 ? num_offered - 1 - __popc(fillable & before()) : -1;
-  }
-  __device__ int OffersLeft(int num_offered) const {
-    return max(0, num_offered - __popc(fillable));
-  }
-
- private:
-  __device__ static int lane() { return threadIdx.x % 32; }
-  __device__ static uint32_t before() { return (1u << lane()) - 1; }
-};
-
 // The same as PlanLayer for a single token, by one warp: lane r has the expert of rank r. The
 // layer's uses are empty.
 __device__ inline void PlanToken(const PlanExpertsArguments& a, int expert, float weight) {
@@ -186,18 +158,18 @@ __device__ inline void PlanToken(const PlanExpertsArguments& a, int expert, floa
   const int num_offered = *a.layer.num_offered;
   ExpertTableEntry entry;
   if (chosen) entry = a.layer.entries[expert];
-  const TokenPlan plan(chosen, entry);
+  const int tiles = a.tiles_per_expert;
+  const TokenDivision division(chosen, entry, tiles, kAllOverLink, num_offered);
   if (lane == 0) {
-    const int tiles = a.tiles_per_expert;
-    *a.list = {.vram = {plan.vram(), plan.vram() * tiles, a.vram_tasks},
-               .link = {plan.link(), plan.link() * tiles, a.link_tasks}};
-    *a.layer.num_offered = plan.OffersLeft(num_offered);
+    const int vram = division.num_hits();
+    *a.list = {.vram = {vram, vram * tiles, a.vram_tasks},
+               .link = {division.num_links(), division.link_tiles, a.link_tasks}};
+    *a.layer.num_offered = num_offered - division.filled;
   }
   if (!chosen) return;
-  ExpertTask task =
-      TaskOfToken(a, entry, expert, weight, plan.Offer(num_offered), a.tiles_per_expert);
-  task.first_tile = plan.index() * a.tiles_per_expert;
-  (plan.hit() ? a.vram_tasks : a.link_tasks)[plan.index()] = task;
+  ExpertTask task = TaskOfToken(a, entry, expert, weight, division.offer, tiles);
+  task.first_tile = division.task() * tiles;
+  (division.hit() ? a.vram_tasks : a.link_tasks)[division.task()] = task;
 }
 
 }  // namespace moed::backend

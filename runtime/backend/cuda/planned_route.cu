@@ -56,22 +56,26 @@ struct DivideTail {
     } else if (mail) {
       CopyIntoMailbox(divide.mailbox, x, 1, threadIdx.x - 32, kRouteThreads - 32);
     }
-    __threadfence_system();
     __syncthreads();
     if (threadIdx.x == 0 && mail && state->num_items > 0) PostSequence(divide.mailbox, state);
   }
 };
 
+template <class Tail>
+cudaError_t LaunchOfToken(const NormRouteArguments& route, const Tail& tail, cudaStream_t stream) {
+  return LaunchNormRouteRows<1, kRouteWarps>(route, 1, tail, 0, stream);
+}
+
 }  // namespace
 
 cudaError_t LaunchLogits(const NormRouteArguments& route, cudaStream_t stream) {
-  return LaunchNormRouteOf(route, 1, LogitsAlone(), 0, stream);
+  return LaunchOfToken(route, LogitsAlone(), stream);
 }
 
 cudaError_t LaunchRouteAndPlan(const NormRouteArguments& route, const PlanExpertsArguments& plan,
                                cudaStream_t stream) {
   if (plan.rows == 1 && plan.top_k <= kMostPlannedExperts) {
-    return LaunchNormRouteOf(route, 1, PlanTail{plan}, 0, stream);
+    return LaunchOfToken(route, PlanTail{plan}, stream);
   }
   return LaunchNormRouteOf(route, plan.rows, PlanRowsTail{plan, route.arrived + plan.rows},
                            PlanSharedBytes(plan.layer.num_experts), stream);
@@ -79,7 +83,7 @@ cudaError_t LaunchRouteAndPlan(const NormRouteArguments& route, const PlanExpert
 
 cudaError_t LaunchRouteAndDivide(const NormRouteArguments& route,
                                  const DivideExpertsArguments& divide, cudaStream_t stream) {
-  return LaunchNormRouteOf(route, 1, DivideTail{divide, route.normed}, 0, stream);
+  return LaunchOfToken(route, DivideTail{divide, route.normed}, stream);
 }
 
 }  // namespace moed::backend

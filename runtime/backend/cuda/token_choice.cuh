@@ -1,12 +1,16 @@
-// A single token's experts, chosen from the router's logits by each block of an expert kernel for
-// itself, which costs less than a launch and the list that it would leave. One block leaves the
-// choice in the trace, and the one that comes last changes the table.
+// A single token's experts, chosen from the router's logits, and divided where the CPU takes part,
+// by each block of an expert kernel for itself, which costs less than a launch and the list that it
+// would leave. One block leaves the choice in the trace, and the one that comes last changes the
+// table. What is the CPU's is token_mail.cuh's.
 #pragma once
 
+#include "runtime/backend/cuda/cold_path.h"
+#include "runtime/backend/cuda/cold_post.cuh"
+#include "runtime/backend/cuda/expert_place.cuh"
 #include "runtime/backend/cuda/last_block.cuh"
 #include "runtime/backend/cuda/neuron_tasks.cuh"
-#include "runtime/backend/cuda/plan_experts.cuh"
 #include "runtime/backend/cuda/route_token.cuh"
+#include "runtime/backend/cuda/token_division.cuh"
 
 namespace moed::backend {
 
@@ -45,32 +49,45 @@ struct ChosenExperts {
     ExpertUseKind kind;
     int32_t slot;
     uint32_t generation;
+    int32_t cpu_neurons;
   } use[kMaxNeuronTasks];
-  int task[kMaxNeuronTasks];  // -1: none
+  int task[kMaxNeuronTasks];  // negative: none
+  int item[kMaxNeuronTasks];  // of the CPU's; negative: none
   bool any_nan;
   NeuronTiles tiles;
   bool any_fillable;
   int offers_left;  // with any_fillable
 
-  // All of a task but its weight.
-  __device__ NeuronTiles Choose(const TokenChoice& choice, const Ahead& ahead, NeuronTasks* out) {
+  // All of a task but its weight. `x`: [1, hidden].
+  __device__ NeuronTiles Choose(const TokenChoice& choice, const Ahead& ahead,
+                                const __nv_bfloat16* x, NeuronTasks* out) {
+    const ColdState* const state = choice.mail.state;
+    const uint32_t link_share = state == nullptr ? kAllOverLink : state->step.link_share;
+    const int num_offered = *choice.plan.layer.num_offered;
     Rank(choice, ahead);
     __syncthreads();
-    if (threadIdx.x < 32) Place(choice.plan, ahead.has_token, out);
+    if (threadIdx.x < 32) {
+      Place(choice.plan, ahead.has_token, link_share, num_offered, out);
+    } else if (Records() && MayMail(choice)) {
+      CopyIntoMailbox(choice.mail.mailbox, x, 1, threadIdx.x - 32, kThreads - 32);
+    }
     __syncthreads();
     return tiles;
   }
 
-  // The weights, for which reads of experts need not wait. A barrier must follow.
-  __device__ void Weigh(const TokenChoice& choice, NeuronTasks* out) const {
-    if (threadIdx.x >= 32) return;
+  // The weights, for which reads of experts need not wait. A barrier must follow. Returns that of
+  // rank threadIdx.x.
+  __device__ float Weigh(const TokenChoice& choice, NeuronTasks* out) const {
+    if (threadIdx.x >= 32) return 0.0f;
     const int lane = threadIdx.x;
     const float weight = WeightOf(choice.spec);
-    if (lane >= choice.spec.top_k) return;
+    if (lane >= choice.spec.top_k) return 0.0f;
     if (task[lane] >= 0) out->weight[task[lane]] = weight;
-    if (!Records()) return;
-    choice.ids[lane] = expert[lane];
-    choice.weights[lane] = weight;
+    if (Records()) {
+      choice.ids[lane] = expert[lane];
+      choice.weights[lane] = weight;
+    }
+    return weight;
   }
 
   // Leaves what was chosen in the trace and the table. All threads of all blocks call it.
@@ -89,14 +106,25 @@ struct ChosenExperts {
     }
     // All others have read the table then.
     if (!any_fillable || !LastBlock(choice.arrived, gridDim.x)) return;
-    if (threadIdx.x < plan.top_k) TakeSlot(plan, expert[threadIdx.x], UseOf(threadIdx.x));
+    if (const int r = threadIdx.x; r < plan.top_k) {
+      MarkUse(plan, expert[r], entry[r].fill_allowed, UseOf(r));
+    }
     if (threadIdx.x == 0) *plan.layer.num_offered = offers_left;
   }
 
  private:
   __device__ static bool Records() { return blockIdx.x == gridDim.x - 1; }
   __device__ ExpertUse UseOf(int rank) const {
-    return {use[rank].kind, use[rank].slot, use[rank].generation};
+    return {use[rank].kind, use[rank].slot, use[rank].generation, use[rank].cpu_neurons};
+  }
+
+  // Whether the CPU may have a part; not where it may still be reading what it did not answer.
+  __device__ bool MayMail(const TokenChoice& choice) const {
+    if (choice.mail.state == nullptr || MailFailed(*choice.mail.state)) return false;
+    bool any_cold = false;
+#pragma unroll 1
+    for (int r = 0; r < choice.plan.top_k; ++r) any_cold = any_cold || entry[r].slot < 0;
+    return any_cold;
   }
 
   // Each expert's rank is the number of those before it.
@@ -166,27 +194,28 @@ struct ChosenExperts {
     return score * scale;
   }
 
-  __device__ void Place(const PlanExpertsArguments& plan, bool has_token, NeuronTasks* out) {
+  __device__ void Place(const PlanExpertsArguments& plan, bool has_token, uint32_t link_share,
+                        int num_offered, NeuronTasks* out) {
     const int lane = threadIdx.x;
     const bool chosen = lane < plan.top_k && has_token;
     const ExpertTableEntry found = {entry[lane].slot, entry[lane].generation,
                                     entry[lane].fill_allowed};
-    const TokenPlan planned(chosen, found);
-    const int num_offered = planned.fillable != 0 ? *plan.layer.num_offered : 0;
+    const TokenDivision division(chosen, found, plan.tiles_per_expert, link_share, num_offered);
     if (lane == 0) {
-      tiles = {planned.vram() * plan.tiles_per_expert, planned.link() * plan.tiles_per_expert};
-      any_fillable = planned.fillable != 0;
-      offers_left = planned.OffersLeft(num_offered);
+      tiles = {division.num_hits() * plan.tiles_per_expert, division.link_tiles,
+               int(gridDim.x) - (division.for_cpu != 0 ? 1 : 0)};
+      any_fillable = division.fillable != 0;
+      offers_left = num_offered - division.filled;
     }
-    if (!chosen) {
-      use[lane] = {ExpertUseKind::kUnused, -1, 0};
-      task[lane] = -1;
-      return;
-    }
-    const ExpertSource source =
-        SourceOfExpert(plan, found, expert[lane], planned.Offer(num_offered));
-    use[lane] = {source.use.kind, source.use.slot, source.use.generation};
-    const int i = planned.index() + (planned.hit() ? 0 : planned.vram());
+    item[lane] = division.item();
+    task[lane] = -1;
+    use[lane] = {ExpertUseKind::kUnused, -1, 0, 0};
+    if (!chosen) return;
+    const ExpertSource source = SourceOfExpert(plan, found, expert[lane], division.offer);
+    use[lane] = {source.use.kind, source.use.slot, source.use.generation,
+                 (plan.tiles_per_expert - division.tiles) * kTileNeurons};
+    if (division.task() < 0) return;
+    const int i = division.task() + (division.hit() ? 0 : division.num_hits());
     task[lane] = i;
     out->blob[i] = source.blob;
     out->fill[i] = source.fill;

@@ -96,8 +96,15 @@ class Device {
   };
 
   // A step of `tokens` in layer `layer`, whose experts a random router chooses.
-  Routed RouteAndRun(int layer, const RouterSpec& spec, int tokens, uint32_t seed) {
+  Routed RunRoutedStep(int layer, const RouterSpec& spec, int tokens, uint32_t seed) {
     EXPECT_TRUE(experts_->BeginStep(tokens).ok());
+    Routed routed = RouteAndRun(layer, spec, tokens, seed);
+    const absl::Status ended = experts_->EndStep();
+    EXPECT_TRUE(ended.ok()) << ended;
+    return routed;
+  }
+
+  Routed RouteAndRun(int layer, const RouterSpec& spec, int tokens, uint32_t seed) {
     const int64_t rows = experts_->PaddedTokens(tokens);
     const int64_t hidden = format_.hidden();
     const std::vector<int32_t> blocks = {0, 1};
@@ -130,7 +137,6 @@ class Device {
     experts_->Run(layer, weights_tensor, normed_tensor, residual_tensor);
     experts_->FinishStep();
     EXPECT_TRUE(backend_.Synchronize().ok());
-    EXPECT_TRUE(experts_->EndStep().ok());
     const std::span<const int32_t> ids = experts_->StepIds(layer, tokens);
     Routed routed = {
         {ids.begin(), ids.end()}, Get(weights, tokens * kTopK), Get(residual, tokens * hidden)};
@@ -259,8 +265,8 @@ class CudaDeviceExpertsTest
   // The same of tokens whose experts the router chooses.
   void RoutedStep(int layer, const RouterSpec& spec, int tokens) {
     const auto seed = static_cast<uint32_t>(random_());
-    const Device::Routed want = on_cpu_->RouteAndRun(layer, spec, tokens, seed);
-    const Device::Routed got = on_cuda_->RouteAndRun(layer, spec, tokens, seed);
+    const Device::Routed want = on_cpu_->RunRoutedStep(layer, spec, tokens, seed);
+    const Device::Routed got = on_cuda_->RunRoutedStep(layer, spec, tokens, seed);
     EXPECT_EQ(got.ids, want.ids);
     EXPECT_LE(Distance(got.weights, want.weights), 1e-4);
     EXPECT_LE(Distance(got.sums, want.sums), 1e-2);
@@ -364,6 +370,16 @@ TEST_P(CudaDeviceExpertsTest, RunsWhatTheRouterChose) {
   for (const int tokens : {2, 7, 16, 33}) RoutedStep(1, specs[tokens % 4], tokens);
 }
 
+// From no expert in VRAM to half of them, while the share of the link moves: whole experts and
+// parts on both sides, waiting fills, and steps that leave the CPU nothing.
+TEST_P(CudaDeviceExpertsTest, DividesWhatTheRouterChoseForAToken) {
+  const RouterSpec spec = {.normalize_topk = true, .num_experts = kExperts, .top_k = kTopK};
+  for (int step = 0; step < 10; ++step) RoutedStep(0, spec, 1);
+  OfferEverySlot(1);
+  for (int step = 0; step < 60; ++step) RoutedStep(1, spec, 1);
+  EXPECT_EQ(filled_, kSlots);
+}
+
 // Steps of one token, of several, of more than a tile has, in turn: the share of the link moves.
 TEST_P(CudaDeviceExpertsTest, GivesTheSameSumsWhileTheShareMoves) {
   for (int round = 0; round < 20; ++round) {
@@ -399,6 +415,22 @@ TEST(CudaColdPathTest, AnAnswerThatDoesNotComeIsATypedErrorForGood) {
   EXPECT_EQ(device.experts().BeginStep(1).code(), absl::StatusCode::kUnavailable);
   device.Run(1, ids);
   EXPECT_EQ(device.experts().EndStep().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(CudaColdPathTest, ARoutedTokenWithoutAnAnswerIsATypedErrorForGood) {
+  if (!CudaAvailable()) GTEST_SKIP() << "no GPU on this machine, or no CUDA in this build";
+  const std::unique_ptr<Backend> backend = CreateCudaBackend({}).value();
+  const RouterSpec spec = {.num_experts = kExperts, .top_k = kTopK};
+  for (const ExpertFormatKind format : {ExpertFormatKind::kBF16, ExpertFormatKind::kBF12}) {
+    for (const ColdPath cold_path : {ColdPath::kCpu, ColdPath::kHybrid}) {
+      Device device(*backend, FormatOf(format, Shape(256, 64)), cold_path, /*timeout_ms=*/50);
+      device.RouteAndRun(0, spec, /*tokens=*/1, /*seed=*/1);  // outside of a step
+      EXPECT_EQ(device.experts().EndStep().code(), absl::StatusCode::kUnavailable);
+      EXPECT_EQ(device.experts().BeginStep(1).code(), absl::StatusCode::kUnavailable);
+      device.RouteAndRun(1, spec, /*tokens=*/1, /*seed=*/2);
+      EXPECT_EQ(device.experts().EndStep().code(), absl::StatusCode::kUnavailable);
+    }
+  }
 }
 
 }  // namespace
