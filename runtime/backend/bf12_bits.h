@@ -31,4 +31,25 @@ constexpr uint32_t DecodeBf12Pair(uint32_t bytes, uint32_t nibbles, uint32_t bas
   return (((mantissa & 0x007f007fu) | (code & 0x07800780u)) + base_pair) | (sign & 0x80008000u);
 }
 
+// The same for machines that permute bytes, shift and add, and select bits in one instruction each:
+// SelectBf12Bits(each value's byte twice in its half, Bf12Exponents<kGroup>(nibbles &
+// Bf12CodeMask(kGroup), base_pair)). Groups 0 and 2, and 1 and 3, share the masked nibbles.
+constexpr uint32_t Bf12CodeMask(int group) { return group % 2 == 0 ? 0x0f0f0f0fu : 0xf0f0f0f0u; }
+
+// Right where exponents stand. The other nibble lands in bits of sign and mantissa only, and no
+// sum carries into or out of the exponents.
+template <int kGroup>
+constexpr uint32_t Bf12Exponents(uint32_t codes, uint32_t base_pair) {
+  static_assert(kGroup >= 0 && kGroup < 4);
+  return kGroup == 0   ? codes * 128 + base_pair
+         : kGroup == 1 ? codes * 8 + base_pair
+         : kGroup == 2 ? (codes >> 1) + base_pair
+                       : (codes >> 5) + base_pair;
+}
+
+inline constexpr uint32_t kBf12SignsAndMantissas = 0x807f807f;
+constexpr uint32_t SelectBf12Bits(uint32_t signs_and_mantissas, uint32_t exponents) {
+  return (signs_and_mantissas & kBf12SignsAndMantissas) | (exponents & ~kBf12SignsAndMantissas);
+}
+
 }  // namespace moed::backend

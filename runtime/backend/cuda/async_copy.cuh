@@ -26,11 +26,12 @@ __device__ __forceinline__ void WaitForCopies() {
 }
 
 #if __CUDA_ARCH__ >= 900
-// `count` barriers, each for one thread's announcements; one thread calls it, before the others use
-// them behind a barrier of their own.
-__device__ __forceinline__ void InitCopyBarriers(uint64_t* barriers, int count) {
+// `count` barriers, each for the announcements of so many threads; one thread calls it, before the
+// others use them behind a barrier of their own.
+__device__ __forceinline__ void InitCopyBarriers(uint64_t* barriers, int count, int threads = 1) {
   for (int i = 0; i < count; ++i) {
-    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(SharedAddress(&barriers[i])));
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(SharedAddress(&barriers[i])),
+                 "r"(threads));
   }
   asm volatile("fence.mbarrier_init.release.cluster;");
 }

@@ -44,6 +44,15 @@ struct Bf12Escapes : Bf12Layout {
   // A lane's part of its neuron's header, 8 bytes.
   using Header = uint2;
 
+  // From a neuron in shared memory; and those of a tile's neurons to where TileState has them.
+  __device__ static Header ReadHeader(const std::byte* neuron, int lane) {
+    return reinterpret_cast<const uint2*>(neuron)[lane % 4];
+  }
+  __device__ static void StoreHeader(const Header& header, int lane,
+                                     uint32_t (&headers)[kTileNeurons][8]) {
+    reinterpret_cast<uint2*>(headers)[lane] = header;
+  }
+
   // function(neuron of the tile, part, column, delta) for each escape of parts kFirst to kEnd - 1
   // in the warp's 128 columns from `column` on. All lanes of a warp call it, and it calls with all
   // of them. `header`: of kNeurons neurons of the expert at `blob`, the first of which is
@@ -127,11 +136,18 @@ struct Bf12Escapes : Bf12Layout {
     const int count = header.num_escapes;
     for (int i = share; i < min(count, kBf12HeaderEscapes); i += shares) report(header.escapes[i]);
     if (count <= kBf12HeaderEscapes) return;
+    ForEachShareOfListed(blob, neuron, hidden, list_bytes, share, shares, report);
+  }
+  // function(escape) for those of them that stand in the list.
+  template <class Function>
+  __device__ static void ForEachShareOfListed(const std::byte* blob, int neuron, int hidden,
+                                              int list_bytes, int share, int shares,
+                                              const Function& function) {
     const auto* list = reinterpret_cast<const Bf12TileEscape*>(
         blob + ListOffset(neuron / kTileNeurons, hidden, list_bytes));
     for (int i = 1 + share; i <= list[0].neuron; i += shares) {
       const Bf12TileEscape entry = list[i];
-      if (entry.neuron == neuron % kBf12TileNeurons) report(entry.escape);
+      if (entry.neuron == neuron % kBf12TileNeurons) function(entry.escape);
     }
   }
 

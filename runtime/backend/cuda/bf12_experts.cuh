@@ -15,6 +15,7 @@
 
 #include "runtime/backend/bf12.h"
 #include "runtime/backend/bf12_bits.h"
+#include "runtime/backend/cuda/bf12_decode.cuh"
 #include "runtime/backend/cuda/bf12_escapes.cuh"
 #include "runtime/backend/cuda/expert_tasks.h"
 #include "runtime/backend/cuda/tensor_core.cuh"
@@ -25,7 +26,9 @@ namespace moed::backend {
 
 struct Bf12Experts : Bf12Escapes {
   static constexpr ExpertFormatKind kKind = ExpertFormatKind::kBF12;
-  static constexpr int kStagedTiles = 3;  // gate_up_sources.cuh: as many as shared memory holds
+  // Tiles in shared memory: gate_up_sources.cuh, down_sources.cuh.
+  static constexpr int kStagedTiles = 2;
+  static constexpr int kStagedDownTiles = 3;
   static constexpr bool kHasEscapes = true;
   static constexpr int kHeaderBytes = sizeof(Bf12Header);
   struct Bases {  // of the gate and up row of the lane's neuron, in pairs
@@ -39,9 +42,9 @@ struct Bf12Experts : Bf12Escapes {
     Header header;
   };
   struct Down {
-    uint4 even[2];      // neuron 2t: bytes, nibbles
-    uint4 odd[2];       // neuron 2t + 1
-    uint32_t bases[2];  // of the two
+    uint4 even[2];   // neuron 2t: bytes, nibbles
+    uint4 odd[2];    // neuron 2t + 1
+    uint32_t bases;  // of the two, where exponents stand
   };
 
   __device__ static Header HeaderOf(const GateUp& values) { return values.header; }
@@ -130,20 +133,29 @@ struct Bf12Experts : Bf12Escapes {
     out->even[1] = inside ? ReadShared::Read(even + 2 * kBf12PlaneBytes) : zero;
     out->odd[0] = inside ? ReadShared::Read(even + stride + plane) : zero;
     out->odd[1] = inside ? ReadShared::Read(even + stride + 2 * kBf12PlaneBytes) : zero;
-    const uint32_t pair = reinterpret_cast<const uint16_t*>(bases)[lane % 4];
-    out->bases[0] = pair & 0xff;
-    out->bases[1] = pair >> 8;
+    TakeBases(bases, lane, out);
   }
 
-  // The bases of the two neurons, from memory or from the headers of all eight.
+  // The bases of the two neurons: from memory, from the headers of all eight, from all eight.
   __device__ static void LoadBases(const std::byte* tile, int hidden, int lane, Down* out) {
     const std::byte* even = tile + 2 * (lane % 4) * NeuronBytes(hidden);
-    out->bases[0] = DownBase(__ldg(reinterpret_cast<const uint32_t*>(even)));
-    out->bases[1] = DownBase(__ldg(reinterpret_cast<const uint32_t*>(even + NeuronBytes(hidden))));
+    const std::byte* odd = even + NeuronBytes(hidden);
+    out->bases = DownBases(DownBase(__ldg(reinterpret_cast<const uint32_t*>(even))),
+                           DownBase(__ldg(reinterpret_cast<const uint32_t*>(odd))));
   }
   __device__ static void TakeBases(const Header& header, int lane, Down* out) {
-    out->bases[0] = DownBase(__shfl_sync(0xffffffffu, header.x, lane % 4 * 8));
-    out->bases[1] = DownBase(__shfl_sync(0xffffffffu, header.x, lane % 4 * 8 + 4));
+    out->bases = DownBases(DownBase(__shfl_sync(0xffffffffu, header.x, lane % 4 * 8)),
+                           DownBase(__shfl_sync(0xffffffffu, header.x, lane % 4 * 8 + 4)));
+  }
+  __device__ static void TakeBases(const std::byte* bases, int lane, Down* out) {
+    const uint32_t pair = reinterpret_cast<const uint16_t*>(bases)[lane % 4];
+    out->bases = DownBases(pair & 0xff, pair >> 8);
+  }
+
+  // Of a neuron in shared memory.
+  __device__ static Bases ReadBases(const std::byte* neuron) {
+    const uint32_t bases = *reinterpret_cast<const uint32_t*>(neuron);
+    return {Bf12BasePair(bases & 0xff), Bf12BasePair(bases >> 8 & 0xff)};
   }
 
   // Writes what Load read to the same place of another blob, the header with the first columns.
@@ -207,30 +219,18 @@ struct Bf12Experts : Bf12Escapes {
   template <int kTokenTiles, class Used>
   __device__ static void MultiplyDown(const Down& weights, const uint32_t* activations, int lane,
                                       float (*out)[8][4], const Used& used) {
-    const uint32_t even_base = Bf12BasePair(weights.bases[0]);
-    const uint32_t odd_base = Bf12BasePair(weights.bases[1]);
-    // Plane 1 has nibbles 2 and 3: moved to where plane 0 has its own.
-    const int shift = lane / 16 * 8;
     const auto* even = reinterpret_cast<const uint32_t*>(&weights.even[0]);
     const auto* odd = reinterpret_cast<const uint32_t*>(&weights.odd[0]);
     const auto* even_nibbles = reinterpret_cast<const uint32_t*>(&weights.even[1]);
     const auto* odd_nibbles = reinterpret_cast<const uint32_t*>(&weights.odd[1]);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      const uint32_t e = even_nibbles[m] >> shift;
-      const uint32_t o = odd_nibbles[m] >> shift;
-      const uint32_t e0 = DecodeBf12Pair<0>(even[m], e, even_base);
-      const uint32_t o0 = DecodeBf12Pair<0>(odd[m], o, odd_base);
-      const uint32_t e1 = DecodeBf12Pair<1>(even[m], e, even_base);
-      const uint32_t o1 = DecodeBf12Pair<1>(odd[m], o, odd_base);
-      const uint32_t low0 = __byte_perm(e0, o0, 0x5410);
-      const uint32_t high0 = __byte_perm(e0, o0, 0x7632);
-      const uint32_t low1 = __byte_perm(e1, o1, 0x5410);
-      const uint32_t high1 = __byte_perm(e1, o1, 0x7632);
+      const Bf12ColumnPairs pairs = PermuteBf12Columns(even[m], odd[m], even_nibbles[m],
+                                                       odd_nibbles[m], lane / 16, weights.bases);
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n) {
-        MmaK8(out[n][m], low0, high0, activations[n]);
-        MmaK8(out[n][4 + m], low1, high1, activations[n]);
+        MmaK8(out[n][m], pairs.first[0], pairs.second[0], activations[n]);
+        MmaK8(out[n][4 + m], pairs.first[1], pairs.second[1], activations[n]);
       }
     }
     used(std::integral_constant<int, 0>());
@@ -247,6 +247,9 @@ struct Bf12Experts : Bf12Escapes {
     return sizeof(Bf12Header) + size_t(column / kBf12PairBlockValues) * kBf12PairBlockBytes;
   }
   __device__ static uint32_t DownBase(uint32_t word) { return word >> 16 & 0xff; }
+  __device__ static uint32_t DownBases(uint32_t even, uint32_t odd) {
+    return even << 7 | odd << 23;
+  }
 
   template <class Reader, int kPiece>
   __device__ static void ReadRows(const std::byte* neuron, int hidden, int column, int lane,
@@ -273,8 +276,13 @@ struct Bf12Experts : Bf12Escapes {
     uint32_t u[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      g[i] = DecodeBf12Pair<kGroup>(gate[i], gate_nibbles[i], bases.gate);
-      u[i] = DecodeBf12Pair<kGroup>(up[i], up_nibbles[i], bases.up);
+      if constexpr (kTokenTiles < kMostJoinedTasks) {
+        g[i] = PermuteBf12Pair<kGroup>(gate[i], gate_nibbles[i], bases.gate);
+        u[i] = PermuteBf12Pair<kGroup>(up[i], up_nibbles[i], bases.up);
+      } else {  // too few registers for the masked nibbles that groups share
+        g[i] = DecodeBf12Pair<kGroup>(gate[i], gate_nibbles[i], bases.gate);
+        u[i] = DecodeBf12Pair<kGroup>(up[i], up_nibbles[i], bases.up);
+      }
     }
 #pragma unroll
     for (int n = 0; n < kTokenTiles; ++n) {

@@ -21,7 +21,8 @@ namespace moed::backend {
 
 struct Bf16Experts {
   static constexpr ExpertFormatKind kKind = ExpertFormatKind::kBF16;
-  static constexpr int kStagedTiles = 2;  // gate_up_sources.cuh: as many as shared memory holds
+  static constexpr int kStagedTiles = 2;      // gate_up_sources.cuh
+  static constexpr int kStagedDownTiles = 0;  // beside these shared memory has no room
   static constexpr bool kHasEscapes = false;
   static constexpr int kHeaderBytes = 0;
   struct Header {};  // of the lane's neurons: nothing
@@ -54,6 +55,10 @@ struct Bf16Experts {
   __device__ static Bases BasesOf(const Header&, int) { return {}; }
   __device__ static void LoadBases(const std::byte*, int, int, Down*) {}
   __device__ static void TakeBases(const Header&, int, Down*) {}
+  __device__ static void TakeBases(const std::byte*, int, Down*) {}
+  __device__ static Bases ReadBases(const std::byte*) { return {}; }
+  __device__ static Header ReadHeader(const std::byte*, int) { return {}; }
+  __device__ static void StoreHeader(const Header&, int, uint32_t (&)[kTileNeurons][8]) {}
 
   // `tile`: the tile's first neuron, of kNeurons; what stands for others repeats them. Columns at
   // and beyond `hidden` read as zero.

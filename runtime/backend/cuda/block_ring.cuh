@@ -11,7 +11,10 @@
 
 namespace moed::backend {
 
-template <int kSlots>
+// A copy may be of several pieces: warps from kFirstWarp on start one each, so that none keeps the
+// others waiting. kNewer: copies, of all rings of the block, surely started after the one that is
+// waited for (used before Hopper).
+template <int kSlots, int kPieces = 1, int kFirstWarp = 0, int kNewer = kSlots - 1>
 class BlockRing {
  public:
   // `memory`: kSlots * slot_bytes of shared memory, 128-byte aligned; slot_bytes a multiple of 128;
@@ -19,7 +22,7 @@ class BlockRing {
   __device__ BlockRing(std::byte* memory, uint32_t slot_bytes, uint64_t* barriers)
       : memory_(memory), slot_bytes_(slot_bytes), barriers_(barriers) {
 #if __CUDA_ARCH__ >= 900
-    if (threadIdx.x == 0) InitCopyBarriers(barriers_, kSlots);
+    if (threadIdx.x == 0) InitCopyBarriers(barriers_, kSlots, kPieces);
     __syncthreads();
 #endif
   }
@@ -27,11 +30,10 @@ class BlockRing {
   // Starts the copy number `sequence`; nothing if `source` is null. All threads call it, in order
   // of sequence, after a barrier behind which none reads copy `sequence - kSlots` any more.
   __device__ void Fetch(int sequence, const std::byte* source) {
-    Fetch(sequence, source, {.pieces = 1, .bytes = slot_bytes_});
+    Fetch(sequence, source, {.bytes = slot_bytes_});
   }
-  // The same of `pieces` times `bytes`, so and so far apart in memory and in the slot.
+  // The same of kPieces times `bytes`, so and so far apart in memory and in the slot.
   struct Pieces {
-    int pieces = 0;
     uint32_t bytes = 0;  // a multiple of 16, as the strides are
     size_t source_stride = 0;
     uint32_t slot_stride = 0;
@@ -39,17 +41,16 @@ class BlockRing {
   __device__ void Fetch(int sequence, const std::byte* source, const Pieces& pieces) {
     std::byte* const slot = Slot(sequence);
 #if __CUDA_ARCH__ >= 900
-    if (threadIdx.x == 0 && source != nullptr) {
+    const int piece = static_cast<int>(threadIdx.x / 32) - kFirstWarp;
+    if (threadIdx.x % 32 == 0 && piece >= 0 && piece < kPieces && source != nullptr) {
       const uint32_t barrier = SharedAddress(&barriers_[sequence % kSlots]);
-      ExpectBytes(barrier, pieces.pieces * pieces.bytes);
-      for (int i = 0; i < pieces.pieces; ++i) {
-        CopyBulk(SharedAddress(slot) + i * pieces.slot_stride, source + i * pieces.source_stride,
-                 pieces.bytes, barrier);
-      }
+      ExpectBytes(barrier, pieces.bytes);
+      CopyBulk(SharedAddress(slot) + piece * pieces.slot_stride,
+               source + piece * pieces.source_stride, pieces.bytes, barrier);
     }
 #else
     if (source != nullptr) {
-      for (int i = 0; i < pieces.pieces; ++i) {
+      for (int i = 0; i < kPieces; ++i) {
         for (uint32_t offset = threadIdx.x * 16; offset < pieces.bytes; offset += blockDim.x * 16) {
           CopyAsync(SharedAddress(slot) + i * pieces.slot_stride + offset,
                     source + i * pieces.source_stride + offset);
@@ -65,7 +66,7 @@ class BlockRing {
 #if __CUDA_ARCH__ >= 900
     WaitForBytes(SharedAddress(&barriers_[sequence % kSlots]), sequence / kSlots & 1);
 #else
-    WaitForCopies<kSlots - 1>();
+    WaitForCopies<kNewer>();
     __syncthreads();
 #endif
     return Slot(sequence);

@@ -67,6 +67,33 @@ class TaskCursor {
   int index_ = 0;
 };
 
+// Where the tiles that are fetched one after the other lie: looks at a task once.
+template <class Format>
+class TileAddresses {
+ public:
+  __device__ TileAddresses(const ExpertTaskSpan& span, TileRange range)
+      : cursor_(span, range.begin), end_(range.end) {}
+
+  // Null behind the range.
+  __device__ const std::byte* At(int tile, const ExpertTilesArguments& a) {
+    if (tile >= end_) return nullptr;
+    if (tile >= task_end_) {
+      cursor_.MoveTo(tile);
+      blob_ = cursor_.task().blob;
+      task_begin_ = cursor_.task().first_tile;
+      task_end_ = task_begin_ + cursor_.task().num_tiles;
+    }
+    return blob_ + Format::TileOffset(tile - task_begin_, a.hidden, a.list_bytes);
+  }
+
+ private:
+  TaskCursor cursor_;
+  int end_;
+  const std::byte* blob_ = nullptr;
+  int task_begin_ = 0;
+  int task_end_ = 0;
+};
+
 // Where tile `tile` lies in the slot that its task fills; null if it fills none.
 template <class Format>
 __device__ std::byte* FillAddress(const ExpertTask& task, int tile, const ExpertTilesArguments& a) {
@@ -92,6 +119,9 @@ __device__ void FillList(const ExpertTask& task, int tile, const ExpertTilesArgu
 struct TileState {
   float partial[2][kTileWarps][4][33];  // gate and up sums of each warp's columns
   __align__(16) __nv_bfloat16 activations[2][kTaskTokens][kTileNeurons];
+  // Of the tile's neurons in a format with escapes: headers, and bases of the down rows.
+  __align__(16) uint32_t headers[2][kTileNeurons][8];
+  __align__(8) uint8_t down_bases[2][kTileNeurons];
   ExpertTask task;
 };
 
@@ -181,33 +211,44 @@ __device__ inline void StorePartial(const float (&sums)[4], int buffer, int warp
   for (int r = 0; r < 4; ++r) state->partial[buffer][warp][r][lane] = sums[r];
 }
 
+// What Activate calls where escapes are added by the warps that multiply.
+struct NoEscapes {
+  __device__ void AddToSums(int, int, int, float&, float&) {}
+  __device__ void AddToOutput(float) {}
+};
+
 // silu(gate) * up of `neurons` neurons, zeros for others, from all warps' partial sums behind a
 // barrier: eight lanes to a neuron and token. Another barrier, and all see it in
-// state->activations[buffer].
-__device__ inline void Activate(int buffer, int neurons, TileState* state) {
+// state->activations[buffer]. `escapes` (tile_escapes.cuh): what is to be added on the way.
+template <class Escapes = NoEscapes>
+__device__ inline void Activate(int buffer, int neurons, TileState* state,
+                                Escapes escapes = Escapes()) {
   constexpr int kLanes = kTileThreads / (kTaskTokens * kTileNeurons);
   constexpr int kEach = kTileWarps / kLanes;
   const int pair = threadIdx.x / kLanes;
   const int r = pair / 32;
   const int source = pair % 32;
+  const int token = 2 * (source % 4) + r;
+  const int neuron = source / 4;
+  const int share = threadIdx.x % kLanes;
   float gate = 0.0f;
   float up = 0.0f;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const auto& partial = state->partial[buffer][threadIdx.x % kLanes * kEach + i];
+    const auto& partial = state->partial[buffer][share * kEach + i];
     gate += partial[r][source];
     up += partial[2 + r][source];
   }
+  escapes.AddToSums(token, neuron, share, gate, up);
 #pragma unroll
   for (int offset = kLanes / 2; offset > 0; offset /= 2) {
     gate += __shfl_xor_sync(0xffffffffu, gate, offset);
     up += __shfl_xor_sync(0xffffffffu, up, offset);
   }
-  if (threadIdx.x % kLanes != 0) return;
-  const int token = 2 * (source % 4) + r;
-  const int neuron = source / 4;
   const bool present = token < state->task.num_tokens && neuron < neurons;
-  state->activations[buffer][token][neuron] = __float2bfloat16(present ? Silu(gate) * up : 0.0f);
+  const __nv_bfloat16 activation = __float2bfloat16(present ? Silu(gate) * up : 0.0f);
+  if (share == 0) state->activations[buffer][token][neuron] = activation;
+  escapes.AddToOutput(__bfloat162float(activation));
 }
 
 // Of token lane / 4, neurons 2 (lane % 4) and the next.

@@ -5,9 +5,9 @@
 #include "runtime/backend/cuda/expert_tile_walk.cuh"
 #include "runtime/backend/cuda/expert_tiles.h"
 #include "runtime/backend/cuda/fused_walk.cuh"
-#include "runtime/backend/cuda/gate_up_sources.cuh"
 #include "runtime/backend/cuda/link_tiles.cuh"
 #include "runtime/backend/cuda/programmatic_launch.cuh"
+#include "runtime/backend/cuda/tile_sources.cuh"
 #include "runtime/backend/cuda/two_pass_experts.h"
 
 namespace moed::backend {
@@ -24,12 +24,14 @@ enum class TilesOf { kVram, kLink, kBoth };
 
 // hidden <= 2048: gate, up and down of a tile in one go; the first blocks take what the link
 // brings.
-template <class Format, class GateUpSource>
+template <class Format, class Sources>
 __global__ void __launch_bounds__(kThreads, 1)
     FusedTiles(const __grid_constant__ ExpertTilesArguments a, TilesOf of) {
+  using GateUp = typename Sources::GateUp;
+  using Down = typename Sources::Down;
   extern __shared__ __align__(128) std::byte memory[];
   __shared__ TileState state;
-  __shared__ uint64_t barriers[Format::kStagedTiles];
+  __shared__ uint64_t barriers[std::max(1, GateUp::kBarriers + Down::kBarriers)];
   LetNextKernelBegin();
   WaitForKernelAhead();
   const ExpertTaskList list = *a.tasks;
@@ -42,8 +44,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (range.begin == range.end) return;
   const int column = threadIdx.x / 32 * kWarpColumns;
   auto* tokens = reinterpret_cast<__nv_bfloat16*>(memory);
-  GateUpSource source(a, list.vram, range, column, memory + TokenRegion(a.hidden), barriers);
-  FusedWalk<Format, GateUpSource> walk(a, source, tokens, column, &state);
+  std::byte* const rings = memory + TokenRegion(a.hidden);
+  GateUp gate_up(a, list.vram, range, column, rings, barriers);
+  Down down(a, list.vram, range, column, rings + GateUp::SharedBytes(a.hidden),
+            barriers + GateUp::kBarriers);
+  FusedWalk<Format, GateUp, Down> walk(a, gate_up, down, tokens, column, &state);
   TaskCursor cursor(list.vram, range.begin);
   int tile = range.begin;
   while (tile < range.end) {
@@ -196,10 +201,11 @@ int SharedBytes(int hidden, LinkAccess link) {
   return link == LinkAccess::kBulk ? std::max(TokenBytes(hidden), LinkSharedBytes<Format>(hidden))
                                    : TokenBytes(hidden);
 }
-template <class Format, class GateUpSource>
+template <class Format, class Sources>
 int FusedSharedBytes(int hidden, LinkAccess link) {
-  return std::max(SharedBytes<Format>(hidden, link),
-                  TokenRegion(hidden) + GateUpSource::SharedBytes(hidden));
+  return std::max(SharedBytes<Format>(hidden, link), TokenRegion(hidden) +
+                                                         Sources::GateUp::SharedBytes(hidden) +
+                                                         Sources::Down::SharedBytes(hidden));
 }
 
 // Whether the current device gives a block so much beside what is static.
@@ -222,11 +228,11 @@ LinkAccess AccessFor(int hidden) {
 // for.
 template <class Format, class Function>
 auto WithFusedKernel(int hidden, LinkAccess link, const Function& function) {
-  const int staged = FusedSharedBytes<Format, StagedGateUp<Format>>(hidden, link);
+  const int staged = FusedSharedBytes<Format, StagedTiles<Format>>(hidden, link);
   if (FitsIntoSharedMemory(staged))
-    return function(FusedTiles<Format, StagedGateUp<Format>>, staged);
-  return function(FusedTiles<Format, RegisterGateUp<Format>>,
-                  FusedSharedBytes<Format, RegisterGateUp<Format>>(hidden, link));
+    return function(FusedTiles<Format, StagedTiles<Format>>, staged);
+  return function(FusedTiles<Format, RegisterTiles<Format>>,
+                  FusedSharedBytes<Format, RegisterTiles<Format>>(hidden, link));
 }
 
 template <class Format>

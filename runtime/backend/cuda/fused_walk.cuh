@@ -1,21 +1,22 @@
-// How a block walks the tiles of one task in VRAM with one barrier each: while all warps multiply
-// the down rows of a tile, which were loaded a tile ahead, the next one's gate and up are summed.
-// For hidden sizes of at most 2048, whose sums a block's registers hold (expert_tiles.cu).
+// How a block walks the tiles of one task in VRAM with one barrier each: behind it all warps
+// multiply the down rows of the tile before, and go on to the next one's gate and up. For hidden
+// sizes of at most 2048, whose sums a block's registers hold (expert_tiles.cu).
 #pragma once
 
 #include "runtime/backend/cuda/expert_tile_walk.cuh"
-#include "runtime/backend/cuda/weight_readers.cuh"
+#include "runtime/backend/cuda/tile_escapes.cuh"
 
 namespace moed::backend {
 
-// GateUpSource: one of gate_up_sources.cuh.
-template <class Format, class GateUpSource>
+// GateUp: one of gate_up_sources.cuh; Down: of down_sources.cuh.
+template <class Format, class GateUp, class Down>
 class FusedWalk {
  public:
-  __device__ FusedWalk(const ExpertTilesArguments& a, GateUpSource& source,
+  __device__ FusedWalk(const ExpertTilesArguments& a, GateUp& gate_up, Down& down,
                        const __nv_bfloat16* tokens, int column, TileState* state)
       : a_(a),
-        source_(source),
+        gate_up_(gate_up),
+        down_(down),
         tokens_(tokens),
         state_(state),
         warp_(threadIdx.x / 32),
@@ -25,55 +26,56 @@ class FusedWalk {
   // Gate and up of `tile`; then down of the tile before it unless it is the task's first.
   __device__ void Step(int tile, bool first) {
     float sums[4] = {};
-    const typename Format::Header header =
-        source_.Multiply(tile, tokens_ + lane_ / 4 * TokenStride(a_.hidden) + column_, sums);
-    AddGateUpEscapes<Format>(a_, header, *state_, GroupOf(tile), tokens_, column_, lane_, sums);
-    StorePartial(sums, tile & 1, warp_, lane_, state_);
+    const int buffer = tile & 1;
+    gate_up_.Multiply(tile, tokens_ + lane_ / 4 * TokenStride(a_.hidden) + column_, sums,
+                      state_->headers[buffer]);
+    StorePartial(sums, buffer, warp_, lane_, state_);
     __syncthreads();
-    source_.Release(tile);
-    Activate(tile & 1, kTileNeurons, state_);
-    const std::byte* address =
-        state_->task.blob +
-        Format::TileOffset(tile - state_->task.first_tile, a_.hidden, a_.list_bytes);
-    if (first) {
-      Format::template Load<ReadStreaming>(address, a_.hidden, column_, lane_, &down_);
-    } else {
-      FinishDown(tile - 1, [&](auto piece) {
-        Format::template LoadPiece<ReadStreaming, decltype(piece)::value>(address, a_.hidden,
-                                                                          column_, lane_, &down_);
-      });
-    }
-    header_ = header;
+    // Starting the next copies keeps a warp from what others wait for. Where down rows are loaded
+    // into registers they wait anyway.
+    constexpr bool kReleaseLast = Down::kBarriers > 0;
+    if (!kReleaseLast) gate_up_.Release(tile);
+    ActivateTile(tile);
+    if (!first) MultiplyDown(tile - 1);
+    if (kReleaseLast) gate_up_.Release(tile);
+    down_.Load(tile, state_->task.blob + Format::TileOffset(tile - state_->task.first_tile,
+                                                            a_.hidden, a_.list_bytes));
   }
 
   // The down rows of the task's last tile, and its sums to the output.
   __device__ void Finish(int tile) {
     __syncthreads();
-    FinishDown(tile, NothingToLoad());
+    MultiplyDown(tile);
     Flush<Format>(state_->task, a_.hidden, column_, lane_, a_.output, out_);
   }
 
  private:
-  __device__ NeuronGroup<kTileNeurons> GroupOf(int tile) const {
-    return {(tile - state_->task.first_tile) * kTileNeurons, tile & 1};
+  __device__ void ActivateTile(int tile) {
+    const int buffer = tile & 1;
+    if constexpr (Format::kHasEscapes) {
+      const int first_neuron = (tile - state_->task.first_tile) * kTileNeurons;
+      Activate(buffer, kTileNeurons, state_,
+               TileEscapes(a_, state_, tokens_, {first_neuron, buffer}));
+    } else {
+      Activate(buffer, kTileNeurons, state_);
+    }
   }
 
-  template <class Used>
-  __device__ void FinishDown(int tile, const Used& used) {
-    Format::TakeBases(header_, lane_, &down_);
-    Format::MultiplyDown(down_, ActivationPair(*state_, tile & 1, lane_), lane_, out_, used);
-    AddDownEscapes<Format>(a_, header_, *state_, GroupOf(tile), column_, lane_);
+  __device__ void MultiplyDown(int tile) {
+    const int buffer = tile & 1;
+    const auto* bases = reinterpret_cast<const std::byte*>(state_->down_bases[buffer]);
+    Format::MultiplyDown(down_.Read(tile, bases), ActivationPair(*state_, buffer, lane_), lane_,
+                         out_, NothingToLoad());
   }
 
   const ExpertTilesArguments& a_;
-  GateUpSource& source_;
+  GateUp& gate_up_;
+  Down& down_;
   const __nv_bfloat16* tokens_;
   TileState* state_;
   int warp_;
   int lane_;
   int column_;
-  typename Format::Down down_;
-  typename Format::Header header_;
   float out_[8][4] = {};
 };
 

@@ -25,6 +25,11 @@ void DecodeGroup(const std::byte* block, uint8_t base, Block* values) {
     std::memcpy(&bytes, block + kGroup / 2 * kBf12PlaneBytes + 2 * w, sizeof(bytes));
     std::memcpy(&nibbles, block + 2 * kBf12PlaneBytes + 2 * w, sizeof(nibbles));
     const uint32_t pair = DecodeBf12Pair<kGroup>(bytes, nibbles, Bf12BasePair(base));
+    const uint32_t own = kGroup % 2 == 0 ? bytes & 0x00ff00ff : bytes >> 8 & 0x00ff00ff;
+    ASSERT_EQ(SelectBf12Bits(own * 0x0101, Bf12Exponents<kGroup>(nibbles & Bf12CodeMask(kGroup),
+                                                                 Bf12BasePair(base))),
+              pair)
+        << "group " << kGroup << " base " << int{base};
     (*values)[32 * kGroup + w] = static_cast<BFloat16>(pair);
     (*values)[32 * kGroup + w + 1] = static_cast<BFloat16>(pair >> 16);
   }
