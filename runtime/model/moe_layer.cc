@@ -115,6 +115,7 @@ void MoeLayer::IssueOnDevice(int layer, const LayerWeights& weights, int64_t row
 }
 
 absl::Status MoeLayer::EndDeviceStep(int64_t tokens) {
+  if (absl::Status status = FollowLastStep(); !status.ok()) return status;
   if (absl::Status status = experts_.device()->EndStep(); !status.ok()) return status;
   for (int layer = 0; layer < config_.num_layers(); ++layer) {
     if (!config_.layers[layer].is_moe) continue;

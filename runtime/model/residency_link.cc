@@ -39,7 +39,6 @@ cache::DeviceUseKind KindOf(backend::ExpertUseKind kind) {
 }  // namespace
 
 absl::Status ResidencyLink::BeginStep() {
-  status_.Update(Follow());
   if (status_.ok() && cache_.device()->host_fills_wait()) status_ = Publish();
   step_table_number_ = update_.number;
   return status_;

@@ -28,7 +28,8 @@ class ResidencyLink {
   // INTERNAL, then and for ever: the device broke the protocol in an earlier step.
   absl::Status BeginStep();
 
-  // After it ended, for each layer in order: how the experts of `groups` were come by. `loads` is
+  // After its layers ended, and the step before was followed, for each layer in order: how the
+  // experts of `groups` were come by. `loads` is
   // what ExpertTraffic says of them.
   void AddLayer(int layer, const ExpertGroups& groups, std::span<const cache::ExpertLoad> loads,
                 const backend::ExpertFormat& format, LayerTraffic* traffic);

@@ -10,6 +10,7 @@
 #include "tests/golden/golden_case.h"
 #include "tests/runtime/model/greedy_tokens.h"
 #include "tests/runtime/model/host_as_device.h"
+#include "tests/runtime/model/test_model.h"
 
 namespace moed::model {
 namespace {
@@ -107,6 +108,29 @@ TEST_F(DeviceRunnerTest, WhatAnOperatorChangesReachesTheDeviceWithinTwoSteps) {
     EXPECT_EQ(layer.hits_total, 0);
     EXPECT_EQ(layer.resident, 0);
   }
+}
+
+TEST(FollowingTest, AStepIsIssuedBeforeTheCacheFollowsTheOneAhead) {
+  const auto created = testing::TestModel::Create(
+      {.directory = testing::LoadGoldenCase("qwen3_moe_sharded_untied")->checkpoint_directory,
+       .device_tokens = 16});
+  ASSERT_TRUE(created.ok()) << created.status();
+  testing::TestModel& model = **created;
+  if (model.experts().device() == nullptr) GTEST_SKIP() << "the device takes no such experts";
+  const std::vector<int32_t> blocks = {0};
+  const StepInput input = {.token_ids = {5}, .chunks = {{.num_tokens = 1, .kv_blocks = blocks}}};
+  std::vector<ExpertShare> shares;
+  const auto followed = [&] { return model.experts().cache().Stats().steps_total; };
+  ASSERT_TRUE(model.transformer().Forward(input).ok());
+  ASSERT_TRUE(model.transformer().EndStep(&shares).ok());
+  ASSERT_TRUE(model.transformer().Forward(input).ok());
+  EXPECT_EQ(followed(), 0) << "between two steps, while a device waits";
+  ASSERT_TRUE(model.transformer().FollowLastStep().ok());
+  EXPECT_EQ(followed(), 1);
+  ASSERT_TRUE(model.transformer().EndStep(&shares).ok());
+  ASSERT_TRUE(model.transformer().Forward(input).ok());
+  ASSERT_TRUE(model.transformer().EndStep(&shares).ok());
+  EXPECT_EQ(followed(), 2) << "nobody asked for it meanwhile";
 }
 
 }  // namespace
