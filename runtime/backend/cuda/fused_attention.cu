@@ -203,7 +203,7 @@ __device__ void RunFused(const FusedAttentionArguments& a, int groups) {
   norm.Load();
   const ExchangeMemory memory_of = {a.exchange};
   const BlocksBarrier read(memory_of.read());
-  if (threadIdx.x == 0) launch = __ldcg(memory_of.launches()) + 1;
+  if (threadIdx.x == 0) launch = NextLaunch(__ldcg(memory_of.launches()));
   norm.Store(row);
   read.Arrive(gridDim.x, blockIdx.x == 0);
   stream.FillRing();

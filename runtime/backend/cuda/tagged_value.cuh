@@ -1,11 +1,18 @@
 // Values that blocks of one launch leave one another in device memory, each with the launch's
 // number in the same eight bytes: who reads one sees by it whether it is there yet. That takes one
-// trip to memory, where a barrier takes a fence and three.
+// trip to memory, where a barrier takes a fence and three. Memory that was never written holds
+// zeros, so no launch has the number 0.
 #pragma once
 
 #include <cstdint>
 
 namespace moed::backend {
+
+// The number of the launch after `launch`, which is 0 before the first.
+__host__ __device__ constexpr uint32_t NextLaunch(uint32_t launch) {
+  return launch == UINT32_MAX ? 1 : launch + 1;
+}
+static_assert(NextLaunch(0) == 1 && NextLaunch(1) == 2 && NextLaunch(UINT32_MAX) == 1);
 
 __device__ __forceinline__ void StoreTagged(uint64_t* to, float value, uint32_t launch) {
   const uint64_t word = uint64_t{launch} << 32 | __float_as_uint(value);
