@@ -77,8 +77,8 @@ class DeviceExperts {
   virtual int64_t PaddedTokens(int64_t tokens) const = 0;
 
   // Around a step of `tokens`, outside of what is recorded: before its first op is issued, and
-  // after Synchronize. UNAVAILABLE, then and for ever: the CPU's part of a step did not come in
-  // time, and the step's results are worthless.
+  // after FinishStep, whose results it waits for. UNAVAILABLE, then and for ever: the CPU's part of
+  // a step did not come in time, and the step's results are worthless.
   virtual absl::Status BeginStep(int64_t tokens) = 0;
   virtual absl::Status EndStep() = 0;
 
@@ -96,7 +96,8 @@ class DeviceExperts {
   // weights [T, k] f32, x [T, H] bf16, residual [T, H] f32; rows of segments only.
   virtual void Run(int layer, const Tensor& weights, const Tensor& x, const Tensor& residual) = 0;
 
-  // The last op of a step: what follows is valid after Synchronize, until the next step.
+  // Behind the step's last layer: what follows is valid after EndStep, until the next step. What a
+  // device copies for it, it copies beside the ops issued next.
   virtual void FinishStep() = 0;
   // [tokens * k]: the experts that the step's tokens chose.
   virtual std::span<const int32_t> StepIds(int layer, int64_t tokens) const = 0;

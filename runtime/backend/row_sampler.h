@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <span>
 
+#include "absl/status/status.h"
 #include "runtime/backend/tensor.h"
 
 namespace moed::backend {
@@ -71,11 +72,15 @@ class RowSampler {
   virtual int max_adjustments() const = 0;  // of all rows
 
   // Issues the sampling of `rows` of `logits` [any, V] f32 in device memory, which stay as they
-  // are. Both spans are copied. At most max_rows and max_adjustments; once per Synchronize.
+  // are. Both spans are copied. At most max_rows and max_adjustments; once per Wait.
   virtual void Sample(const Tensor& logits, std::span<const RowSampling> rows,
                       std::span<const LogitAdjustment> adjustments) = 0;
 
-  // Of the last Sample, in order of its rows: valid after Synchronize, until the next.
+  // Waits for the last Sample, but for nothing that was issued after it. The errors of
+  // Backend::Synchronize.
+  virtual absl::Status Wait() = 0;
+
+  // Of the last Sample, in order of its rows: valid after Wait, until the next.
   virtual std::span<const SampledRow> results() const = 0;
 };
 

@@ -53,7 +53,7 @@ class MoeLayer {
   std::span<const ExpertShare> pass_shares() const { return pass_traffic_.shares(); }
 
   // True if a step of `tokens` can go without the host: BeginDeviceStep, IssueOnDevice for every
-  // MoE layer and IssueEndOnDevice, and EndDeviceStep once the device has finished.
+  // MoE layer and IssueEndOnDevice, and EndDeviceStep.
   bool OnDevice(int64_t tokens) const;
   // DeviceExperts::PaddedTokens.
   int64_t PaddedTokens(int64_t tokens) const { return experts_.device()->PaddedTokens(tokens); }
@@ -62,7 +62,8 @@ class MoeLayer {
   void IssueOnDevice(int layer, const LayerWeights& weights, int64_t rows,
                      const Activations& activations);
   void IssueEndOnDevice() { experts_.device()->FinishStep(); }
-  // Traffic follows the step. UNAVAILABLE: the CPU's part of the step did not come.
+  // Waits for the layers' end, not for what was issued behind them. Traffic follows the step.
+  // UNAVAILABLE: the CPU's part of the step did not come.
   absl::Status EndDeviceStep(int64_t tokens);
   // Statistics and the cache follow the last step of the device that ended: see ResidencyLink.
   // Whatever begins here does it first, if nobody has.

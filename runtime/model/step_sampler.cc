@@ -27,12 +27,32 @@ StepSampler::StepSampler(int vocab_size, std::unique_ptr<backend::RowSampler> on
 
 absl::Status StepSampler::Sample(const StepInput& input, LogitsOf source, Transformer& transformer,
                                  StepResult* result) {
-  result->chunks.assign(input.chunks.size(), ChunkResult{});
+  Issue(input, source, transformer);
+  return Finish(input, source, transformer, result);
+}
+
+void StepSampler::Issue(const StepInput& input, LogitsOf source, Transformer& transformer) {
   ListLogits(input);
-  if (on_device_ != nullptr) return SampleOnDevice(input, source, transformer, result);
-  return transformer.ForEachLogits(source, rows_, [&](size_t index, std::span<const float> logits) {
-    UseOnHost(input, uses_[index], logits, result);
-  });
+  if (on_device_ != nullptr && !rows_.empty()) IssueOnDevice(0, input, source, transformer);
+}
+
+absl::Status StepSampler::Finish(const StepInput& input, LogitsOf source, Transformer& transformer,
+                                 StepResult* result) {
+  result->chunks.assign(input.chunks.size(), ChunkResult{});
+  if (rows_.empty()) return backend_.Synchronize();
+  if (on_device_ == nullptr) {
+    return transformer.ForEachLogits(source, rows_,
+                                     [&](size_t index, std::span<const float> logits) {
+                                       UseOnHost(input, uses_[index], logits, result);
+                                     });
+  }
+  for (;;) {
+    if (absl::Status status = on_device_->Wait(); !status.ok()) return status;
+    absl::Status status = TakeAnswers(input, IssuedUses(), issued_, result);
+    const size_t next = issued_begin_ + issued_.rows.size();
+    if (!status.ok() || next == rows_.size()) return status;
+    IssueOnDevice(next, input, source, transformer);
+  }
 }
 
 void StepSampler::ListLogits(const StepInput& input) {
@@ -71,20 +91,16 @@ void StepSampler::UseOnHost(const StepInput& input, const LogitsUse& use,
   if (of_chunk.token >= 0) chunk.sampler->Accept(of_chunk.token);
 }
 
-absl::Status StepSampler::SampleOnDevice(const StepInput& input, LogitsOf source,
-                                         Transformer& transformer, StepResult* result) {
-  const auto most = static_cast<size_t>(on_device_->max_rows());
-  for (size_t begin = 0, count = 0; begin < rows_.size(); begin += count) {
-    const size_t wanted = std::min(most, rows_.size() - begin);
-    const DeviceLogits logits =
-        transformer.IssueLogits(source, std::span(rows_).subspan(begin, wanted));
-    count = logits.rows.size();
-    const std::span<const LogitsUse> uses = std::span(uses_).subspan(begin, count);
-    AskDevice(input, uses, logits);
-    if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
-    if (absl::Status status = TakeAnswers(input, uses, logits, result); !status.ok()) return status;
-  }
-  return absl::OkStatus();
+void StepSampler::IssueOnDevice(size_t begin, const StepInput& input, LogitsOf source,
+                                Transformer& transformer) {
+  const size_t wanted = std::min(static_cast<size_t>(on_device_->max_rows()), rows_.size() - begin);
+  issued_ = transformer.IssueLogits(source, std::span(rows_).subspan(begin, wanted));
+  issued_begin_ = begin;
+  AskDevice(input, IssuedUses(), issued_);
+}
+
+std::span<const StepSampler::LogitsUse> StepSampler::IssuedUses() const {
+  return std::span(uses_).subspan(issued_begin_, issued_.rows.size());
 }
 
 void StepSampler::AskDevice(const StepInput& input, std::span<const LogitsUse> uses,

@@ -23,8 +23,13 @@ class StepSampler {
               backend::Backend& backend);
 
   // Fills one ChunkResult for each chunk of `input`, which `transformer` has run as `source`, and
-  // accepts sampled tokens into their samplers. The errors of the backend.
+  // accepts sampled tokens into their samplers. The input has run when it returns. The errors of
+  // the backend.
   absl::Status Sample(const StepInput& input, LogitsOf source, Transformer& transformer,
+                      StepResult* result);
+  // The same in two parts: the first does not wait for a device that samples.
+  void Issue(const StepInput& input, LogitsOf source, Transformer& transformer);
+  absl::Status Finish(const StepInput& input, LogitsOf source, Transformer& transformer,
                       StepResult* result);
 
  private:
@@ -38,8 +43,10 @@ class StepSampler {
   void ListLogits(const StepInput& input);
   void UseOnHost(const StepInput& input, const LogitsUse& use, std::span<const float> logits,
                  StepResult* result);
-  absl::Status SampleOnDevice(const StepInput& input, LogitsOf source, Transformer& transformer,
-                              StepResult* result);
+  // Issues the sampling of rows_ from `begin` on, as many as there is room for.
+  void IssueOnDevice(size_t begin, const StepInput& input, LogitsOf source,
+                     Transformer& transformer);
+  std::span<const LogitsUse> IssuedUses() const;
   // Asks for the rows of `uses`, as far as their adjustments have room.
   void AskDevice(const StepInput& input, std::span<const LogitsUse> uses,
                  const DeviceLogits& logits);
@@ -54,6 +61,9 @@ class StepSampler {
   Sampler sampler_;
   std::vector<int32_t> rows_;    // of the step whose logits are needed
   std::vector<LogitsUse> uses_;  // of each of rows_
+  // Of rows_, those from issued_begin_ on whose sampling was issued last.
+  DeviceLogits issued_;
+  size_t issued_begin_ = 0;
   // Of one RowSampler::Sample: what is asked, and for each use whether it is.
   std::vector<backend::RowSampling> asked_;
   std::vector<backend::LogitAdjustment> adjustments_;

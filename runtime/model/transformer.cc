@@ -98,10 +98,9 @@ absl::Status Transformer::Forward(const StepInput& input) {
 
 absl::Status Transformer::EndStep(std::vector<ExpertShare>* shares) {
   // Before the cache decides what may evict experts that were read here.
-  if (absl::Status status = backend_.Synchronize(); !status.ok()) return status;
-  if (logits_on_device_) {
-    if (absl::Status status = moe_layer_.EndDeviceStep(tokens_); !status.ok()) return status;
-  }
+  absl::Status status =
+      logits_on_device_ ? moe_layer_.EndDeviceStep(tokens_) : backend_.Synchronize();
+  if (!status.ok()) return status;
   shares->assign(moe_layer_.shares().begin(), moe_layer_.shares().end());
   return absl::OkStatus();
 }
@@ -168,11 +167,11 @@ void Transformer::IssueOnDevice(const AttentionStep& step) {
       RunDenseFfn(layer, rows, activations);
     }
   }
+  moe_layer_.IssueEndOnDevice();
   const Tensor normed = activations.normed(rows);
   const Tensor logits(device_logits_.data(), backend::DType::kF32, {rows, config_.vocab_size});
   backend_.RmsNorm(residual, weights_.final_norm.view, config_.norm_epsilon, normed, Tensor());
   backend_.Linear(*weights_.lm_head, normed, logits, /*accumulate=*/false);
-  moe_layer_.IssueEndOnDevice();
 }
 
 absl::Status Transformer::VisitDeviceLogits(std::span<const int32_t> rows, LogitsVisitor visit) {

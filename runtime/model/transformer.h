@@ -55,8 +55,11 @@ class Transformer {
 
   // Runs all layers over the tokens of `input`, at most max_num_batched_tokens (beside a pass
   // max_tokens_beside_pass), and fills the KV cache with them. What runs on a device may still be
-  // under way until EndStep, which comes next but for what reads logits.
+  // under way until EndStep, which comes next but for what reads or samples logits; and the logits
+  // even then, until Synchronize.
   absl::Status Forward(const StepInput& input);
+  // Whether Forward only issues a step of `tokens`.
+  bool OnDevice(int64_t tokens) const { return moe_layer_.OnDevice(tokens); }
   // `shares` gets each chunk's part of the expert traffic. What was made of the logits is worthless
   // if this fails.
   absl::Status EndStep(std::vector<ExpertShare>* shares);

@@ -114,8 +114,8 @@ void CudaColdPath::Collect(float* residual, int rows) {
   CollectReply<<<blocks, kThreads, 0, stream_>>>(mailbox_, residual, rows, state_, timeout_ns());
 }
 
-void CudaColdPath::CopyBack() {
-  cudaMemcpyAsync(report_, &state_->step, sizeof(ColdStep), cudaMemcpyDeviceToHost, stream_);
+void CudaColdPath::CopyBack(cudaStream_t stream) {
+  cudaMemcpyAsync(report_, &state_->step, sizeof(ColdStep), cudaMemcpyDeviceToHost, stream);
 }
 
 }  // namespace moed::backend

@@ -69,8 +69,8 @@ class CudaColdPath {
   void Post(const __nv_bfloat16* x, int rows);
   // residual [rows, H] += the CPU's sums.
   void Collect(float* residual, int rows);
-  // The last op of a step.
-  void CopyBack();
+  // Once the step's last layer has run, on `stream`.
+  void CopyBack(cudaStream_t stream);
 
  private:
   uint64_t timeout_ns() const { return uint64_t{1000000} * options_.cold_timeout_ms; }

@@ -16,6 +16,7 @@
 #include "runtime/backend/cuda/prompt_attention.h"
 #include "runtime/backend/cuda/routing.h"
 #include "runtime/backend/cuda/row_sampler.h"
+#include "runtime/backend/cuda/side_stream.h"
 #include "runtime/backend/cuda/step_graphs.h"
 #include "runtime/backend/cuda/step_tables.h"
 #include "runtime/backend/cuda/upload_streams.h"
@@ -48,12 +49,12 @@ class CudaBackend : public Backend {
   absl::StatusOr<std::unique_ptr<DeviceExperts>> CreateDeviceExperts(
       const DeviceExpertsOptions& options) override {
     return CudaDeviceExperts::Create(options, *this, step_tables_,
-                                     reinterpret_cast<int*>(arrived_.data()), stream(),
+                                     reinterpret_cast<int*>(arrived_.data()), stream(), side_,
                                      properties_.multiProcessorCount);
   }
   absl::StatusOr<std::unique_ptr<RowSampler>> CreateRowSampler(
       const RowSamplerOptions& options) override {
-    return CudaRowSampler::Create(options, stream());
+    return CudaRowSampler::Create(options, status_, stream());
   }
 
   void BeginStep(std::span<const int32_t> token_ids,
@@ -63,8 +64,12 @@ class CudaBackend : public Backend {
 
   void RunRecorded(uint64_t key, absl::FunctionRef<void()> issue) override {
     const uint64_t moves = step_tables_.moves() + attention_->moves();
-    Note(graphs_.Run({key, step_tables_.max_context(), step_tables_.layout()}, moves, issue,
-                     stream()));
+    const auto issue_and_join = [&] {
+      issue();
+      Note(side_.Join(stream()));
+    };
+    Note(graphs_.Run({key, step_tables_.max_context(), step_tables_.layout()}, moves,
+                     issue_and_join, stream()));
   }
 
   void Embed(const Tensor& table, std::span<const int32_t> token_ids, const Tensor& out) override {
@@ -144,6 +149,7 @@ class CudaBackend : public Backend {
   cudaDeviceProp properties_;
   absl::Status status_;
   CudaStream stream_;
+  SideStream side_;
   std::unique_ptr<Cublas> cublas_;
   StepTables step_tables_;
   StepGraphs graphs_;
@@ -165,6 +171,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
   status.Update(
       CudaStatus(cudaStreamCreateWithFlags(backend->stream_.receive(), cudaStreamNonBlocking),
                  "creating a CUDA stream"));
+  status.Update(backend->side_.Create());
   if (!status.ok()) return status;
   auto cublas = Cublas::Create(backend->stream());
   if (!cublas.ok()) return cublas.status();
@@ -236,6 +243,7 @@ uint64_t CudaBackend::Issued() {
 
 absl::Status CudaBackend::Synchronize() {
   Note(CudaStatus(cudaGetLastError(), "launching kernels"));
+  Note(side_.Join(stream()));
   Note(CudaStatus(cudaStreamSynchronize(stream()), "running kernels"));
   return status_;
 }

@@ -45,10 +45,10 @@ absl::Status CheckShape(const DeviceExpertsOptions& options) {
 
 absl::StatusOr<std::unique_ptr<DeviceExperts>> CudaDeviceExperts::Create(
     const DeviceExpertsOptions& options, Backend& backend, const StepTables& steps, int* arrived,
-    cudaStream_t stream, int multiprocessors) {
+    cudaStream_t stream, SideStream& side, int multiprocessors) {
   if (absl::Status status = CheckShape(options); !status.ok()) return status;
   std::unique_ptr<CudaDeviceExperts> experts(
-      new CudaDeviceExperts(options, backend, steps, arrived, stream, multiprocessors));
+      new CudaDeviceExperts(options, backend, steps, arrived, stream, side, multiprocessors));
   if (absl::Status status = experts->Allocate(); !status.ok()) return status;
   if (options.cold_path != ColdPath::kLink) {
     auto cold_path = CudaColdPath::Create(options, stream);
@@ -60,12 +60,13 @@ absl::StatusOr<std::unique_ptr<DeviceExperts>> CudaDeviceExperts::Create(
 
 CudaDeviceExperts::CudaDeviceExperts(const DeviceExpertsOptions& options, Backend& backend,
                                      const StepTables& steps, int* arrived, cudaStream_t stream,
-                                     int multiprocessors)
+                                     SideStream& side, int multiprocessors)
     : options_(options),
       backend_(backend),
       steps_(steps),
       arrived_(arrived),
       stream_(stream),
+      side_(side),
       multiprocessors_(multiprocessors),
       link_access_(LinkAccessFor(options.format.kind(), static_cast<int>(options.format.hidden()))),
       two_passes_(TwoPassSupports()) {
@@ -176,6 +177,9 @@ absl::Status CudaDeviceExperts::BeginStep(int64_t tokens) {
 }
 
 absl::Status CudaDeviceExperts::EndStep() {
+  absl::Status status = finished_;
+  status.Update(side_.Wait());
+  if (!status.ok()) return status;
   return cold_path_ != nullptr ? cold_path_->EndStep() : absl::OkStatus();
 }
 
@@ -295,9 +299,11 @@ void CudaDeviceExperts::Compute(int layer, int rows, const Tensor& x, const Tens
 }
 
 void CudaDeviceExperts::FinishStep() {
+  finished_ = side_.Fork(stream_);
   cudaMemcpyAsync(host_trace_data_, device_trace_data_, trace_bytes_, cudaMemcpyDeviceToHost,
-                  stream_);
-  if (cold_path_ != nullptr) cold_path_->CopyBack();
+                  side_.stream());
+  if (cold_path_ != nullptr) cold_path_->CopyBack(side_.stream());
+  finished_.Update(side_.Mark());
 }
 
 std::span<const int32_t> CudaDeviceExperts::StepIds(int layer, int64_t tokens) const {

@@ -14,6 +14,7 @@
 #include "runtime/backend/cuda/expert_neurons.h"
 #include "runtime/backend/cuda/expert_table.h"
 #include "runtime/backend/cuda/expert_tiles.h"
+#include "runtime/backend/cuda/side_stream.h"
 #include "runtime/backend/cuda/step_tables.h"
 #include "runtime/backend/cuda/table_edits.h"
 #include "runtime/backend/cuda/workspace.h"
@@ -24,14 +25,12 @@ namespace moed::backend {
 class CudaDeviceExperts : public DeviceExperts {
  public:
   // `backend` issues the ops that this does not; `steps` describes the step whose ops are being
-  // issued; `arrived`: [kMaxSplitGroups] zeros in device memory. All must outlive this.
-  // UNIMPLEMENTED, naming it, for a shape that the expert kernels cannot take; RESOURCE_EXHAUSTED:
-  // memory.
-  static absl::StatusOr<std::unique_ptr<DeviceExperts>> Create(const DeviceExpertsOptions& options,
-                                                               Backend& backend,
-                                                               const StepTables& steps,
-                                                               int* arrived, cudaStream_t stream,
-                                                               int multiprocessors);
+  // issued; `arrived`: [kMaxSplitGroups] zeros in device memory; `side` takes the copies of
+  // FinishStep. All must outlive this. UNIMPLEMENTED, naming it, for a shape that the expert
+  // kernels cannot take; RESOURCE_EXHAUSTED: memory.
+  static absl::StatusOr<std::unique_ptr<DeviceExperts>> Create(
+      const DeviceExpertsOptions& options, Backend& backend, const StepTables& steps, int* arrived,
+      cudaStream_t stream, SideStream& side, int multiprocessors);
 
   int max_tokens() const override { return options_.max_tokens; }
   int64_t PaddedTokens(int64_t tokens) const override;
@@ -47,7 +46,7 @@ class CudaDeviceExperts : public DeviceExperts {
 
  private:
   CudaDeviceExperts(const DeviceExpertsOptions& options, Backend& backend, const StepTables& steps,
-                    int* arrived, cudaStream_t stream, int multiprocessors);
+                    int* arrived, cudaStream_t stream, SideStream& side, int multiprocessors);
   absl::Status Allocate();
   size_t CutTable(std::byte* base);
   size_t CutWork(std::byte* base);
@@ -70,6 +69,7 @@ class CudaDeviceExperts : public DeviceExperts {
   const StepTables& steps_;
   int* arrived_;
   cudaStream_t stream_;
+  SideStream& side_;
   int multiprocessors_;
   LinkAccess link_access_;
   bool two_passes_;  // the device has them
@@ -93,6 +93,7 @@ class CudaDeviceExperts : public DeviceExperts {
   bool planned_ = false;                     // Route planned the layer that runs next
   TokenChoice choice_;                       // or left it to the expert kernel
   std::unique_ptr<CudaColdPath> cold_path_;  // null: all over the link
+  absl::Status finished_;                    // what issuing FinishStep's copies gave
 };
 
 }  // namespace moed::backend

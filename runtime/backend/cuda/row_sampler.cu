@@ -83,14 +83,23 @@ absl::Status CheckFits(int vocab_size, cudaStream_t stream) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RowSampler>> CudaRowSampler::Create(const RowSamplerOptions& options,
+                                                                   const absl::Status& error,
                                                                    cudaStream_t stream) {
   if (absl::Status status = CheckFits(options.vocab_size, stream); !status.ok()) return status;
-  std::unique_ptr<CudaRowSampler> sampler(new CudaRowSampler(options, stream));
+  std::unique_ptr<CudaRowSampler> sampler(new CudaRowSampler(options, error, stream));
   if (absl::Status status = sampler->Allocate(); !status.ok()) return status;
   return sampler;
 }
 
 absl::Status CudaRowSampler::Allocate() {
+  absl::Status status =
+      CudaStatus(cudaStreamCreateWithFlags(upload_stream_.receive(), cudaStreamNonBlocking),
+                 "creating a CUDA stream for the sampler");
+  for (CudaEvent* event : {&uploaded_, &sampled_}) {
+    status.Update(CudaStatus(cudaEventCreateWithFlags(event->receive(), cudaEventDisableTiming),
+                             "creating a CUDA event for the sampler"));
+  }
+  if (!status.ok()) return status;
   const auto bytes = static_cast<size_t>(RowSamplerBytes(options_.max_rows));
   const auto staging = staging_memory_.Reserve(bytes);
   if (!staging.ok()) return staging.status();
@@ -115,7 +124,9 @@ void CudaRowSampler::Sample(const Tensor& logits, std::span<const RowSampling> r
   std::copy(adjustments.begin(), adjustments.end(),
             reinterpret_cast<LogitAdjustment*>(staging_ + rows.size_bytes()));
   cudaMemcpyAsync(device_, staging_, rows.size_bytes() + adjustments.size_bytes(),
-                  cudaMemcpyHostToDevice, stream_);
+                  cudaMemcpyHostToDevice, upload_stream_.get());
+  cudaEventRecord(uploaded_.get(), upload_stream_.get());
+  cudaStreamWaitEvent(stream_, uploaded_.get());
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t config =
       LaunchOf(static_cast<int>(rows.size()), options_.vocab_size, stream_, &attribute);
@@ -127,6 +138,14 @@ void CudaRowSampler::Sample(const Tensor& logits, std::span<const RowSampling> r
                                          .results = results_,
                                          .vocab_size = options_.vocab_size,
                                          .slice = SliceOf(options_.vocab_size)});
+  cudaEventRecord(sampled_.get(), stream_);
+}
+
+absl::Status CudaRowSampler::Wait() {
+  absl::Status status = error_;
+  status.Update(CudaStatus(cudaGetLastError(), "sampling"));
+  status.Update(CudaStatus(cudaEventSynchronize(sampled_.get()), "sampling"));
+  return status;
 }
 
 }  // namespace moed::backend

@@ -1,5 +1,6 @@
-// RowSampler on CUDA: one upload, one launch, and results that the kernel writes into pinned
-// memory. All memory is taken when it is created. Owned by the model; engine thread.
+// RowSampler on CUDA: one upload, beside what computes the logits, one launch, and results that the
+// kernel writes into pinned memory. All memory is taken when it is created. Owned by the model;
+// engine thread.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runtime/backend/cuda/cuda_status.h"
 #include "runtime/backend/cuda/workspace.h"
 #include "runtime/backend/row_sampler.h"
 
@@ -18,23 +20,30 @@ class CudaRowSampler : public RowSampler {
  public:
   // UNIMPLEMENTED for a device, a build or a vocabulary that the kernel cannot take;
   // RESOURCE_EXHAUSTED: memory.
+  // `error`, the first of the backend's ops, must outlive this.
   static absl::StatusOr<std::unique_ptr<RowSampler>> Create(const RowSamplerOptions& options,
+                                                            const absl::Status& error,
                                                             cudaStream_t stream);
 
   int max_rows() const override { return options_.max_rows; }
   int max_adjustments() const override { return options_.max_rows * kAdjustmentsPerRow; }
-  // An error is the next Synchronize's.
+  // An error is Wait's.
   void Sample(const Tensor& logits, std::span<const RowSampling> rows,
               std::span<const LogitAdjustment> adjustments) override;
+  absl::Status Wait() override;
   std::span<const SampledRow> results() const override { return {results_, num_results_}; }
 
  private:
-  CudaRowSampler(const RowSamplerOptions& options, cudaStream_t stream)
-      : options_(options), stream_(stream) {}
+  CudaRowSampler(const RowSamplerOptions& options, const absl::Status& error, cudaStream_t stream)
+      : options_(options), error_(error), stream_(stream) {}
   absl::Status Allocate();
 
   RowSamplerOptions options_;
+  const absl::Status& error_;
   cudaStream_t stream_;
+  CudaStream upload_stream_;
+  CudaEvent uploaded_;
+  CudaEvent sampled_;
   Workspace staging_memory_{WorkspaceMemory::kPinned};
   Workspace device_memory_{WorkspaceMemory::kDevice};
   Workspace result_memory_{WorkspaceMemory::kPinned};

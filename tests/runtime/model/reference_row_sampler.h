@@ -16,6 +16,7 @@ class ReferenceRowSampler : public backend::RowSampler {
   int max_adjustments() const override { return options_.max_rows * backend::kAdjustmentsPerRow; }
   void Sample(const backend::Tensor& logits, std::span<const backend::RowSampling> rows,
               std::span<const backend::LogitAdjustment> adjustments) override;
+  absl::Status Wait() override { return absl::OkStatus(); }
   std::span<const backend::SampledRow> results() const override { return results_; }
 
  private:

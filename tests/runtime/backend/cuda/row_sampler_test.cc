@@ -80,7 +80,7 @@ class RowSamplerTest : public ::testing::Test {
     EXPECT_TRUE(backend_->CopyFromHost(std::as_bytes(std::span(logits)), memory.data()).ok());
     const auto rows = static_cast<int64_t>(logits.size()) / vocab_size_;
     sampler_->Sample(Tensor(memory.data(), DType::kF32, {rows, vocab_size_}), asked, adjustments);
-    EXPECT_TRUE(backend_->Synchronize().ok());
+    EXPECT_TRUE(sampler_->Wait().ok());
     std::vector<float> after(logits.size());
     EXPECT_TRUE(backend_->CopyToHost(memory.data(), std::as_writable_bytes(std::span(after))).ok());
     EXPECT_EQ(std::memcmp(after.data(), logits.data(), bytes), 0) << "the logits were changed";
