@@ -57,8 +57,8 @@ void StepLoop::Run() {
     if (scheduler_.empty()) Settle();
     snapshot_.last_progress = absl::Now();
     heartbeat_.Beat();
-    Publish();
-    output_->Push(&out_);
+    // Else beside the next step, so that a device need not wait for it.
+    if (scheduler_.empty()) Deliver();
     snapshot_.engine_busy_seconds_total += stopwatch_.Lap();
   }
   FollowPass();
@@ -75,7 +75,10 @@ void StepLoop::HandleMessages() {
     const auto found = sequences_.find(id);
     if (found != sequences_.end()) EndSequence(RunningSequence(found->second));
   }
-  if (!messages_.tasks.empty()) Settle();
+  if (!messages_.tasks.empty()) {
+    Deliver();
+    Settle();
+  }
   for (const std::function<void()>& task : messages_.tasks) task();
   if (!failure_.ok()) EndAll(failure_);
   if (messages_.shutdown) EndAll(absl::UnavailableError("the server is shutting down"));
@@ -123,11 +126,14 @@ void StepLoop::Settle() {
 
 bool StepLoop::RunBatch(const std::vector<scheduler::ScheduledChunk>& chunks) {
   BuildBatch(chunks, &batch_);
-  // Gauges show the step while it runs.
-  Publish();
   snapshot_.engine_busy_seconds_total += stopwatch_.Lap();
-  const absl::Status status = runner_->Run(batch_.input, &result_);
-  const double seconds = stopwatch_.Lap();
+  absl::Status status = runner_->Begin(batch_.input);
+  double seconds = stopwatch_.Lap();
+  // Gauges show the step while it runs.
+  Deliver();
+  snapshot_.engine_busy_seconds_total += stopwatch_.Lap();
+  if (status.ok()) status = runner_->Finish(batch_.input, &result_);
+  seconds += stopwatch_.Lap();
   snapshot_.run_seconds_total += seconds;
   if (!status.ok()) {
     Fail(status);
@@ -283,6 +289,11 @@ void StepLoop::Publish() {
   snapshot_.kv_blocks_used = scheduler_.blocks().num_used();
   snapshot_.preemptions_total = scheduler_.num_preemptions();
   board_->Publish(snapshot_);
+}
+
+void StepLoop::Deliver() {
+  Publish();
+  output_->Push(&out_);
 }
 
 }  // namespace moed::engine

@@ -88,6 +88,8 @@ class StepLoop {
   void EndRequest(RequestState& request, absl::Status status);
   void EndAll(const absl::Status& status);
   void Publish();
+  // Publishes, and hands over what the last steps gave.
+  void Deliver();
 
   model::StepRunner* const runner_;
   SubmissionQueue* const queue_;

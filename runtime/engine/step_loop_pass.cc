@@ -20,8 +20,7 @@ void StepLoop::BeginPass() {
 
 void StepLoop::AdvancePass(bool beside_decodes) {
   // The decodes' tokens need not wait for the slice.
-  Publish();
-  output_->Push(&out_);
+  Deliver();
   snapshot_.engine_busy_seconds_total += stopwatch_.Lap();
   double slice_seconds = 0;
   do {

@@ -230,6 +230,11 @@ absl::Status ModelRunner::CheckSlots(int slots) const {
 }
 
 absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {
+  if (absl::Status status = Begin(input); !status.ok()) return status;
+  return Finish(input, result);
+}
+
+absl::Status ModelRunner::Begin(const StepInput& input) {
   if (absl::Status status = CheckStep(input); !status.ok()) return status;
   const auto tokens = static_cast<int64_t>(input.token_ids.size());
   if (pass_ != nullptr && tokens > max_tokens_beside_pass()) {
@@ -237,11 +242,19 @@ absl::Status ModelRunner::Run(const StepInput& input, StepResult* result) {
         absl::StrCat("the step has ", tokens, " tokens, and beside a ", "prefill the limit is ",
                      max_tokens_beside_pass()));
   }
-  absl::Status status = transformer_->Forward(input);
-  // A device computes meanwhile.
+  begun_ = transformer_->OnDevice(tokens);
+  return begun_ ? transformer_->Forward(input) : absl::OkStatus();
+}
+
+absl::Status ModelRunner::Finish(const StepInput& input, StepResult* result) {
+  absl::Status status;
+  if (!std::exchange(begun_, false)) status = transformer_->Forward(input);
+  if (status.ok()) sampler_->Issue(input, LogitsOf::kStep, *transformer_);
+  // A device computes meanwhile. What is sent to it here comes behind the sampling.
   if (status.ok()) status = Settle();
-  if (status.ok()) status = sampler_->Sample(input, LogitsOf::kStep, *transformer_, result);
+  // It still computes logits, and samples.
   if (status.ok()) status = transformer_->EndStep(&shares_);
+  if (status.ok()) status = sampler_->Finish(input, LogitsOf::kStep, *transformer_, result);
   if (!status.ok()) return status;
   EndStep(result);
   return absl::OkStatus();

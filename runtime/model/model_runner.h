@@ -89,6 +89,8 @@ class ModelRunner : public StepRunner {
   // Accepts the sampled tokens into their samplers. INVALID_ARGUMENT: a step that breaks its own
   // contract or these limits; the errors of Transformer::Forward.
   absl::Status Run(const StepInput& input, StepResult* result) override;
+  absl::Status Begin(const StepInput& input) override;
+  absl::Status Finish(const StepInput& input, StepResult* result) override;
 
   // Routing log, cache and snapshot follow the last step; INTERNAL: the device broke the protocol.
   absl::Status Settle() override;
@@ -166,6 +168,7 @@ class ModelRunner : public StepRunner {
   std::unique_ptr<Transformer> transformer_;
   std::unique_ptr<StepSampler> sampler_;
   std::vector<ExpertShare> shares_;
+  bool begun_ = false;                                               // the step in flight
   bool settled_ = true;                                              // the last step
   const StepInput* pass_ = nullptr;                                  // in flight
   std::shared_ptr<const std::vector<cache::LayerBalance>> balance_;  // as last published

@@ -73,6 +73,14 @@ class StepRunner {
   // pass, at most max_tokens_beside_pass().
   virtual absl::Status Run(const StepInput& input, StepResult* result) = 0;
 
+  // Run in two parts, for who has something to do while a device computes: the first issues what a
+  // device does by itself, if there is any, and waits for nothing. Nothing else is asked of the
+  // runner in between, and `input` stays as it is.
+  virtual absl::Status Begin(const StepInput&) { return absl::OkStatus(); }
+  virtual absl::Status Finish(const StepInput& input, StepResult* result) {
+    return Run(input, result);
+  }
+
   // Ends what the last step left to be done beside the next one, when none follows at once or
   // something else is asked of the runner first. Errors are final.
   virtual absl::Status Settle() { return absl::OkStatus(); }

@@ -76,6 +76,19 @@ TEST_F(EngineGenerationTest, StreamsTheTokensOfEverySequenceInOrder) {
   EXPECT_GT(runner_->max_chunks_in_a_step(), 1);
 }
 
+TEST_F(EngineGenerationTest, HandsAStepsTokensOverOnceTheNextHasBegun) {
+  Start(ScriptedRunner::HashOfContext(options_.vocab_size));
+  runner_->AllowSteps(1);
+  const auto sink = Submit(TestRequest(Prompt(5, 0), 3, {}));
+  runner_->AwaitHeld();
+  sink->AwaitTokens(1);
+  EXPECT_EQ(runner_->steps(), 1);
+  EXPECT_EQ(runner_->steps_begun(), 2);
+  runner_->Release();
+  EXPECT_TRUE(sink->AwaitDone().ok());
+  EXPECT_EQ(runner_->steps_begun(), runner_->steps());
+}
+
 TEST_F(EngineGenerationTest, EndsAtTheEndTokenAndCountsIt) {
   Say({5, 6, kEos, 7});
   const auto sink = Finished(TestRequest({1}, 10, {}));

@@ -30,6 +30,7 @@ class RecordingSink final : public OutputSink {
     EXPECT_FALSE(finishes_.contains(delta.index)) << "a delta after the sequence's end";
     for (auto& token : delta.tokens) tokens_[delta.index].push_back(token);
     text_[delta.index] += delta.text;
+    changed_.notify_all();
   }
   void OnSequenceFinish(SequenceFinish finish) override {
     std::lock_guard lock(mutex_);
@@ -48,6 +49,11 @@ class RecordingSink final : public OutputSink {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return done_; });
     return status_;
+  }
+  // Until the first sequence has so many.
+  void AwaitTokens(size_t count) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return tokens_[0].size() >= count; });
   }
   bool done() const {
     std::lock_guard lock(mutex_);

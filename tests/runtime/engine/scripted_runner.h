@@ -30,6 +30,10 @@ class ScriptedRunner final : public model::StepRunner {
   static NextToken HashOfContext(int vocab_size);
 
   absl::Status Run(const model::StepInput& input, model::StepResult* result) override;
+  absl::Status Begin(const model::StepInput&) override {
+    ++steps_begun_;
+    return absl::OkStatus();
+  }
   absl::Status Settle() override {
     settled_steps_ = steps_.load();
     return settle_fails_ ? absl::InternalError("the trace is wrong") : absl::OkStatus();
@@ -60,6 +64,7 @@ class ScriptedRunner final : public model::StepRunner {
   void FailSettle() { settle_fails_ = true; }
 
   int64_t steps() const { return steps_; }
+  int64_t steps_begun() const { return steps_begun_; }
   // As of the last Settle.
   int64_t settled_steps() const { return settled_steps_; }
   // The sum of the shares it has returned.
@@ -102,6 +107,7 @@ class ScriptedRunner final : public model::StepRunner {
   std::atomic<bool> settle_fails_ = false;
   std::atomic<std::chrono::microseconds> prefill_time_ = std::chrono::microseconds(0);
   std::atomic<int64_t> steps_ = 0;
+  std::atomic<int64_t> steps_begun_ = 0;
   std::atomic<int64_t> settled_steps_ = 0;
   std::atomic<double> total_hits_ = 0;
   std::atomic<int> max_chunks_ = 0;
