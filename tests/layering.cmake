@@ -4,7 +4,11 @@
 #                                engine -> text
 #                                engine -> model -> backend (-> backend/cpu, cuda, no_cuda)
 #                                          model -> cache
-# An arrow means "may include"; skipping down is fine; nothing else is.
+# An arrow means "may include"; skipping down is fine; nothing else is. Within backend/cuda:
+#
+#   cuda_backend -> prefill -> experts -> plan, routing -> primitives -> device
+#                          attention -> dense -> primitives
+#                          sampling -> primitives
 
 set(may_include_cache "")
 set(may_include_runtime/backend "")
@@ -19,6 +23,16 @@ set(may_include_server
     proto runtime/engine runtime/scheduler runtime/text runtime/model runtime/backend cache)
 set(folders cache runtime/backend runtime/text runtime/scheduler runtime/model runtime/engine proto
     client server)
+
+set(cuda_may_include_device "")
+set(cuda_may_include_primitives device)
+set(cuda_may_include_dense primitives device)
+set(cuda_may_include_plan primitives device)
+set(cuda_may_include_routing primitives device)
+set(cuda_may_include_sampling primitives device)
+set(cuda_may_include_attention dense primitives device)
+set(cuda_may_include_experts plan routing primitives device)
+set(cuda_may_include_prefill experts plan dense primitives device)
 
 set(violations "")
 set(files_read 0)
@@ -46,6 +60,16 @@ foreach(folder IN LISTS folders)
         endif()
       endif()
     endforeach()
+    # A folder of backend/cuda that is not listed above may include nothing of the others.
+    if(file MATCHES "^runtime/backend/cuda/([a-z_]+)/")
+      set(from ${CMAKE_MATCH_1})
+      foreach(line IN LISTS includes)
+        if(line MATCHES "\"runtime/backend/cuda/(([a-z_]+)/)?" AND NOT CMAKE_MATCH_2 STREQUAL from AND
+           NOT CMAKE_MATCH_2 IN_LIST cuda_may_include_${from})
+          list(APPEND violations "${file}: ${line}")
+        endif()
+      endforeach()
+    endif()
     # gRPC, protobuf and Prometheus types stop at the server; CUDA's stop at its folder.
     file(STRINGS ${ROOT}/${file} system_includes REGEX "^#include [<\"]")
     foreach(line IN LISTS system_includes)

@@ -15,7 +15,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // exp(x) for x <= 0 by 2^n * 2^f, |f| <= 1/2, the latter by its Taylor polynomial; the constant
 // 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits of the mantissa.
-// backend/cuda/row_keys.cuh repeats it, operation by operation.
+// backend/cuda/sampling/row_keys.cuh repeats it, operation by operation.
 inline float ExpOfNonPositive(float x) {
   constexpr float kRound = 12582912.0f;
   const float clamped = x < -86.0f ? -86.0f : x;

@@ -23,9 +23,9 @@
 #include <vector>
 
 #include "runtime/backend/bf12.h"
-#include "runtime/backend/cuda/expert_neurons.h"
-#include "runtime/backend/cuda/expert_tiles.h"
-#include "runtime/backend/cuda/unpack_experts.h"
+#include "runtime/backend/cuda/experts/expert_neurons.h"
+#include "runtime/backend/cuda/experts/expert_tiles.h"
+#include "runtime/backend/cuda/prefill/unpack_experts.h"
 #include "tests/bench/read_all.cuh"
 
 namespace {

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/backend/cuda/cublas.h"
+#include "runtime/backend/cuda/dense/cublas.h"
 #include "tests/bench/products_layer.cuh"
 
 namespace moed::backend {

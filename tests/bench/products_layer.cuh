@@ -13,10 +13,10 @@
 #include <string>
 #include <vector>
 
-#include "runtime/backend/cuda/cublas.h"
-#include "runtime/backend/cuda/expert_products.h"
-#include "runtime/backend/cuda/tensor_core.cuh"
-#include "runtime/backend/cuda/warpgroup_products.h"
+#include "runtime/backend/cuda/dense/cublas.h"
+#include "runtime/backend/cuda/prefill/expert_products.h"
+#include "runtime/backend/cuda/prefill/warpgroup_products.h"
+#include "runtime/backend/cuda/primitives/tensor_core.cuh"
 
 namespace moed::backend {
 
