@@ -66,7 +66,7 @@ class MoeLayer {
   // UNAVAILABLE: the CPU's part of the step did not come.
   absl::Status EndDeviceStep(int64_t tokens);
   // Statistics and the cache follow the last step of the device that ended: see ResidencyLink.
-  // Whatever begins here does it first, if nobody has.
+  // If nobody has, a device's step does it before it ends, whatever else begins here first.
   absl::Status FollowLastStep() { return link_.has_value() ? link_->Follow() : absl::OkStatus(); }
 
   // [chunks] of the step so far.

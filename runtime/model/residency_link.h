@@ -29,8 +29,7 @@ class ResidencyLink {
   absl::Status BeginStep();
 
   // After its layers ended, and the step before was followed, for each layer in order: how the
-  // experts of `groups` were come by. `loads` is
-  // what ExpertTraffic says of them.
+  // experts of `groups` were come by. `loads` is what ExpertTraffic says of them.
   void AddLayer(int layer, const ExpertGroups& groups, std::span<const cache::ExpertLoad> loads,
                 const backend::ExpertFormat& format, LayerTraffic* traffic);
   void EndStep();

@@ -1,5 +1,5 @@
 // One split of a token's context, for up to eight query heads of one KV head, by one block; and how
-// the parts of warps and splits add up. What attention.cu and fused_attention.cu share.
+// the parts of warps and splits add up. What attention.cu and attend_ahead.cuh share.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -1,5 +1,5 @@
 // Norm, clipping and rotary embedding of one head of q or k, by one warp; and its way into the
-// paged cache. What prepare_qkv.cu and fused_attention.cu share.
+// paged cache. What prepare_qkv.cu and attend_ahead.cuh share.
 #pragma once
 
 #include <cuda_bf16.h>
