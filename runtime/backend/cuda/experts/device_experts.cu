@@ -224,8 +224,9 @@ void CudaDeviceExperts::Run(int layer, const Tensor& weights, const Tensor& x,
 }
 
 int CudaDeviceExperts::JoinedTasks(int layer, int rows) const {
-  return JoinedTasksFor(two_passes_, static_cast<int>(options_.format.hidden()), rows,
-                        options_.top_k, options_.experts_per_layer[layer]);
+  return JoinedTasksFor(two_passes_, options_.format.kind(),
+                        static_cast<int>(options_.format.hidden()), rows, options_.top_k,
+                        options_.experts_per_layer[layer]);
 }
 
 PlanExpertsArguments CudaDeviceExperts::PlanArguments(int layer, const Tensor& weights,

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "runtime/backend/cuda/experts/bf12_decode.cuh"
 #include "runtime/backend/cuda/experts/bf12_experts.cuh"
 #include "runtime/backend/cuda/experts/expert_neurons.h"
 #include "runtime/backend/cuda/experts/neuron_tasks.cuh"
@@ -61,10 +62,10 @@ __device__ void ForEachPair(const std::byte* row, uint32_t base, int hidden, int
     const auto* n = reinterpret_cast<const uint32_t*>(&nibbles);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      function(it * 16 + i, DecodeBf12Pair<0>(l[i], n[i], base));
-      function(it * 16 + 4 + i, DecodeBf12Pair<1>(l[i], n[i], base));
-      function(it * 16 + 8 + i, DecodeBf12Pair<2>(h[i], n[i], base));
-      function(it * 16 + 12 + i, DecodeBf12Pair<3>(h[i], n[i], base));
+      function(it * 16 + i, PermuteBf12Pair<0>(l[i], n[i], base));
+      function(it * 16 + 4 + i, PermuteBf12Pair<1>(l[i], n[i], base));
+      function(it * 16 + 8 + i, PermuteBf12Pair<2>(h[i], n[i], base));
+      function(it * 16 + 12 + i, PermuteBf12Pair<3>(h[i], n[i], base));
     }
   }
 }

@@ -281,12 +281,15 @@ LinkAccess LinkAccessFor(ExpertFormatKind format, int hidden) {
                                            : AccessFor<Bf16Experts>(hidden);
 }
 
-int JoinedTasksFor(bool two_passes, int hidden, int rows, int top_k, int num_experts) {
+int JoinedTasksFor(bool two_passes, ExpertFormatKind format, int hidden, int rows, int top_k,
+                   int num_experts) {
   if (!two_passes) return 0;
   // So that experts of twice the tokens of the mean are read once. Where none is to be joined, and
   // one pass holds all columns, it is faster.
   const int tokens = 2 * rows * top_k / num_experts;
-  if (hidden <= kSliceColumns && (rows <= kTaskTokens || tokens < 2 * kTaskTokens)) return 0;
+  // Of bf12 one pass is fast enough to read the weights twice.
+  const int most = 2 * kTaskTokens - (format == ExpertFormatKind::kBF12 ? 0 : 1);
+  if (hidden <= kSliceColumns && (rows <= kTaskTokens || tokens <= most)) return 0;
   if (rows <= kTaskTokens) return 1;
   if (tokens > 2 * kTaskTokens) return kMostJoinedTasks;
   // Tokens of long rows are faster from shared memory (two_pass_experts.cu), where those of two

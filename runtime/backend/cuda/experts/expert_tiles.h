@@ -47,7 +47,8 @@ struct ExpertTilesArguments {
 
 // The joined_tasks that suits steps of `rows` tokens. `two_passes`: TwoPassSupports() of the
 // device.
-int JoinedTasksFor(bool two_passes, int hidden, int rows, int top_k, int num_experts);
+int JoinedTasksFor(bool two_passes, ExpertFormatKind format, int hidden, int rows, int top_k,
+                   int num_experts);
 
 // Scratch of a tile for a task's tokens: activations and what the pass after them needs beside.
 inline constexpr int kTileActivationBytes = kTileNeurons * (2 * kTaskTokens + 2);

@@ -171,7 +171,7 @@ absl::Status CudaExperts::RunFewRows(const ExpertFormat& format, std::span<const
   arguments.multiprocessors = multiprocessors_;
   // As for a single token: nothing is joined.
   arguments.joined_tasks =
-      JoinedTasksFor(two_passes_, hidden, /*rows=*/1, top_k, /*num_experts=*/1);
+      JoinedTasksFor(two_passes_, format.kind(), hidden, /*rows=*/1, top_k, /*num_experts=*/1);
   return CudaStatus(LaunchExpertTiles(arguments, stream_), "launching the expert kernels");
 }
 
