@@ -7,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/backend/cold_division.h"
 #include "runtime/backend/cpu/cold_experts.h"
+#include "runtime/backend/cpu/cold_fetch.h"
+#include "runtime/backend/cpu/cold_forecast.h"
 #include "runtime/backend/cpu/cpu_count.h"
 #include "runtime/backend/cpu/spin_wait.h"
 #include "runtime/backend/cpu/thread_pool.h"
@@ -39,7 +41,12 @@ ColdMailboxSize ColdMailboxSizeFor(const DeviceExpertsOptions& options) {
 }
 
 ColdWorkersOptions ColdWorkersOptionsFor(const DeviceExpertsOptions& options) {
-  ColdWorkersOptions workers{.format = options.format, .layers = {}, .num_threads = 1};
+  ColdWorkersOptions workers{.format = options.format,
+                             .layers = {},
+                             .num_threads = 1,
+                             .experts_per_layer = options.experts_per_layer,
+                             .top_k = options.top_k,
+                             .next_routers = options.next_routers};
   const std::byte* layer = options.host_experts;
   for (const int experts : options.experts_per_layer) {
     workers.layers.push_back(layer);
@@ -57,7 +64,11 @@ absl::Status ColdReplyMissing(int timeout_ms) {
 }
 
 ColdWorkers::ColdWorkers(ColdWorkersOptions options, const ColdMailbox& mailbox)
-    : options_(std::move(options)), mailbox_(mailbox), watcher_([this] { Watch(); }) {}
+    : options_(std::move(options)),
+      mailbox_(mailbox),
+      forecast_(std::make_unique<ColdForecast>(options_.next_routers, options_.experts_per_layer,
+                                               options_.top_k, options_.format.hidden())),
+      watcher_([this] { Watch(); }) {}
 
 ColdWorkers::~ColdWorkers() {
   stopping_.store(true);
@@ -80,6 +91,15 @@ ColdCpuWork ColdWorkers::EndStep() {
           .seconds = 1e-9 * static_cast<double>(nanoseconds_.load(std::memory_order_relaxed))};
 }
 
+void ColdWorkers::Follow(std::span<const ExpertEdit> edits) { forecast_->Follow(edits); }
+
+void ColdWorkers::FollowUses(int layer, std::span<const ExpertUse> uses) {
+  for (size_t e = 0; e < uses.size(); ++e) {
+    if (uses[e].kind != ExpertUseKind::kFilled) continue;
+    forecast_->SetInVram(layer, static_cast<int>(e), /*in_vram=*/true);
+  }
+}
+
 bool ColdWorkers::HasRequest() const {
   const std::atomic_ref<uint32_t> sequence(mailbox_.request->sequence);
   return sequence.load(std::memory_order_acquire) != answered_;
@@ -89,6 +109,8 @@ void ColdWorkers::Watch() {
   // Here, since the thread that makes a pool is its worker 0.
   pool_ = std::make_unique<ThreadPool>(options_.num_threads, kSpinTime);
   experts_ = std::make_unique<ColdExperts>(*pool_, options_.format);
+  fetch_ = std::make_unique<ColdFetch>(*forecast_, options_.format, options_.layers,
+                                       options_.num_threads);
   auto last_step = Clock::now();
   SpinWait spin;
   while (!stopping_.load(std::memory_order_relaxed)) {
@@ -108,12 +130,19 @@ void ColdWorkers::Watch() {
 void ColdWorkers::Answer() {
   const auto start = Clock::now();
   ++answered_;
-  experts_->Run(options_.layers[mailbox_.request->layer], mailbox_);
-  cost_.fetch_add(CostOf(mailbox_), std::memory_order_relaxed);
-  const auto taken = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start);
-  nanoseconds_.fetch_add(taken.count(), std::memory_order_relaxed);
-  const std::atomic_ref<uint32_t> sequence(mailbox_.reply->sequence);
-  sequence.store(answered_, std::memory_order_release);
+  const auto answer = [&] {
+    cost_.fetch_add(CostOf(mailbox_), std::memory_order_relaxed);
+    const auto taken = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start);
+    nanoseconds_.fetch_add(taken.count(), std::memory_order_relaxed);
+    const std::atomic_ref<uint32_t> sequence(mailbox_.reply->sequence);
+    sequence.store(answered_, std::memory_order_release);
+  };
+  const auto has_other_work = [&] {
+    return HasRequest() || !in_step_.load(std::memory_order_relaxed) ||
+           stopping_.load(std::memory_order_relaxed);
+  };
+  experts_->Run(options_.layers[mailbox_.request->layer], mailbox_, *fetch_, answer,
+                has_other_work);
 }
 
 // A step that begins meanwhile changes wake_ups_ after in_step_, so it is either seen here or

@@ -2,7 +2,8 @@
 // (cold_mailbox.h): one watches the mailbox and shares each request out among the others.
 //
 // Between BeginStep and EndStep, and only then, it looks for requests; 1 ms after the last step it
-// parks, and so does any other thread that had nothing to do for as long. The device must not wait
+// parks, and so does any other thread that had nothing to do for as long. Between requests of few
+// rows they fetch what they guess the next one to ask for (cold_fetch.h). The device must not wait
 // for ever: a process that was stopped answers late or never. Made by the owner of the mailbox;
 // BeginStep and EndStep are called by the engine thread.
 #pragma once
@@ -11,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -22,12 +24,18 @@
 namespace moed::backend {
 
 class ColdExperts;
+class ColdFetch;
+class ColdForecast;
 class ThreadPool;
 
 struct ColdWorkersOptions {
   ExpertFormat format;
   std::vector<const std::byte*> layers;  // each layer's experts in host memory
   int num_threads = 1;
+  // For guesses at the next layer's experts.
+  std::vector<int> experts_per_layer;
+  int top_k = 0;
+  std::shared_ptr<const NextRouters> next_routers;  // null: there are none
 };
 
 // What a device with these options needs: the largest request that it can make, and the threads.
@@ -57,6 +65,10 @@ class ColdWorkers {
   // After the last one was answered: what was done since BeginStep.
   ColdCpuWork EndStep();
 
+  // What lies in VRAM is no longer looked out for. By the engine thread, at any time.
+  void Follow(std::span<const ExpertEdit> edits);
+  void FollowUses(int layer, std::span<const ExpertUse> uses);
+
  private:
   void Watch();
   bool HasRequest() const;
@@ -67,6 +79,8 @@ class ColdWorkers {
   const ColdMailbox mailbox_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<ColdExperts> experts_;
+  std::unique_ptr<ColdForecast> forecast_;
+  std::unique_ptr<ColdFetch> fetch_;
   uint32_t answered_ = 0;  // the watching thread's
   // Of the step; written before the answer that they belong to.
   std::atomic<int64_t> cost_{0};

@@ -11,11 +11,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "runtime/backend/expert_format.h"
+#include "runtime/backend/next_routers.h"
 #include "runtime/backend/tensor.h"
 
 namespace moed::backend {
@@ -61,6 +63,8 @@ struct DeviceExpertsOptions {
   std::byte* slots = nullptr;
   ColdPath cold_path = ColdPath::kLink;
   int cold_threads = 0;  // of the CPU's part; 0: DefaultColdThreads
+  // For the CPU's threads to guess a layer's experts ahead; null: they do not.
+  std::shared_ptr<const NextRouters> next_routers;
   // The longest that the device waits for the CPU's part of a layer.
   int cold_timeout_ms = 3000;
 };

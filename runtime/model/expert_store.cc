@@ -81,7 +81,8 @@ absl::Status ExpertStore::CreateDevice(const ModelConfig& config, const ExpertSt
                                              .host_experts = host_experts_->data(),
                                              .slots = arena_.data(),
                                              .cold_path = options.cold_path,
-                                             .cold_threads = options.cold_threads});
+                                             .cold_threads = options.cold_threads,
+                                             .next_routers = options.next_routers});
   if (!device.ok()) return device.status();
   device_ = *std::move(device);
   return absl::OkStatus();

@@ -41,6 +41,7 @@ struct ExpertStoreOptions {
   // Device-driven: see DeviceExpertsOptions.
   backend::ColdPath cold_path = backend::ColdPath::kLink;
   int cold_threads = 0;
+  std::shared_ptr<const backend::NextRouters> next_routers = {};
   LoadProgress progress = {};  // of Create, which device-driven reads every expert
 };
 

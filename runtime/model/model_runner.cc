@@ -8,6 +8,7 @@
 #include "runtime/backend/cpu/cpu_count.h"
 #include "runtime/model/for_each_expert.h"
 #include "runtime/model/kv_cache.h"
+#include "runtime/model/read_next_routers.h"
 #include "runtime/model/runner_memory.h"
 #include "runtime/model/weights.h"
 
@@ -189,6 +190,13 @@ absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
   const absl::StatusOr<int> slots = ResolveSlotsTaken(*budget);
   if (!slots.ok()) return slots.status();
   if (absl::Status status = CheckSlots(*slots); !status.ok()) return status;
+  const backend::ColdPath cold_path = cold_path_.value_or(backend::ColdPath::kLink);
+  std::shared_ptr<const backend::NextRouters> next_routers;
+  if (device_driven() && cold_path != backend::ColdPath::kLink) {
+    auto read = ReadNextRouters(*checkpoint_);
+    if (!read.ok()) return read.status();
+    next_routers = *std::move(read);
+  }
   auto experts = ExpertStore::Create(config(),
                                      {.num_slots = *slots,
                                       .max_slots = plan_.num_expert_slots,
@@ -196,8 +204,9 @@ absl::Status ModelRunner::LoadExperts(const LoadProgress& progress) {
                                       .io_threads = IoThreads(options_, served_, device_driven()),
                                       .device_tokens = device_driven() ? DeviceTokens(options_) : 0,
                                       .slots_on_device = backend_->Memory().has_value(),
-                                      .cold_path = cold_path_.value_or(backend::ColdPath::kLink),
+                                      .cold_path = cold_path,
                                       .cold_threads = options_.cold_threads,
+                                      .next_routers = std::move(next_routers),
                                       .progress = progress},
                                      *served_.source, *backend_);
   if (!experts.ok()) return experts.status();

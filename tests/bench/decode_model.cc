@@ -13,6 +13,7 @@
 #include "runtime/model/dummy_checkpoint.h"
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/model_size.h"
+#include "runtime/model/read_next_routers.h"
 #include "runtime/model/weights.h"
 
 namespace moed {
@@ -60,13 +61,18 @@ void DecodeModel::LoadExperts() {
   }
   const model::ExpertSource& source = options_.bf12 ? *encoded_ : stored;
   const int slots = SlotsOf(options_.largest_residency, source.format());
+  std::shared_ptr<const backend::NextRouters> next_routers;
+  if (std::getenv("MOED_BENCH_NO_LOOK_AHEAD") == nullptr) {
+    next_routers = ValueOf(model::ReadNextRouters(*checkpoint_));
+  }
   experts_ = ValueOf(
       model::ExpertStore::Create(config(),
                                  {.num_slots = std::max(slots, 1),
                                   .policy = "recency-frequency",
                                   .io_threads = backend::AvailableCpus(),
                                   .device_tokens = std::max(kDeviceTokens, options_.largest_batch),
-                                  .cold_path = options_.cold_path},
+                                  .cold_path = options_.cold_path,
+                                  .next_routers = std::move(next_routers)},
                                  source, *backend_));
   Check(experts_->Warm(nullptr));
 }

@@ -13,9 +13,9 @@ constexpr int64_t kLeastPieceNeurons = 4;
 constexpr int64_t kMostPieceNeurons = 16;
 // Where there is that much to do.
 constexpr int64_t kPiecesPerThread = 24;
-// Columns of a row added by one thread at a time.
-constexpr int64_t kSumColumns = 128;
-static_assert(kSumColumns % kOrderedSums == 0);
+// Columns of a row added by one thread at a time, at most.
+constexpr int64_t kMostSumColumns = 256;
+static_assert(kMostSumColumns % kOrderedSums == 0);
 
 // Those with the most rows a pass: an expert's tokens are few, and its weights come from memory.
 const ExpertKernels& FewRowsKernels() {
@@ -23,46 +23,104 @@ const ExpertKernels& FewRowsKernels() {
   return kernels != nullptr ? *kernels : PortableExpertKernels();
 }
 
-int64_t PieceNeurons(const ColdMailbox& mailbox, int threads) {
+int64_t PieceNeurons(std::span<const ColdItem> items, int threads) {
   int64_t neurons = 0;
-  for (int32_t i = 0; i < mailbox.request->num_items; ++i) neurons += mailbox.items[i].num_neurons;
+  for (const ColdItem& item : items) neurons += item.num_neurons;
   const int64_t size =
       neurons / (threads * kPiecesPerThread) / kLeastPieceNeurons * kLeastPieceNeurons;
   return std::clamp(size, kLeastPieceNeurons, kMostPieceNeurons);
+}
+
+// So that each thread has something to add, once.
+int64_t SumColumns(int64_t columns, int threads) {
+  const int64_t each = (columns + threads - 1) / threads;
+  return std::min((each + kOrderedSums - 1) / kOrderedSums * kOrderedSums, kMostSumColumns);
 }
 
 int64_t PiecesOf(const ColdItem& item, int64_t neurons) {
   return (item.num_neurons + neurons - 1) / neurons;
 }
 
+int64_t PiecesIn(std::span<const ColdItem> items, int64_t neurons) {
+  int64_t count = 0;
+  for (const ColdItem& item : items) count += PiecesOf(item, neurons);
+  return count;
+}
+
 }  // namespace
 
-// Pieces of a request in the order of its items, from a counter that the threads share.
+// A thread's pieces of a request: of those that it has fetched, then of all in the order of the
+// items, from a counter that the threads share; each only if no other has taken it.
 class ColdExperts::PieceTaker {
  public:
-  PieceTaker(const Call& call, std::atomic<int64_t>* next_piece)
-      : item_(call.mailbox.items),
-        end_(call.mailbox.items + call.mailbox.request->num_items),
-        neurons_(call.piece_neurons),
+  PieceTaker(const Call& call, std::span<const FetchedNeurons> fetched,
+             std::span<std::atomic<uint32_t>> claims, std::atomic<int64_t>* next_piece)
+      : call_(call),
+        item_(call.items.begin()),
+        fetched_(fetched),
+        claims_(claims),
         next_piece_(next_piece) {}
 
   Piece Take() {
-    const int64_t piece = next_piece_->fetch_add(1, std::memory_order_relaxed);
-    for (; item_ != end_; item_begin_ += PiecesOf(*item_, neurons_), ++item_) {
-      if (piece >= item_begin_ + PiecesOf(*item_, neurons_)) continue;
-      const int64_t first = (piece - item_begin_) * neurons_;
-      return {.item = item_,
-              .first = item_->first_neuron + first,
-              .count = std::min<int64_t>(neurons_, item_->num_neurons - first)};
+    while (!fetched_.empty()) {
+      const Piece piece = TakeFetched(fetched_.front());
+      if (piece.item != nullptr) return piece;
+      fetched_ = fetched_.subspan(1);
+      in_run_ = 0;
+    }
+    return TakeShared();
+  }
+
+ private:
+  // The next piece that begins in a run; none is left or asked for: without an item.
+  Piece TakeFetched(const FetchedNeurons& run) {
+    int64_t index = 0;
+    for (const ColdItem& item : call_.items) {
+      const int64_t pieces = PiecesOf(item, call_.piece_neurons);
+      if (item.expert != run.expert) {
+        index += pieces;
+        continue;
+      }
+      const int64_t from = std::max(run.first - item.first_neuron, 0);
+      const int64_t to = std::max(run.first + run.count - item.first_neuron, 0);
+      for (int64_t i = (from + call_.piece_neurons - 1) / call_.piece_neurons + in_run_;
+           i < pieces && i * call_.piece_neurons < to; ++i) {
+        ++in_run_;
+        if (Claim(index + i)) return PieceOf(item, i);
+      }
+      break;
     }
     return {};
   }
 
- private:
-  const ColdItem* item_;
-  const ColdItem* end_;
-  int64_t neurons_;
+  Piece TakeShared() {
+    for (;;) {
+      const int64_t piece = next_piece_->fetch_add(1, std::memory_order_relaxed);
+      if (piece >= call_.num_pieces) return {};
+      while (piece >= item_begin_ + PiecesOf(*item_, call_.piece_neurons)) {
+        item_begin_ += PiecesOf(*item_++, call_.piece_neurons);
+      }
+      if (Claim(piece)) return PieceOf(*item_, piece - item_begin_);
+    }
+  }
+
+  bool Claim(int64_t piece) {
+    return claims_[piece].exchange(call_.number, std::memory_order_relaxed) != call_.number;
+  }
+
+  Piece PieceOf(const ColdItem& item, int64_t index) const {
+    const int64_t first = index * call_.piece_neurons;
+    return {.item = &item,
+            .first = item.first_neuron + first,
+            .count = std::min<int64_t>(call_.piece_neurons, item.num_neurons - first)};
+  }
+
+  const Call& call_;
+  std::span<const ColdItem>::iterator item_;
   int64_t item_begin_ = 0;  // pieces before item_
+  std::span<const FetchedNeurons> fetched_;
+  int64_t in_run_ = 0;  // pieces of the first of fetched_ that were looked at
+  std::span<std::atomic<uint32_t>> claims_;
   std::atomic<int64_t>* next_piece_;
 };
 
@@ -74,58 +132,83 @@ ColdExperts::Worker ColdExperts::WorkerAt(int worker) const {
   return {first, first + kernels_.few_rows_limit * format_.row_values()};
 }
 
-void ColdExperts::Run(const std::byte* experts, const ColdMailbox& mailbox) {
-  const int64_t rows = mailbox.request->rows;
-  worker_floats_ = (kernels_.few_rows_limit + rows) * format_.row_values();
-  memory_.Reserve(worker_floats_ * pool_.num_threads());
-  std::fill(has_worked_.begin(), has_worked_.end(), uint8_t{0});
-  for (auto* counter : {&next_piece_, &pieces_done_, &next_sum_}) {
-    counter->store(0, std::memory_order_relaxed);
-  }
-  const Call call = {experts, mailbox, PieceNeurons(mailbox, pool_.num_threads())};
-  pool_.ParallelFor(pool_.num_threads(), 1,
-                    [&](int64_t, int64_t, int worker) { Run(call, worker); });
+void ColdExperts::Run(const std::byte* experts, const ColdMailbox& mailbox, ColdFetch& fetch,
+                      absl::FunctionRef<void()> answer, absl::FunctionRef<bool()> stop) {
+  items_.assign(mailbox.items, mailbox.items + mailbox.request->num_items);
+  const int64_t piece_neurons = PieceNeurons(items_, pool_.num_threads());
+  const Call call = {.experts = experts,
+                     .mailbox = mailbox,
+                     .items = items_,
+                     .rows = mailbox.request->rows,
+                     .piece_neurons = piece_neurons,
+                     .num_pieces = PiecesIn(items_, piece_neurons),
+                     .number = ++calls_,
+                     .fetch = fetch,
+                     .answer = answer};
+  Reserve(call);
+  fetch.Begin(mailbox);
+  pool_.ParallelFor(pool_.num_threads(), 1, [&](int64_t share, int64_t, int worker) {
+    RunAndAdd(call, worker);
+    fetch.Fetch(static_cast<int>(share), worker, stop);
+  });
 }
 
-// Both halves in one loop, since ending one and starting another takes longer than adding up. A
-// thread that comes twice, for one that sleeps, finds nothing left to do.
-void ColdExperts::Run(const Call& call, int worker) {
-  pieces_done_.fetch_add(RunPieces(call, worker), std::memory_order_acq_rel);
-  WaitForPieces(call);
-  const int64_t chunks = (format_.hidden() + kSumColumns - 1) / kSumColumns;
-  const int64_t count = call.mailbox.request->rows * chunks;
-  for (int64_t i; (i = next_sum_.fetch_add(1, std::memory_order_relaxed)) < count;) {
-    AddUp(call.mailbox, i / chunks, i % chunks * kSumColumns);
+void ColdExperts::Reserve(const Call& call) {
+  worker_floats_ = (kernels_.few_rows_limit + call.rows) * format_.row_values();
+  memory_.Reserve(worker_floats_ * pool_.num_threads());
+  std::fill(has_worked_.begin(), has_worked_.end(), uint8_t{0});
+  const auto pieces = static_cast<size_t>(call.num_pieces);
+  if (claims_.size() < pieces) claims_ = std::vector<std::atomic<uint32_t>>(2 * pieces);
+  for (auto* counter : {&next_piece_, &pieces_done_, &next_sum_, &sums_done_}) {
+    counter->store(0, std::memory_order_relaxed);
   }
+}
+
+// All in one loop, since ending one and starting another takes longer than adding up. A thread that
+// comes twice, for one that sleeps, finds nothing left to do.
+void ColdExperts::RunAndAdd(const Call& call, int worker) {
+  pieces_done_.fetch_add(RunPieces(call, worker), std::memory_order_acq_rel);
+  call.fetch.ScoreOwn(worker);  // while others are not done yet
+  WaitForPieces(call);
+  call.fetch.ScoreOthers(worker);
+  const int64_t columns = SumColumns(call.rows * format_.hidden(), pool_.num_threads());
+  const int64_t chunks = (format_.hidden() + columns - 1) / columns;
+  const int64_t count = call.rows * chunks;
+  int64_t added = 0;
+  for (int64_t i; (i = next_sum_.fetch_add(1, std::memory_order_relaxed)) < count; ++added) {
+    AddUp(call, i / chunks, i % chunks * columns, columns);
+  }
+  if (added == 0) return;
+  if (sums_done_.fetch_add(added, std::memory_order_acq_rel) + added < count) return;
+  call.fetch.WaitForScores();
+  call.answer();
 }
 
 // Returns how many.
 int64_t ColdExperts::RunPieces(const Call& call, int worker) {
-  PieceTaker pieces(call, &next_piece_);
+  PieceTaker pieces(call, call.fetch.FetchedBy(worker), claims_, &next_piece_);
   Piece piece = pieces.Take();
   if (piece.item == nullptr) return 0;
   const Worker memory = WorkerAt(worker);
   if (has_worked_[worker] == 0) {
-    std::fill_n(memory.sums, call.mailbox.request->rows * format_.row_values(), 0.0f);
+    std::fill_n(memory.sums, call.rows * format_.row_values(), 0.0f);
     has_worked_[worker] = 1;
   }
   int64_t count = 0;
   for (; piece.item != nullptr; ++count) {
     const Piece next = pieces.Take();
-    // After the last, nothing new.
-    RunPiece(call, piece, WeightsOf(call, next.item != nullptr ? next : piece), memory);
+    const std::byte* ahead =
+        next.item != nullptr ? WeightsOf(call, next) : call.fetch.ScoreWeights(worker);
+    if (ahead == nullptr) ahead = WeightsOf(call, piece);  // nothing new
+    RunPiece(call, piece, ahead, memory);
     piece = next;
   }
   return count;
 }
 
 void ColdExperts::WaitForPieces(const Call& call) const {
-  int64_t count = 0;
-  for (int32_t i = 0; i < call.mailbox.request->num_items; ++i) {
-    count += PiecesOf(call.mailbox.items[i], call.piece_neurons);
-  }
   SpinWait spin;
-  while (pieces_done_.load(std::memory_order_acquire) != count) spin.Pause();
+  while (pieces_done_.load(std::memory_order_acquire) != call.num_pieces) spin.Pause();
 }
 
 const std::byte* ColdExperts::WeightsOf(const Call& call, const Piece& piece) const {
@@ -160,9 +243,9 @@ void ColdExperts::RunPiece(const Call& call, const Piece& piece, const std::byte
   }
 }
 
-void ColdExperts::AddUp(const ColdMailbox& mailbox, int64_t row, int64_t column) const {
-  alignas(64) float total[kSumColumns] = {};
-  const int64_t columns = std::min(kSumColumns, format_.row_values() - column);
+void ColdExperts::AddUp(const Call& call, int64_t row, int64_t column, int64_t columns) const {
+  alignas(64) float total[kMostSumColumns] = {};
+  columns = std::min(columns, format_.row_values() - column);
   for (int worker = 0; worker < pool_.num_threads(); ++worker) {
     if (has_worked_[worker] == 0) continue;
     const float* const sums = WorkerAt(worker).sums + row * format_.row_values() + column;
@@ -170,7 +253,7 @@ void ColdExperts::AddUp(const ColdMailbox& mailbox, int64_t row, int64_t column)
   }
   kernels_.order_sums(total, columns);
   std::copy_n(total, std::min(columns, format_.hidden() - column),
-              mailbox.sums + row * format_.hidden() + column);
+              call.mailbox.sums + row * format_.hidden() + column);
 }
 
 }  // namespace moed::backend

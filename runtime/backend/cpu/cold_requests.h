@@ -30,6 +30,9 @@ class ColdRequests {
   absl::Status BeginStep();
   absl::Status EndStep();
 
+  // See ColdWorkers.
+  ColdWorkers& workers() const { return *workers_; }
+
   // Begins the request of a layer; after an error nothing does anything. Then one AddItem for each
   // expert, its AddPair, and Post.
   void Begin(int layer, int64_t rows);

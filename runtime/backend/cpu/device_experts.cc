@@ -36,11 +36,16 @@ absl::Status CpuDeviceExperts::BeginStep(int64_t) {
 }
 
 absl::Status CpuDeviceExperts::EndStep() {
-  return cold_requests_ != nullptr ? cold_requests_->EndStep() : absl::OkStatus();
+  if (cold_requests_ == nullptr) return absl::OkStatus();
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    cold_requests_->workers().FollowUses(static_cast<int>(i), layers_[i].uses);
+  }
+  return cold_requests_->EndStep();
 }
 
 absl::Status CpuDeviceExperts::Apply(std::span<const ExpertEdit> edits) {
   for (const ExpertEdit& edit : edits) ApplyOne(edit);
+  if (cold_requests_ != nullptr) cold_requests_->workers().Follow(edits);
   return absl::OkStatus();
 }
 

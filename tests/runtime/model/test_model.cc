@@ -10,6 +10,7 @@
 #include "runtime/backend/cpu/cpu_backend.h"
 #include "runtime/backend/cuda/cuda_backend.h"
 #include "runtime/model/kv_cache.h"
+#include "runtime/model/read_next_routers.h"
 #include "runtime/model/recoded_experts.h"
 #include "runtime/model/weights.h"
 
@@ -54,6 +55,9 @@ absl::StatusOr<std::unique_ptr<TestModel>> TestModel::Create(const TestModelOpti
       .device_tokens = TestsUseCuda() ? kCudaDeviceTokens : options.device_tokens,
       .cold_path = options.cold_path,
       .cold_threads = 2};
+  auto next_routers = model::ReadNextRouters(*test->checkpoint_);
+  if (!next_routers.ok()) return next_routers.status();
+  store.next_routers = *std::move(next_routers);
   const model::ExpertSource& stored = test->checkpoint_->experts();
   if (options.encode_experts) {
     const auto format = model::SampleBf12Format(test->config(), stored);

@@ -179,11 +179,16 @@ absl::Status CudaDeviceExperts::BeginStep(int64_t tokens) {
 absl::Status CudaDeviceExperts::EndStep() {
   absl::Status status = finished_;
   status.Update(side_.Wait());
-  if (!status.ok()) return status;
-  return cold_path_ != nullptr ? cold_path_->EndStep() : absl::OkStatus();
+  if (!status.ok() || cold_path_ == nullptr) return status;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const int layer = static_cast<int>(i);
+    cold_path_->workers().FollowUses(layer, Uses(layer));
+  }
+  return cold_path_->EndStep();
 }
 
 absl::Status CudaDeviceExperts::Apply(std::span<const ExpertEdit> edits) {
+  if (cold_path_ != nullptr) cold_path_->workers().Follow(edits);
   return edits_.Apply(edits, device_layers_, layers_.size(), stream_);
 }
 

@@ -58,6 +58,9 @@ class CudaColdPath {
   absl::Status BeginStep(int64_t padded_tokens);
   absl::Status EndStep();
 
+  // See ColdWorkers.
+  ColdWorkers& workers() const { return *workers_; }
+
   // For the planning kernel: device pointers.
   const ColdMailbox& mailbox() const { return mailbox_; }
   ColdState* state() const { return state_; }

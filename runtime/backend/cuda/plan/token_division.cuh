@@ -1,5 +1,7 @@
 // Who computes the experts of a single token: by a warp, from the table and what the link shall
-// take. Changes nothing, so that every block that needs the division can make it for itself.
+// take. Of the cold ones that fill no slot the CPU has the highest in rank, since these are guessed
+// ahead best (cpu/cold_forecast.h). Changes nothing, so that every block that needs the division
+// can make it for itself.
 #pragma once
 
 #include <cstdint>
@@ -41,10 +43,10 @@ struct TokenDivision {
     const int total_cost = __popc(colds) * expert_tiles;
     TakeOffers(entry.fill_allowed - 1, total_cost, link_share, num_offered);
     const bool divided = cold && offer < 0;
-    const uint32_t before_this = Lanes(divided) & before();
+    const uint32_t behind_this = Lanes(divided) & ~before() & ~(1u << lane());
     if (divided) {
       const int64_t budget = LinkBudget(link_share, total_cost, int64_t{filled} * expert_tiles);
-      tiles = LinkTiles(budget, int64_t{expert_tiles} * __popc(before_this), expert_tiles, 1);
+      tiles = LinkTiles(budget, int64_t{expert_tiles} * __popc(behind_this), expert_tiles, 1);
     }
     whole = Lanes(cold && tiles == expert_tiles);
     cut = Lanes(cold && tiles > 0 && tiles < expert_tiles);
