@@ -9,14 +9,13 @@
 #include "runtime/text/tokenizer.h"
 #include "server/access_control.h"
 #include "server/api_keys.h"
-#include "server/demo_model.h"
+#include "server/model_directory.h"
 
 namespace moed::server {
 namespace {
 
 absl::Status CheckCheckpoint(const Options& options) {
-  absl::StatusOr<std::string> directory = options.model;
-  if (options.model.empty()) directory = FindDemoModel();
+  const absl::StatusOr<std::string> directory = FindModelDirectory(options.model);
   if (!directory.ok()) return directory.status();
   const auto checkpoint = model::OpenCheckpoint(
       {.directory = *directory, .load_format = options.load_format, .seed = options.seed});

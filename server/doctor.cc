@@ -14,7 +14,7 @@
 #include "runtime/backend/cpu/memory_limit.h"
 #include "runtime/model/checkpoint.h"
 #include "runtime/model/model_size.h"
-#include "server/demo_model.h"
+#include "server/model_directory.h"
 
 namespace moed::server {
 namespace {
@@ -151,8 +151,7 @@ std::vector<Finding> ExamineMachine(const Options& options, const std::string& r
 }
 
 std::vector<Finding> ExamineModel(const Options& options) {
-  absl::StatusOr<std::string> directory = options.model;
-  if (options.model.empty()) directory = FindDemoModel();
+  const absl::StatusOr<std::string> directory = FindModelDirectory(options.model);
   if (!directory.ok()) {
     return {{Kind::kProblem, "checkpoint", std::string(directory.status().message()),
              "name a directory with --model"}};

@@ -14,6 +14,7 @@
 #include "server/doctor.h"
 #include "server/listen_address.h"
 #include "server/log.h"
+#include "server/model_directory.h"
 #include "server/model_host.h"
 #include "server/options.h"
 #include "server/server.h"
@@ -61,6 +62,11 @@ int main(int argc, char** argv) {
   if (doctor) return RunDoctor(options, std::cout);
   if (parsed.check_only) return CheckConfiguration(options, std::cout);
 
+  // Told before it listens: what waits for it to become ready would wait for nothing.
+  if (const auto directory = FindModelDirectory(options.model); !directory.ok()) {
+    spdlog::critical("{}", std::string(directory.status().message()));
+    return EXIT_FAILURE;
+  }
   const auto server = Server::Create(options, LoadModel);
   if (!server.ok()) {
     spdlog::critical("{}", std::string(server.status().message()));

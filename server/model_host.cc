@@ -16,19 +16,14 @@
 #include "runtime/backend/cuda/cuda_backend.h"
 #include "runtime/model/checkpoint.h"
 #include "runtime/model/kv_cache.h"
-#include "server/demo_model.h"
 #include "server/load_progress.h"
+#include "server/model_directory.h"
 
 namespace moed::server {
 namespace {
 
 // Left to everything that no plan counts: code, threads, sockets, queued requests.
 constexpr int64_t kReserveBytes = int64_t{256} << 20;
-
-absl::StatusOr<std::string> ModelDirectory(const Options& options) {
-  if (options.model.empty()) return FindDemoModel();
-  return options.model;
-}
 
 std::string ModelName(const Options& options, const std::string& directory) {
   if (!options.served_model_name.empty()) return options.served_model_name;
@@ -230,7 +225,7 @@ void LogPlan(const ServedModel& served, const model::ModelRunner& runner) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ServedModel>> LoadModel(const Options& options) {
-  const absl::StatusOr<std::string> directory = ModelDirectory(options);
+  const absl::StatusOr<std::string> directory = FindModelDirectory(options.model);
   if (!directory.ok()) return directory.status();
   auto served = std::make_unique<ServedModel>();
   served->name = ModelName(options, *directory);

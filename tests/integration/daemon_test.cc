@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <csignal>
 
 #include "tests/integration/daemon_process.h"
@@ -76,7 +77,6 @@ TEST(DaemonTest, ErrorsEndItWithACodeAndARemedy) {
   } cases[] = {
       {{"--no-such-flag"}, 2, "--no-such-flag"},
       {{"--port=" + address.substr(address.find(':') + 1)}, 1, "--port"},
-      {{"--model=/no/such/checkpoint"}, 1, "/no/such/checkpoint"},
       {{"--expert-budget=1slots"}, 1, "budget"},
       {{"--device=cuda"}, 1, "CUDA"},
   };
@@ -85,6 +85,15 @@ TEST(DaemonTest, ErrorsEndItWithACodeAndARemedy) {
     EXPECT_EQ(daemon.WaitForExit(), exit_code) << says;
     EXPECT_THAT(daemon.Log(), HasSubstr(says));
   }
+}
+
+TEST(DaemonTest, AMissingCheckpointIsAllItTalksOf) {
+  DaemonProcess daemon({"--model=/no/such/checkpoint"});
+  EXPECT_EQ(daemon.WaitUntilListening(), "");
+  EXPECT_EQ(daemon.WaitForExit(), 1);
+  const std::string log = daemon.Log();
+  EXPECT_THAT(log, HasSubstr("critical /no/such/checkpoint: No such file or directory; --model"));
+  EXPECT_EQ(std::count(log.begin(), log.end(), '\n'), 1) << log;
 }
 
 TEST(DaemonTest, PromptsAreNotLogged) {
