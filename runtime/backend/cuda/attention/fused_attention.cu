@@ -273,7 +273,7 @@ bool FusedAttentionSupports(const FusedAttentionShape& shape) {
   return WithKernel(shape.head_dim, [&](auto kernel) {
     const int bytes = static_cast<int>(SharedBytes(shape));
     int blocks = 0;
-    const bool fits = IsCompiledForHopper(kernel) &&
+    const bool fits = KernelsAreCompiledForHopper() &&
                       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            bytes) == cudaSuccess &&
                       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads,

@@ -145,7 +145,7 @@ bool TwoPassSupports() {
   return cudaGetDevice(&device) == cudaSuccess &&
          cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
              cudaSuccess &&
-         most >= kMostBytes && IsCompiledForHopper(DownTwoPass<Bf16Experts, 1>);
+         most >= kMostBytes && KernelsAreCompiledForHopper();
 }
 
 cudaError_t PrepareTwoPass(int hidden) {

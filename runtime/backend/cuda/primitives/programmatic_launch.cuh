@@ -56,8 +56,8 @@ cudaError_t LaunchAhead(void (*kernel)(Parameters...), const LaunchShape& shape,
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
-  // A kernel compiled for an older device would not wait.
-  if (IsCompiledForHopper(kernel)) {
+  // Kernels compiled for an older device would not wait.
+  if (KernelsAreCompiledForHopper()) {
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.numAttrs = 1;

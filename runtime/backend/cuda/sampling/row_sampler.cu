@@ -66,7 +66,7 @@ cudaLaunchConfig_t LaunchOf(int rows, int vocab_size, cudaStream_t stream,
 absl::Status CheckFits(int vocab_size, cudaStream_t stream) {
   const absl::Status refused = absl::UnimplementedError(
       absl::StrCat("the device cannot hold a row of ", vocab_size, " logits in one cluster"));
-  if (!IsCompiledForHopper(SampleRows)) return refused;
+  if (!KernelsAreCompiledForHopper()) return refused;
   const auto bytes = static_cast<int>(SharedBytes(vocab_size));
   int clusters = 0;
   cudaLaunchAttribute attribute;
