@@ -8,228 +8,23 @@
 #include <random>
 #include <string>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "runtime/backend/bf12.h"
 #include "runtime/backend/cold_division.h"
 #include "runtime/backend/cpu/cpu_backend.h"
 #include "runtime/backend/cuda/cuda_backend.h"
+#include "tests/runtime/backend/cuda/expert_layers.h"
 
 namespace moed::backend {
 namespace {
 
-constexpr int kExperts = 9;
-constexpr int kTopK = 3;
-constexpr int kSlots = 5;
-constexpr int kMaxTokens = 64;
-constexpr int kLayers = 2;
-
-// Two layers of experts on one backend.
-class Device {
- public:
-  Device(Backend& backend, const ExpertFormat& format, ColdPath cold_path, int timeout_ms = 3000)
-      : backend_(backend),
-        format_(format),
-        bf16_(ExpertFormatKind::kBF16, format.hidden(), format.intermediate()),
-        blob_bytes_(format.blob_bytes()) {
-    host_ = Allocate(kLayers * kExperts * blob_bytes_, MemoryKind::kHost);
-    slots_ = Allocate(kSlots * blob_bytes_, MemoryKind::kDevice);
-    FillExperts();
-    experts_ = backend
-                   .CreateDeviceExperts({.format = format,
-                                         .experts_per_layer = {kExperts, kExperts},
-                                         .top_k = kTopK,
-                                         .max_tokens = kMaxTokens,
-                                         .num_slots = kSlots,
-                                         .host_experts = host_.data(),
-                                         .slots = slots_.data(),
-                                         .cold_path = cold_path,
-                                         .cold_timeout_ms = timeout_ms})
-                   .value();
-  }
-
-  DeviceExperts& experts() { return *experts_; }
-
-  // The residual after a step of layer `layer`, from zeros.
-  std::vector<float> RunStep(int layer, const std::vector<int32_t>& ids) {
-    EXPECT_TRUE(experts_->BeginStep(static_cast<int64_t>(ids.size()) / kTopK).ok());
-    std::vector<float> sums = Run(layer, ids);
-    const absl::Status ended = experts_->EndStep();
-    EXPECT_TRUE(ended.ok()) << ended;
-    return sums;
-  }
-
-  std::vector<float> Run(int layer, const std::vector<int32_t>& ids) {
-    const auto tokens = static_cast<int>(ids.size()) / kTopK;
-    const auto rows = experts_->PaddedTokens(tokens);
-    const std::vector<int32_t> blocks = {0, 1};
-    const AttentionSegment segment = {0, tokens, 0, blocks};
-    const std::vector<int32_t> token_ids(rows);
-    backend_.BeginStep(token_ids, {&segment, 1});
-    std::mt19937 random(static_cast<uint32_t>(tokens));
-    std::vector<BFloat16> x(rows * format_.hidden());
-    for (BFloat16& value : x) value = ToBFloat16(static_cast<float>(random() % 200) / 100 - 1);
-    // Apart from x, whose padding differs between backends.
-    random.seed(static_cast<uint32_t>(tokens) + 1);
-    std::vector<float> weights(rows * kTopK);
-    for (float& value : weights) value = static_cast<float>(random() % 100) / 100;
-    Write(ids, experts_->ids(layer, rows).As<std::byte>());
-    const Buffer x_memory = Put(x);
-    const Buffer weights_memory = Put(weights);
-    const Buffer residual = Put(std::vector<float>(x.size()));
-    experts_->Run(layer, Tensor(weights_memory.data(), DType::kF32, {rows, kTopK}),
-                  Tensor(x_memory.data(), DType::kBF16, {rows, format_.hidden()}),
-                  Tensor(residual.data(), DType::kF32, {rows, format_.hidden()}));
-    experts_->FinishStep();
-    EXPECT_TRUE(backend_.Synchronize().ok());
-    std::vector<float> sums(tokens * format_.hidden());
-    EXPECT_TRUE(backend_.CopyToHost(residual.data(), std::as_writable_bytes(std::span(sums))).ok());
-    return sums;
-  }
-
-  struct Routed {
-    std::vector<int32_t> ids;
-    std::vector<float> weights;
-    std::vector<float> sums;  // added to the residual
-  };
-
-  // A step of `tokens` in layer `layer`, whose experts a random router chooses.
-  Routed RunRoutedStep(int layer, const RouterSpec& spec, int tokens, uint32_t seed) {
-    EXPECT_TRUE(experts_->BeginStep(tokens).ok());
-    Routed routed = RouteAndRun(layer, spec, tokens, seed);
-    const absl::Status ended = experts_->EndStep();
-    EXPECT_TRUE(ended.ok()) << ended;
-    return routed;
-  }
-
-  Routed RouteAndRun(int layer, const RouterSpec& spec, int tokens, uint32_t seed) {
-    const int64_t rows = experts_->PaddedTokens(tokens);
-    const int64_t hidden = format_.hidden();
-    const std::vector<int32_t> blocks = {0, 1};
-    const AttentionSegment segment = {0, tokens, 0, blocks};
-    const std::vector<int32_t> token_ids(rows);
-    backend_.BeginStep(token_ids, {&segment, 1});
-    std::mt19937 random(seed);
-    std::vector<float> router(kExperts * hidden), norm(hidden, 1.0f), x(rows * hidden, 1.0f);
-    for (float& value : router) value = static_cast<float>(random() % 200) / 1000 - 0.1f;
-    for (int64_t i = 0; i < tokens * hidden; ++i) {
-      x[i] = static_cast<float>(random() % 200) / 100 - 1;
-    }
-    const Buffer router_memory = Put(router), norm_memory = Put(norm), residual = Put(x);
-    const Buffer normed = Put(std::vector<BFloat16>(x.size())), normed_f32 = Put(x);
-    const Buffer logits = Put(std::vector<float>(rows * kExperts));
-    const Buffer weights = Put(std::vector<float>(rows * kTopK));
-    const Tensor residual_tensor(residual.data(), DType::kF32, {rows, hidden});
-    const Tensor normed_tensor(normed.data(), DType::kBF16, {rows, hidden});
-    const Tensor weights_tensor(weights.data(), DType::kF32, {rows, kTopK});
-    experts_->Route(layer, {.spec = spec,
-                            .x = residual_tensor,
-                            .norm_weight = Tensor(norm_memory.data(), DType::kF32, {hidden}),
-                            .norm_epsilon = 1e-6f,
-                            .router = Tensor(router_memory.data(), DType::kF32, {kExperts, hidden}),
-                            .normed = normed_tensor,
-                            .normed_f32 = Tensor(normed_f32.data(), DType::kF32, {rows, hidden}),
-                            .logits = Tensor(logits.data(), DType::kF32, {rows, kExperts}),
-                            .ids = experts_->ids(layer, rows),
-                            .weights = weights_tensor});
-    experts_->Run(layer, weights_tensor, normed_tensor, residual_tensor);
-    experts_->FinishStep();
-    EXPECT_TRUE(backend_.Synchronize().ok());
-    const std::span<const int32_t> ids = experts_->StepIds(layer, tokens);
-    Routed routed = {
-        {ids.begin(), ids.end()}, Get(weights, tokens * kTopK), Get(residual, tokens * hidden)};
-    for (int64_t i = 0; i < tokens * hidden; ++i) routed.sums[i] -= x[i];
-    return routed;
-  }
-
-  // Whether `slot` holds the expert; the padding of rows does not count.
-  bool Holds(int slot, int layer, int expert) {
-    std::vector<std::byte> content(blob_bytes_);
-    EXPECT_TRUE(backend_.CopyToHost(slots_.data() + slot * blob_bytes_, content).ok());
-    return Values(content.data()) ==
-           Values(host_.data() + (layer * kExperts + expert) * blob_bytes_);
-  }
-
- private:
-  Buffer Allocate(size_t bytes, MemoryKind kind) {
-    return backend_.Allocate(bytes, kind, "a test").value();
-  }
-  template <typename T>
-  void Write(const std::vector<T>& values, std::byte* memory) {
-    EXPECT_TRUE(backend_.CopyFromHost(std::as_bytes(std::span(values)), memory).ok());
-  }
-  template <typename T>
-  Buffer Put(const std::vector<T>& values) {
-    Buffer memory = Allocate(values.size() * sizeof(T), MemoryKind::kDevice);
-    Write(values, memory.data());
-    return memory;
-  }
-  std::vector<float> Get(const Buffer& memory, size_t count) {
-    std::vector<float> values(count);
-    EXPECT_TRUE(backend_.CopyToHost(memory.data(), std::as_writable_bytes(std::span(values))).ok());
-    return values;
-  }
-  // All values of a blob, [3][I][H].
-  std::vector<BFloat16> Values(const std::byte* blob) const {
-    const int64_t hidden = format_.hidden();
-    const int64_t width = format_.row_values();
-    std::vector<BFloat16> values;
-    std::vector<BFloat16> row(width);
-    for (const ExpertPart part : {ExpertPart::kGate, ExpertPart::kUp, ExpertPart::kDown}) {
-      for (int64_t i = 0; i < format_.intermediate(); ++i) {
-        if (format_.kind() == ExpertFormatKind::kBF12) {
-          DecodeBf12(format_, blob, part, i, 1, 0, width, row.data(), width);
-        } else {
-          const auto* neuron = reinterpret_cast<const BFloat16*>(blob + format_.neuron_offset(i));
-          std::copy_n(neuron + static_cast<int>(part) * width, width, row.begin());
-        }
-        values.insert(values.end(), row.begin(), row.begin() + hidden);
-      }
-    }
-    return values;
-  }
-  // Normal values, a few of them far outside of any row's window of exponents.
-  void FillExperts() {
-    std::mt19937 random(3);
-    std::normal_distribution<float> normal(0, 0.06f);
-    std::vector<std::byte> blob(bf16_.blob_bytes());
-    for (int i = 0; i < kLayers * kExperts; ++i) {
-      auto* values = reinterpret_cast<BFloat16*>(blob.data());
-      for (size_t v = 0; v < blob.size() / 2; ++v) {
-        const float outlier = random() % 2 == 0 ? 30.0f : 1e-9f;
-        values[v] = ToBFloat16(random() % 2000 == 0 ? outlier : normal(random));
-      }
-      // A neuron with more escapes than its header has room for.
-      for (int v = 0; v < 30; ++v) values[v * bf16_.hidden() / 30] = 0;
-      std::byte* const target = host_.data() + i * blob_bytes_;
-      if (format_.kind() == ExpertFormatKind::kBF16) {
-        std::copy(blob.begin(), blob.end(), target);
-      } else {
-        EXPECT_TRUE(EncodeBf12(bf16_, blob, format_, {target, blob_bytes_}));
-      }
-    }
-  }
-
-  Backend& backend_;
-  ExpertFormat format_;
-  ExpertFormat bf16_;
-  size_t blob_bytes_;
-  Buffer host_;
-  Buffer slots_;
-  std::unique_ptr<DeviceExperts> experts_;
-};
-
-using Shape = std::pair<int, int>;
-
-ExpertFormat FormatOf(ExpertFormatKind kind, const Shape& shape) {
-  const int escapes = kind == ExpertFormatKind::kBF12 ? Bf12TileEscapeCapacity(200) : 0;
-  return ExpertFormat(kind, shape.first, shape.second, escapes);
-}
+constexpr int kExperts = ExpertLayers::kExperts;
+constexpr int kTopK = ExpertLayers::kTopK;
+constexpr int kSlots = ExpertLayers::kSlots;
 
 class CudaDeviceExpertsTest
-    : public ::testing::TestWithParam<std::tuple<Shape, ExpertFormatKind, ColdPath>> {
+    : public ::testing::TestWithParam<std::tuple<ExpertShape, ExpertFormatKind, ColdPath>> {
  protected:
   void SetUp() override {
     if (!CudaAvailable()) GTEST_SKIP() << "no GPU on this machine, or no CUDA in this build";
@@ -237,8 +32,8 @@ class CudaDeviceExpertsTest
     cuda_ = CreateCudaBackend({}).value();
     const auto& [shape, kind, cold_path] = GetParam();
     const ExpertFormat format = FormatOf(kind, shape);
-    on_cpu_ = std::make_unique<Device>(*cpu_, format, ColdPath::kLink);
-    on_cuda_ = std::make_unique<Device>(*cuda_, format, cold_path);
+    on_cpu_ = std::make_unique<ExpertLayers>(*cpu_, format, ColdPath::kLink);
+    on_cuda_ = std::make_unique<ExpertLayers>(*cuda_, format, cold_path);
   }
 
   void Apply(const std::vector<ExpertEdit>& edits) {
@@ -265,8 +60,8 @@ class CudaDeviceExpertsTest
   // The same of tokens whose experts the router chooses.
   void RoutedStep(int layer, const RouterSpec& spec, int tokens) {
     const auto seed = static_cast<uint32_t>(random_());
-    const Device::Routed want = on_cpu_->RunRoutedStep(layer, spec, tokens, seed);
-    const Device::Routed got = on_cuda_->RunRoutedStep(layer, spec, tokens, seed);
+    const ExpertLayers::Routed want = on_cpu_->RunRoutedStep(layer, spec, tokens, seed);
+    const ExpertLayers::Routed got = on_cuda_->RunRoutedStep(layer, spec, tokens, seed);
     EXPECT_EQ(got.ids, want.ids);
     EXPECT_LE(Distance(got.weights, want.weights), 1e-4);
     EXPECT_LE(Distance(got.sums, want.sums), 1e-2);
@@ -329,8 +124,8 @@ class CudaDeviceExpertsTest
   std::mt19937 random_{11};
   std::unique_ptr<Backend> cpu_;
   std::unique_ptr<Backend> cuda_;
-  std::unique_ptr<Device> on_cpu_;
-  std::unique_ptr<Device> on_cuda_;
+  std::unique_ptr<ExpertLayers> on_cpu_;
+  std::unique_ptr<ExpertLayers> on_cuda_;
   int filled_ = 0;  // on the GPU
 };
 
@@ -383,7 +178,7 @@ TEST_P(CudaDeviceExpertsTest, DividesWhatTheRouterChoseForAToken) {
 // Steps of one token, of several, of more than a tile has, in turn: the share of the link moves.
 TEST_P(CudaDeviceExpertsTest, GivesTheSameSumsWhileTheShareMoves) {
   for (int round = 0; round < 20; ++round) {
-    for (const int tokens : {1, 5, 24}) Step(round % kLayers, tokens);
+    for (const int tokens : {1, 5, 24}) Step(round % ExpertLayers::kLayers, tokens);
   }
 }
 
@@ -396,42 +191,13 @@ std::string NameOf(const ::testing::TestParamInfo<CudaDeviceExpertsTest::ParamTy
 
 INSTANTIATE_TEST_SUITE_P(
     HiddenAndIntermediate, CudaDeviceExpertsTest,
-    ::testing::Combine(::testing::Values(Shape(40, 16), Shape(128, 40), Shape(256, 64),
-                                         Shape(2048, 40), Shape(2880, 48), Shape(4096, 40),
-                                         Shape(7168, 16)),
+    ::testing::Combine(::testing::Values(ExpertShape(40, 16), ExpertShape(128, 40),
+                                         ExpertShape(256, 64), ExpertShape(2048, 40),
+                                         ExpertShape(2880, 48), ExpertShape(4096, 40),
+                                         ExpertShape(7168, 16)),
                        ::testing::Values(ExpertFormatKind::kBF16, ExpertFormatKind::kBF12),
                        ::testing::Values(ColdPath::kLink, ColdPath::kCpu, ColdPath::kHybrid)),
     NameOf);
-
-// Workers that do not look are what a stopped process looks like to the GPU.
-TEST(CudaColdPathTest, AnAnswerThatDoesNotComeIsATypedErrorForGood) {
-  if (!CudaAvailable()) GTEST_SKIP() << "no GPU on this machine, or no CUDA in this build";
-  const std::unique_ptr<Backend> backend = CreateCudaBackend({}).value();
-  Device device(*backend, FormatOf(ExpertFormatKind::kBF16, Shape(256, 64)), ColdPath::kCpu,
-                /*timeout_ms=*/200);
-  const std::vector<int32_t> ids = {0, 1, 2};
-  device.Run(0, ids);  // outside of a step
-  EXPECT_EQ(device.experts().EndStep().code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(device.experts().BeginStep(1).code(), absl::StatusCode::kUnavailable);
-  device.Run(1, ids);
-  EXPECT_EQ(device.experts().EndStep().code(), absl::StatusCode::kUnavailable);
-}
-
-TEST(CudaColdPathTest, ARoutedTokenWithoutAnAnswerIsATypedErrorForGood) {
-  if (!CudaAvailable()) GTEST_SKIP() << "no GPU on this machine, or no CUDA in this build";
-  const std::unique_ptr<Backend> backend = CreateCudaBackend({}).value();
-  const RouterSpec spec = {.num_experts = kExperts, .top_k = kTopK};
-  for (const ExpertFormatKind format : {ExpertFormatKind::kBF16, ExpertFormatKind::kBF12}) {
-    for (const ColdPath cold_path : {ColdPath::kCpu, ColdPath::kHybrid}) {
-      Device device(*backend, FormatOf(format, Shape(256, 64)), cold_path, /*timeout_ms=*/50);
-      device.RouteAndRun(0, spec, /*tokens=*/1, /*seed=*/1);  // outside of a step
-      EXPECT_EQ(device.experts().EndStep().code(), absl::StatusCode::kUnavailable);
-      EXPECT_EQ(device.experts().BeginStep(1).code(), absl::StatusCode::kUnavailable);
-      device.RouteAndRun(1, spec, /*tokens=*/1, /*seed=*/2);
-      EXPECT_EQ(device.experts().EndStep().code(), absl::StatusCode::kUnavailable);
-    }
-  }
-}
 
 }  // namespace
 }  // namespace moed::backend
