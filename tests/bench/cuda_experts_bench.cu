@@ -11,46 +11,24 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
-#include <numeric>
 #include <random>
-#include <span>
 #include <string>
 #include <vector>
 
-#include "runtime/backend/bf12.h"
 #include "runtime/backend/cuda/experts/expert_neurons.h"
 #include "runtime/backend/cuda/experts/expert_tiles.h"
 #include "runtime/backend/cuda/prefill/unpack_experts.h"
+#include "tests/bench/device_check.cuh"
+#include "tests/bench/expert_workload.cuh"
+#include "tests/bench/plain_experts.cuh"
 #include "tests/bench/read_all.cuh"
 
+namespace moed::backend {
 namespace {
-
-using moed::backend::ExpertFormat;
-using moed::backend::ExpertFormatKind;
-using moed::backend::ExpertTask;
-using moed::backend::ExpertTaskList;
-using moed::backend::ExpertTaskSpan;
-using moed::backend::LinkAccess;
-
-void Check(cudaError_t error, const char* what, int line) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "line %d: %s: %s\n", line, what, cudaGetErrorString(error));
-  std::exit(1);
-}
-#define CUDA_CHECK(call) Check((call), #call, __LINE__)
-
-struct Shape {
-  const char* name;
-  int hidden;
-  int intermediate;
-  int num_experts;
-  int top_k;
-};
 
 __global__ void FillRandom(uint32_t* words, size_t count, float scale) {
   const size_t step = size_t(gridDim.x) * blockDim.x;
@@ -62,39 +40,6 @@ __global__ void FillRandom(uint32_t* words, size_t count, float scale) {
     const float b = (static_cast<int32_t>(state >> 32) / 2147483648.0f) * scale;
     const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
     words[i] = *reinterpret_cast<const uint32_t*>(&pair);
-  }
-}
-
-// One block per (task, neuron), token by token: the reference. `weights`: the bf16 of all experts,
-// one after another.
-__global__ void PlainExperts(const ExpertTask* tasks, const std::byte* weights, size_t expert_bytes,
-                             const __nv_bfloat16* x, float* residual, int hidden) {
-  const ExpertTask& task = tasks[blockIdx.y];
-  const auto* neuron =
-      reinterpret_cast<const __nv_bfloat16*>(weights + task.expert * expert_bytes) +
-      size_t{3} * hidden * blockIdx.x;
-  __shared__ float gate_sum;
-  __shared__ float up_sum;
-  for (int t = 0; t < task.num_tokens; ++t) {
-    if (threadIdx.x == 0) gate_sum = up_sum = 0.0f;
-    __syncthreads();
-    float gate = 0.0f;
-    float up = 0.0f;
-    for (int c = threadIdx.x; c < hidden; c += blockDim.x) {
-      const float value = __bfloat162float(x[size_t(task.token[t]) * hidden + c]);
-      gate += __bfloat162float(neuron[c]) * value;
-      up += __bfloat162float(neuron[hidden + c]) * value;
-    }
-    atomicAdd(&gate_sum, gate);
-    atomicAdd(&up_sum, up);
-    __syncthreads();
-    const float activation =
-        __bfloat162float(__float2bfloat16(gate_sum / (1 + expf(-gate_sum)) * up_sum));
-    for (int c = threadIdx.x; c < hidden; c += blockDim.x) {
-      atomicAdd(residual + size_t(task.token[t]) * hidden + c,
-                task.weight[t] * activation * __bfloat162float(neuron[2 * hidden + c]));
-    }
-    __syncthreads();
   }
 }
 
@@ -125,52 +70,6 @@ double Microseconds(cudaStream_t stream, int calls, const std::function<void(int
   return times[times.size() / 2] * 1e3 / calls;
 }
 
-// The distinct experts of a shape in both formats, normal weights; on the device as often as fits.
-class Weights {
- public:
-  Weights(const Shape& shape, ExpertFormatKind kind)
-      : bf16_(ExpertFormatKind::kBF16, shape.hidden, shape.intermediate),
-        format_(kind, shape.hidden, shape.intermediate,
-                kind == ExpertFormatKind::kBF12 ? moed::backend::Bf12TileEscapeCapacity(8) : 0) {
-    std::mt19937 random(1);
-    std::normal_distribution<float> normal(0.0f, 0.02f);
-    std::vector<uint16_t> values(1 << 16);
-    for (uint16_t& value : values) value = __bfloat16_as_ushort(__float2bfloat16(normal(random)));
-    plain_.resize(kDistinct * bf16_.blob_bytes());
-    auto* words = reinterpret_cast<uint16_t*>(plain_.data());
-    std::minstd_rand pick(2);
-    for (size_t i = 0; i < plain_.size() / 2; ++i) words[i] = values[pick() >> 8 & 0xffff];
-    encoded_ = plain_;
-    if (kind == ExpertFormatKind::kBF16) return;
-    encoded_.assign(kDistinct * format_.blob_bytes(), std::byte{0});
-    for (int e = 0; e < kDistinct; ++e) {
-      const bool fits = EncodeBf12(
-          bf16_, std::span(plain_).subspan(e * bf16_.blob_bytes(), bf16_.blob_bytes()), format_,
-          std::span(encoded_).subspan(e * format_.blob_bytes(), format_.blob_bytes()));
-      if (!fits) std::exit((std::fprintf(stderr, "more escapes than a tile holds\n"), 1));
-    }
-  }
-
-  static constexpr int kDistinct = 2;
-  const ExpertFormat& bf16() const { return bf16_; }
-  const ExpertFormat& format() const { return format_; }
-  const std::vector<std::byte>& plain() const { return plain_; }
-  // Fills `bytes` at `target` with whole experts, expert i being the i % kDistinct-th.
-  void Fill(std::byte* target, size_t bytes) const {
-    const size_t each = format_.blob_bytes();
-    for (size_t i = 0; (i + 1) * each <= bytes; ++i) {
-      CUDA_CHECK(cudaMemcpy(target + i * each, encoded_.data() + i % kDistinct * each, each,
-                            cudaMemcpyDefault));
-    }
-  }
-
- private:
-  ExpertFormat bf16_;
-  ExpertFormat format_;
-  std::vector<std::byte> plain_;
-  std::vector<std::byte> encoded_;
-};
-
 class Bench {
  public:
   Bench(size_t bytes, const char* batches) : bytes_(bytes) {
@@ -191,8 +90,8 @@ class Bench {
                 vram_gbps_, link_gbps_);
   }
 
-  void Run(const Shape& shape, ExpertFormatKind kind) {
-    const Weights weights(shape, kind);
+  void Run(const ExpertBenchShape& shape, ExpertFormatKind kind) {
+    const ExpertWeights weights(shape, kind);
     weights.Fill(vram_, bytes_);
     weights.Fill(link_, kHostBytes);
     CUDA_CHECK(cudaMalloc(&plain_, weights.plain().size()));
@@ -212,16 +111,19 @@ class Bench {
   static constexpr int kNeurons = -1;  // in place of a number of joined tasks
   static constexpr size_t kHostBytes = size_t{4} << 30;
 
-  void RunBatch(const Shape& shape, const Weights& weights, int batch, bool over_link) {
+  void RunBatch(const ExpertBenchShape& shape, const ExpertWeights& weights, int batch,
+                bool over_link) {
     const size_t each = weights.format().blob_bytes();
     const size_t available = (over_link ? kHostBytes : bytes_) / each;
     const int layers = over_link ? 2 : std::clamp(int(available / shape.num_experts), 1, 24);
+    const StoredExperts stored = {over_link ? link_ : vram_, each, available, over_link};
     const auto make_lists = [&](int joined, double* touched) {
       std::vector<ExpertTaskList*> lists;
       random_.seed(batch);
       for (int layer = 0; layer < layers; ++layer) {
-        lists.push_back(
-            MakeLayer(shape, batch, over_link, each, available, layer, joined, touched));
+        const std::vector<std::vector<int>> tokens = RouteAtRandom(shape, batch, random_);
+        for (const std::vector<int>& of_expert : tokens) *touched += !of_expert.empty();
+        lists.push_back(UploadTasks(TasksOf(shape, tokens, stored, layer, joined), over_link));
       }
       *touched /= layers;
       return lists;
@@ -233,21 +135,20 @@ class Bench {
       double touched = 0;
       const std::vector<ExpertTaskList*> lists = make_lists(joined, &touched);
       const double limit_us = touched * each / (over_link ? link_gbps_ : vram_gbps_) / 1e3;
-      if (joined == 0 && batch == 1 && moed::backend::ExpertNeuronsSupports(kind, shape.hidden)) {
+      if (joined == 0 && batch == 1 && ExpertNeuronsSupports(kind, shape.hidden)) {
         Report(shape, weights, batch, kNeurons, over_link, lists, x, touched, limit_us);
       }
       if (joined > 0 || shape.hidden <= 2048) {
         Report(shape, weights, batch, joined, over_link, lists, x, touched, limit_us);
       }
-      for (ExpertTaskList* list : lists) Free(list);
+      for (ExpertTaskList* list : lists) FreeTaskList(list);
     }
     CUDA_CHECK(cudaFree(x));
   }
 
   // Against the time that reading the packed bytes and writing the others would take.
-  void RunUnpack(const Shape& shape, const Weights& weights) {
-    using moed::backend::kMaxUnpacked;
-    auto arguments = moed::backend::UnpackArguments(weights.format(), weights.bf16());
+  void RunUnpack(const ExpertBenchShape& shape, const ExpertWeights& weights) {
+    auto arguments = UnpackArguments(weights.format(), weights.bf16());
     const size_t each = weights.format().blob_bytes();
     const size_t calls = std::min<size_t>(8, bytes_ / each / kMaxUnpacked);
     arguments.num_experts = kMaxUnpacked;
@@ -258,7 +159,7 @@ class Bench {
       for (int i = 0; i < kMaxUnpacked; ++i) {
         arguments.blobs[i] = vram_ + (size_t(call) * kMaxUnpacked + i) * each;
       }
-      CUDA_CHECK(moed::backend::LaunchUnpackExperts(arguments, stream_));
+      CUDA_CHECK(LaunchUnpackExperts(arguments, stream_));
     });
     const double gigabytes = kMaxUnpacked * (each + weights.bf16().blob_bytes()) / 1e9;
     std::printf("%-12s unpacking %.0f GB/s read and written = %.2f of VRAM's rate\n", shape.name,
@@ -271,72 +172,13 @@ class Bench {
     CUDA_CHECK(cudaMalloc(&sink, 4));
     double best = 1e30;
     for (int blocks : {1, 2, 4, 8}) {
-      best =
-          std::min(best, Microseconds(stream_, calls, [&](int) {
-                     moed::ReadAll<<<properties_.multiProcessorCount * blocks, 512, 0, stream_>>>(
-                         reinterpret_cast<const uint4*>(data), bytes / 16, sink);
-                   }));
+      best = std::min(best, Microseconds(stream_, calls, [&](int) {
+                        ReadAll<<<properties_.multiProcessorCount * blocks, 512, 0, stream_>>>(
+                            reinterpret_cast<const uint4*>(data), bytes / 16, sink);
+                      }));
     }
     CUDA_CHECK(cudaFree(sink));
     return bytes / best / 1e3;
-  }
-
-  // Random routing of `batch` tokens over experts of a layer.
-  ExpertTaskList* MakeLayer(const Shape& shape, int batch, bool over_link, size_t expert_bytes,
-                            size_t available, int layer, int joined, double* touched) {
-    std::vector<std::vector<int>> tokens(shape.num_experts);
-    std::vector<int> ids(shape.num_experts);
-    for (int t = 0; t < batch; ++t) {
-      std::iota(ids.begin(), ids.end(), 0);
-      std::shuffle(ids.begin(), ids.end(), random_);
-      for (int k = 0; k < shape.top_k; ++k) tokens[ids[k]].push_back(t);
-    }
-    std::vector<ExpertTask> tasks;
-    int first_tile = 0;
-    for (int e = 0; e < shape.num_experts; ++e) {
-      *touched += !tokens[e].empty();
-      const int count = int(tokens[e].size() + 7) / 8;
-      for (size_t begin = 0; begin < tokens[e].size(); begin += moed::backend::kTaskTokens) {
-        const int place = int(begin) / 8;
-        const bool leads = joined == 0 || place % joined == 0;
-        const size_t index = (size_t(layer) * shape.num_experts + e) % available;
-        ExpertTask task;
-        task.blob = (over_link ? link_ : vram_) + index * expert_bytes;
-        task.expert = int(index % Weights::kDistinct);
-        task.num_tokens = std::min<int>(moed::backend::kTaskTokens, tokens[e].size() - begin);
-        task.first_tile = first_tile;
-        task.num_tiles = leads ? shape.intermediate / moed::backend::kTileNeurons : 0;
-        task.num_joined = leads ? std::min(std::max(joined, 1), count - place) : 0;
-        first_tile += task.num_tiles;
-        for (int i = 0; i < task.num_tokens; ++i) {
-          task.token[i] = tokens[e][begin + i];
-          task.target[i] = task.token[i];
-          task.weight[i] = 1.0f / shape.top_k;
-        }
-        tasks.push_back(task);
-      }
-    }
-    ExpertTaskSpan span{int(tasks.size()), first_tile, nullptr};
-    CUDA_CHECK(cudaMalloc(&span.tasks, tasks.size() * sizeof(ExpertTask)));
-    CUDA_CHECK(cudaMemcpy(span.tasks, tasks.data(), tasks.size() * sizeof(ExpertTask),
-                          cudaMemcpyHostToDevice));
-    ExpertTaskList list;
-    (over_link ? list.link : list.vram) = span;
-    ExpertTaskList* device;
-    CUDA_CHECK(cudaMalloc(&device, sizeof(list)));
-    CUDA_CHECK(cudaMemcpy(device, &list, sizeof(list), cudaMemcpyHostToDevice));
-    return device;
-  }
-
-  static ExpertTaskSpan SpanOf(const ExpertTaskList* device) {
-    ExpertTaskList list;
-    CUDA_CHECK(cudaMemcpy(&list, device, sizeof(list), cudaMemcpyDeviceToHost));
-    return list.vram.num_tasks > 0 ? list.vram : list.link;
-  }
-
-  void Free(ExpertTaskList* device) {
-    CUDA_CHECK(cudaFree(SpanOf(device).tasks));
-    CUDA_CHECK(cudaFree(device));
   }
 
   __nv_bfloat16* RandomTokens(int batch, int hidden) {
@@ -353,7 +195,7 @@ class Bench {
     const int list_bytes = int(format.tile_list_bytes());
     const int multiprocessors = properties_.multiProcessorCount;
     if (joined == kNeurons) {
-      moed::backend::ExpertNeuronsArguments arguments;
+      ExpertNeuronsArguments arguments;
       arguments.tasks = list;
       arguments.x = x;
       arguments.output = residual;
@@ -361,23 +203,22 @@ class Bench {
       arguments.intermediate = int(format.intermediate());
       arguments.list_bytes = list_bytes;
       arguments.multiprocessors = multiprocessors;
-      CUDA_CHECK(moed::backend::LaunchExpertNeurons(format.kind(), arguments, stream_));
+      CUDA_CHECK(LaunchExpertNeurons(format.kind(), arguments, stream_));
     } else {
-      const LinkAccess link = moed::backend::LinkAccessFor(format.kind(), hidden);
-      CUDA_CHECK(
-          moed::backend::LaunchExpertTiles({list, x, residual, activations, format.kind(), hidden,
-                                            list_bytes, multiprocessors, link, joined},
-                                           stream_));
+      const LinkAccess link = LinkAccessFor(format.kind(), hidden);
+      CUDA_CHECK(LaunchExpertTiles({list, x, residual, activations, format.kind(), hidden,
+                                    list_bytes, multiprocessors, link, joined},
+                                   stream_));
     }
   }
 
-  void Report(const Shape& shape, const Weights& weights, int batch, int joined, bool over_link,
-              const std::vector<ExpertTaskList*>& lists, const __nv_bfloat16* x, double touched,
-              double limit_us) {
+  void Report(const ExpertBenchShape& shape, const ExpertWeights& weights, int batch, int joined,
+              bool over_link, const std::vector<ExpertTaskList*>& lists, const __nv_bfloat16* x,
+              double touched, double limit_us) {
     const ExpertFormat& format = weights.format();
-    CUDA_CHECK(moed::backend::PrepareExpertTiles(shape.hidden));
+    CUDA_CHECK(PrepareExpertTiles(shape.hidden));
     if (joined == kNeurons) {
-      CUDA_CHECK(moed::backend::PrepareExpertNeurons(format.kind(), shape.hidden));
+      CUDA_CHECK(PrepareExpertNeurons(format.kind(), shape.hidden));
     }
     const size_t values = size_t(batch) * shape.hidden;
     float *residual, *expected;
@@ -385,7 +226,7 @@ class Bench {
     CUDA_CHECK(cudaMalloc(&expected, values * 4));
     const int max_tiles = shape.num_experts * ((batch + 7) / 8) * shape.intermediate / 8;
     __nv_bfloat16* activations = nullptr;
-    CUDA_CHECK(cudaMalloc(&activations, moed::backend::ExpertTilesScratchBytes(max_tiles)));
+    CUDA_CHECK(cudaMalloc(&activations, ExpertTilesScratchBytes(max_tiles)));
 
     const ExpertTaskSpan span = SpanOf(lists[0]);
     CUDA_CHECK(cudaMemset(residual, 0, values * 4));
@@ -412,18 +253,6 @@ class Bench {
     CUDA_CHECK(cudaFree(activations));
   }
 
-  static double RelativeError(const float* device, const float* expected, size_t values) {
-    std::vector<float> got(values), want(values);
-    CUDA_CHECK(cudaMemcpy(got.data(), device, values * 4, cudaMemcpyDeviceToHost));
-    CUDA_CHECK(cudaMemcpy(want.data(), expected, values * 4, cudaMemcpyDeviceToHost));
-    double error = 0, norm = 0;
-    for (size_t i = 0; i < values; ++i) {
-      error += (got[i] - want[i]) * double(got[i] - want[i]);
-      norm += want[i] * double(want[i]);
-    }
-    return std::sqrt(error / norm);
-  }
-
   size_t bytes_;
   std::vector<int> batches_;
   cudaDeviceProp properties_;
@@ -436,19 +265,17 @@ class Bench {
   std::mt19937 random_{7};
 };
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int Main(int argc, char** argv) {
   Bench bench((argc > 1 ? std::atoi(argv[1]) : 8) * (size_t{1} << 30),
               argc > 3 ? argv[3] : "1,8,32,64");
   const std::string wanted = argc > 2 ? argv[2] : "all";
-  const Shape shapes[] = {
+  const ExpertBenchShape shapes[] = {
       {"Qwen3-30B", 2048, 768, 128, 8},
       {"OLMoE", 2048, 1024, 64, 8},
       {"Mixtral", 4096, 14336, 8, 2},
       {"DeepSeek-V3", 7168, 2048, 256, 8},
   };
-  for (const Shape& shape : shapes) {
+  for (const ExpertBenchShape& shape : shapes) {
     if (wanted != "all" && std::string(shape.name).rfind(wanted, 0) != 0) continue;
     for (ExpertFormatKind kind : {ExpertFormatKind::kBF16, ExpertFormatKind::kBF12}) {
       bench.Run(shape, kind);
@@ -456,3 +283,8 @@ int main(int argc, char** argv) {
   }
   return 0;
 }
+
+}  // namespace
+}  // namespace moed::backend
+
+int main(int argc, char** argv) { return moed::backend::Main(argc, argv); }

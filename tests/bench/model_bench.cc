@@ -6,13 +6,8 @@
 // the bf16 bytes (MOED_BENCH_LAYERS=8 takes 18 GiB, files in the page cache included). Counters:
 // of_read and of_onednn, rates over these ceilings; stall_of_load, seconds stalled over the seconds
 // that the paged bytes take when read alone by the same threads.
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -23,28 +18,18 @@
 
 #include "absl/base/internal/raw_logging.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "benchmark/benchmark.h"
 #include "dnnl.hpp"
 #include "runtime/backend/cpu/cpu_backend.h"
 #include "runtime/backend/cpu/cpu_count.h"
-#include "runtime/model/convert_checkpoint.h"
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/model_runner.h"
+#include "tests/bench/bench_checkpoint.h"
 
 namespace moed::model {
 namespace {
 
-constexpr int64_t kHidden = 2048;
-constexpr int64_t kIntermediate = 1024;
-constexpr int kExperts = 64;
-constexpr int kVocabulary = 50304;
 constexpr int kPrefillTokens = 512;
-
-int Layers() {
-  const char* layers = std::getenv("MOED_BENCH_LAYERS");
-  return layers == nullptr ? 4 : std::max(1, std::atoi(layers));
-}
 
 double Seconds(std::chrono::steady_clock::time_point since) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - since).count();
@@ -59,87 +44,6 @@ double OnAllThreads(int num_threads, Body body) {
   for (std::thread& thread : threads) thread.join();
   return Seconds(start);
 }
-
-// A folder with config.json and, if asked, all weights as bf16 noise; deleted at the end.
-class BenchCheckpoint {
- public:
-  explicit BenchCheckpoint(bool with_weights)
-      : path_(std::filesystem::temp_directory_path() /
-              absl::StrCat("moed_model_bench_", getpid(), with_weights ? "_full" : "")) {
-    std::filesystem::create_directories(path_);
-    std::ofstream(path_ / "config.json") << absl::StrFormat(
-        R"({"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe",
-            "hidden_size": %d, "vocab_size": %d, "num_hidden_layers": %d,
-            "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 128,
-            "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "num_experts": %d,
-            "num_experts_per_tok": 8, "norm_topk_prob": false, "moe_intermediate_size": %d})",
-        kHidden, kVocabulary, Layers(), kExperts, kIntermediate);
-    if (with_weights) WriteWeights();
-  }
-  ~BenchCheckpoint() { std::filesystem::remove_all(path_); }
-
-  std::string directory() const { return path_.string(); }
-
- private:
-  void Add(const std::string& name, std::vector<int64_t> shape) {
-    int64_t values = 1;
-    std::string dims;
-    for (int64_t extent : shape) {
-      values *= extent;
-      absl::StrAppend(&dims, dims.empty() ? "" : ",", extent);
-    }
-    absl::StrAppend(&header_, header_.empty() ? "{" : ",", "\"", name,
-                    R"(":{"dtype":"BF16","shape":[)", dims, R"(],"data_offsets":[)", offset_, ",",
-                    offset_ + 2 * values, "]}");
-    offset_ += 2 * values;
-  }
-
-  void AddLayer(int layer) {
-    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-    for (const char* norm : {"input_layernorm", "post_attention_layernorm"}) {
-      Add(absl::StrCat(prefix, norm, ".weight"), {kHidden});
-    }
-    for (const char* projection : {"q_proj", "k_proj", "v_proj", "o_proj"}) {
-      Add(absl::StrCat(prefix, "self_attn.", projection, ".weight"), {kHidden, kHidden});
-    }
-    Add(prefix + "self_attn.q_norm.weight", {128});
-    Add(prefix + "self_attn.k_norm.weight", {128});
-    Add(prefix + "mlp.gate.weight", {kExperts, kHidden});
-    for (int expert = 0; expert < kExperts; ++expert) {
-      const std::string name = absl::StrCat(prefix, "mlp.experts.", expert, ".");
-      Add(name + "gate_proj.weight", {kIntermediate, kHidden});
-      Add(name + "up_proj.weight", {kIntermediate, kHidden});
-      Add(name + "down_proj.weight", {kHidden, kIntermediate});
-    }
-  }
-
-  void WriteWeights() {
-    Add("model.embed_tokens.weight", {kVocabulary, kHidden});
-    Add("model.norm.weight", {kHidden});
-    Add("lm_head.weight", {kVocabulary, kHidden});
-    for (int layer = 0; layer < Layers(); ++layer) AddLayer(layer);
-    header_ += "}";
-    header_.resize((header_.size() + 7) / 8 * 8, ' ');
-    std::ofstream file(path_ / "model.safetensors", std::ios::binary);
-    const uint64_t header_bytes = header_.size();
-    file.write(reinterpret_cast<const char*>(&header_bytes), sizeof(header_bytes));
-    file << header_;
-    // Noise of about 0.03, the same few megabytes again and again.
-    std::mt19937 random(1);
-    std::normal_distribution<float> normal(0, 0.03f);
-    std::vector<backend::BFloat16> noise(1 << 21);
-    for (auto& value : noise) value = backend::ToBFloat16(normal(random));
-    for (int64_t left = offset_; left > 0;) {
-      const int64_t bytes = std::min<int64_t>(left, 2 * static_cast<int64_t>(noise.size()) - 62);
-      file.write(reinterpret_cast<const char*>(noise.data()), bytes);
-      left -= bytes;
-    }
-  }
-
-  std::filesystem::path path_;
-  std::string header_;
-  int64_t offset_ = 0;
-};
 
 std::unique_ptr<ModelRunner> CreateRunner(
     const std::string& directory, LoadFormat load_format, const std::string& budget,
@@ -350,32 +254,10 @@ void DecodeBf12(benchmark::State& state) {
   Report(state, DecodeInTurn(state, *bf16, *bf12));
 }
 
-// A converted checkpoint beside the one it was made from.
-class ConvertedBench {
- public:
-  explicit ConvertedBench(const BenchCheckpoint& source)
-      : directory_(source.directory() + "_bf12") {
-    const auto checkpoint = OpenCheckpoint({.directory = source.directory()});
-    ABSL_RAW_CHECK(checkpoint.ok(), "the bench's own checkpoint must open");
-    const auto start = std::chrono::steady_clock::now();
-    const auto result = ConvertCheckpoint(**checkpoint, {.destination = directory_});
-    ABSL_RAW_CHECK(result.ok(), result.status().ToString().c_str());
-    bytes_per_second_ = static_cast<double>(result->bf16_bytes) / Seconds(start);
-  }
-  ~ConvertedBench() { std::filesystem::remove_all(directory_); }
-
-  const std::string& directory() const { return directory_; }
-  double bytes_per_second() const { return bytes_per_second_; }
-
- private:
-  std::string directory_;
-  double bytes_per_second_ = 0;
-};
-
 // Half of the bf16 bytes resident, the rest paged from the page cache.
 void ColdDecodeBf12(benchmark::State& state) {
   const BenchCheckpoint checkpoint(/*with_weights=*/true);
-  const ConvertedBench converted(checkpoint);
+  const ConvertedCheckpoint converted(checkpoint);
   const int64_t expert_bytes = 3 * 2 * kHidden * kIntermediate;
   const std::string budget = absl::StrCat(expert_bytes * kExperts * Layers() / 2 / 1024, "KiB");
   const auto bf16 = CreateRunner(checkpoint.directory(), LoadFormat::kAuto, budget);

@@ -17,15 +17,9 @@
 #include "runtime/backend/cuda/prefill/expert_products.h"
 #include "runtime/backend/cuda/prefill/warpgroup_products.h"
 #include "runtime/backend/cuda/primitives/tensor_core.cuh"
+#include "tests/bench/device_check.cuh"
 
 namespace moed::backend {
-
-inline void Check(cudaError_t error, const char* what, int line) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "line %d: %s: %s\n", line, what, cudaGetErrorString(error));
-  std::exit(1);
-}
-#define CUDA_CHECK(call) Check((call), #call, __LINE__)
 
 struct Shape {
   std::string name;
