@@ -1,4 +1,5 @@
-// The planning of a layer's experts where the CPU takes part.
+// The planning of a layer's experts where the CPU takes part: first where each lies (Place), then
+// how much of the cold ones the link brings (Divide), then which tokens go where (PlacePairs).
 #pragma once
 
 #include <cstddef>
@@ -16,7 +17,7 @@ struct DividedExperts {
   int* counts;      // tokens
   int* first_task;  // of the span that it is in; -1: no task
   int* first_pair;  // in the mailbox; -1: nothing for the CPU
-  int* next_place;
+  int* next_place;  // how many of the tokens have a place so far
 };
 
 // An expert of which the device computes the first tiles.
@@ -57,8 +58,8 @@ __device__ inline void CountTokens(const PlanExpertsArguments& a, const DividedE
   __syncthreads();
 }
 
-// Whether the expert of `entry`, which costs `own`, may fill a slot. `filling_cost`: of those of
-// the block's threads that may.
+// Whether the expert of `entry`, which costs `own`, may fill a slot. `filling_cost`: what all those
+// cost, of any thread of the block, that may so far; shared.
 __device__ inline bool TakeFill(const ExpertTableEntry& entry, uint32_t link_share, int total_cost,
                                 int own, int* filling_cost) {
   const int before = atomicAdd(filling_cost, own);
@@ -125,7 +126,7 @@ __device__ inline void PlacePairs(const DivideExpertsArguments& a, const Divided
   }
 }
 
-// How many of each were written so far.
+// How many of each the block has written so far; the same in all threads.
 struct Written {
   int vram_tasks = 0;
   int leading_tasks = 0;  // of those, that have tiles
@@ -136,7 +137,9 @@ struct Written {
   int link_cost = 0;  // of these and of those that do
 };
 
-// Divides expert `e`, which is this thread's, and all others of the block's threads likewise.
+// Divides expert `e` between the link and the CPU and writes its part of both lists but for the
+// tokens; all threads of the block call it, each with its own expert or one beyond the last. `cut`:
+// the one of which both compute a part, whose tasks are left to write.
 __device__ inline void Divide(const DivideExpertsArguments& a, const DividedExperts& experts, int e,
                               int64_t budget, Written* written, CutExpert* cut) {
   const int tiles = a.plan.tiles_per_expert;

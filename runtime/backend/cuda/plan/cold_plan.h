@@ -1,5 +1,6 @@
 // The planning kernel where the CPU takes part: as LaunchPlanExperts, but only what the device
-// computes becomes tasks; the rest of the cold experts is listed in the CPU's mailbox.
+// computes becomes tasks; the rest of the cold experts is listed in the CPU's mailbox, for
+// CudaColdPath::Post to hand over.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,5 +1,6 @@
-// The planning of a single token's experts where the CPU takes part and the list of tasks is
-// another kernel's: as DivideLayer, by one warp.
+// The planning of a single token's experts where the CPU takes part and the expert kernels read a
+// list of tasks (those that choose for themselves divide too, token_choice.cuh): as DivideLayer, by
+// one warp.
 #pragma once
 
 #include "runtime/backend/cuda/plan/cold_plan.h"
@@ -10,7 +11,7 @@
 namespace moed::backend {
 
 // From a token's routing to the list of tasks and the CPU's part: lane r has the expert of rank r.
-// The layer's uses are empty.
+// Expects the layer's uses to be empty.
 __device__ inline void DivideToken(const DivideExpertsArguments& a, int id, float weight) {
   const PlanExpertsArguments& plan = a.plan;
   const int lane = threadIdx.x % 32;

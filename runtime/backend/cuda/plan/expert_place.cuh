@@ -1,4 +1,5 @@
-// What the planning kernels share: looking an expert up in the table, and sums over a block.
+// What the planning kernels share: looking experts up in the table, marking there and in the trace
+// what becomes of them, writing their tasks, and sums over a block.
 #pragma once
 
 #include "runtime/backend/cuda/plan/expert_table.h"
@@ -35,8 +36,8 @@ __device__ inline ExpertSource SourceOfExpert(const PlanExpertsArguments& a,
   return source;
 }
 
-// Lets the table name the slot of an expert that is filled, and counts that one which may be filled
-// was not. `fill_allowed`: of the expert's entry.
+// In the table: the slot of an expert that fills one, or one more wait of an expert that may fill
+// one and did not. `fill_allowed`: of the expert's entry.
 __device__ inline void MarkUse(const PlanExpertsArguments& a, int id, uint32_t fill_allowed,
                                const ExpertUse& use) {
   ExpertTableEntry& entry = a.layer.entries[id];
@@ -44,9 +45,10 @@ __device__ inline void MarkUse(const PlanExpertsArguments& a, int id, uint32_t f
   if (use.kind == ExpertUseKind::kCold && fill_allowed != 0) entry.fill_allowed = fill_allowed + 1;
 }
 
-// Marks the use of `expert`, whose `entry` was read, and takes an offered slot if it shall be
-// filled, which fits(entry) decides where it is allowed. The table names the slot at once: its next
-// reader is this layer in the next step, after the fill. `offers_taken`: by the block.
+// Marks the use of `expert`, whose `entry` was read, and takes one of the layer's offered slots for
+// it, if its entry allows that, fits(entry) agrees and one is left. The table names the slot at
+// once: its next reader is this layer in the next step, after the fill. `offers_taken`: how often
+// the block asked for one, in shared memory.
 template <class Fits>
 __device__ ExpertSource Place(const PlanExpertsArguments& a, int expert,
                               const ExpertTableEntry& entry, int num_offered, int* offers_taken,
@@ -62,8 +64,8 @@ __device__ ExpertSource Place(const PlanExpertsArguments& a, int expert,
   return source;
 }
 
-// The expert's task, of its first `tiles`, which are the device's; marks the use in the trace and
-// the table.
+// Marks the use of a single token's expert in the trace and the table, and gives its task: of its
+// first `tiles`, which are the device's; the rest are the CPU's. Without its place in the span.
 __device__ inline ExpertTask TaskOfToken(const PlanExpertsArguments& a,
                                          const ExpertTableEntry& entry, int id, float weight,
                                          int offer, int tiles) {
@@ -84,8 +86,9 @@ __device__ inline ExpertTask TaskOfToken(const PlanExpertsArguments& a,
   return task;
 }
 
-// Tasks for all tokens of an expert of `tiles` tiles, without them, from `tasks` on, up to `joined`
-// of them joined; the first tile is the span's `first_tile`.
+// From `tasks` on, as many copies of `task` as `tokens` tokens need, up to `joined` of them joined;
+// which tokens is for others to write. Each that leads has `tiles` tiles, the first of them is
+// number `first_tile` of the span.
 __device__ inline void WriteTasks(ExpertTask task, int tokens, int tiles, int first_tile,
                                   int joined, ExpertTask* tasks) {
   const int count = (tokens + kTaskTokens - 1) / kTaskTokens;

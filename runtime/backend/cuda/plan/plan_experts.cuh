@@ -78,7 +78,7 @@ __host__ __device__ constexpr size_t PlanSharedBytes(int experts) {
 }
 
 // Places the thread's expert `e`, of `tokens`, and writes its tasks but for the tokens. `written`:
-// by the block so far.
+// by the block so far, the same in all threads.
 __device__ inline void PlanExpert(const PlanExpertsArguments& a, int e, int tokens,
                                   const ExpertTableEntry& entry, int num_offered, int* offers_taken,
                                   TaskCounts* written, TaskPlace* place) {
@@ -150,8 +150,8 @@ __device__ inline void PlanLayer(const PlanExpertsArguments& a, std::byte* memor
   }
 }
 
-// The same as PlanLayer for a single token, by one warp: lane r has the expert of rank r. The
-// layer's uses are empty.
+// The same as PlanLayer for a single token, by one warp: lane r has the expert of rank r. Expects
+// the layer's uses to be empty.
 __device__ inline void PlanToken(const PlanExpertsArguments& a, int expert, float weight) {
   const int lane = threadIdx.x % 32;
   const bool chosen = lane < a.top_k && a.positions[0] >= 0;

@@ -14,14 +14,15 @@ namespace moed::backend {
 // Rows that a block multiplies with an expert.
 struct ExpertProductTile {
   const std::byte* blob = nullptr;
-  int32_t first_row = 0;  // into rows
+  int32_t first_row = 0;  // of ExpertProductsArguments::rows
   int32_t num_rows = 0;
 };
 
-// Rows of a tile at most, which LaunchExpertProducts wants.
+// The most rows of a tile that LaunchExpertProducts takes.
 inline constexpr int kProductRows = 128;
 
-// Adds the tiles of rows `first_row` to + num_rows - 1, as few as can be and as even.
+// Cuts rows [first_row, first_row + num_rows) of an expert into tiles of at most `most_rows`: as
+// few as can be, of sizes as even as can be.
 void AddProductTiles(int most_rows, const std::byte* blob, int32_t first_row, int32_t num_rows,
                      std::vector<ExpertProductTile>* tiles);
 
@@ -35,10 +36,10 @@ struct ExpertProductsArguments {
   int top_k = 0;
   int hidden = 0;        // a multiple of 8
   int intermediate = 0;  // a multiple of 8
-  int row_values = 0;    // of a stored row
+  int row_values = 0;    // of a row in the blobs, padding included
 };
 
-// out[row] = expert(x[row / top_k]) for every row of every tile.
+// out[row] = expert(x[row / top_k]) for every row of every tile. Two launches.
 cudaError_t LaunchExpertProducts(const ExpertProductsArguments& arguments, cudaStream_t stream);
 
 }  // namespace moed::backend

@@ -42,7 +42,7 @@ class CudaExperts {
   absl::Status Unpack(const ExpertFormat& format, const ExpertFormat& bf16,
                       std::span<const ExpertWork> work, std::byte* target);
   // Sends the tiles, of at most `most_rows`, and rows of `work`, whose bf16 lies in `blobs`, and
-  // sets what of `arguments` depends on them.
+  // sets what of `arguments` depends on them. `ends`: behind the last tile of each of `work`.
   absl::Status ListProducts(int most_rows, std::span<const ExpertWork> work,
                             std::span<const std::byte* const> blobs,
                             ExpertProductsArguments* arguments, std::vector<int>* ends);

@@ -22,7 +22,8 @@ struct BoxPlace {
   int neuron;
 };
 
-// The other way round: an 8 x 8 matrix of bf16 of which each lane has two neighbours of a row.
+// The transpose of an 8 x 8 matrix of bf16, of which each lane has two neighbours of a row, before
+// and after.
 __device__ __forceinline__ uint32_t Transposed(uint32_t pair) {
   uint32_t result;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
@@ -56,6 +57,7 @@ struct GateUp {
   static __device__ int Row(const ExpertProductsArguments& a, int index) {
     return a.rows[index] / a.top_k;
   }
+  // Rows are stored where they stand in the list.
   template <int kRows>
   struct Targets {
     __device__ Targets(const ExpertProductsArguments&, const ExpertProductTile&, int) {}
@@ -98,7 +100,7 @@ struct Down {
     return a.activations;
   }
   static __device__ int Row(const ExpertProductsArguments&, int index) { return index; }
-  // Lane l has those of rows l, l + 32, ...
+  // Rows of the output: lane l has those of the tile's rows l, l + 32, ...
   template <int kRows>
   struct Targets {
     int32_t row[(kRows + 31) / 32];

@@ -7,9 +7,9 @@
 
 namespace moed::backend {
 
-// Rows of a tile at most.
+// The most rows of a tile that LaunchWarpgroupProducts takes.
 inline constexpr int kWarpgroupProductRows = 160;
-// Outputs of a block, and what it multiplies of each a stage.
+// Outputs of a block, and how far a stage goes along what is summed over.
 inline constexpr int kWarpgroupBlockOutputs = 256;
 inline constexpr int kWarpgroupDepth = 64;
 
