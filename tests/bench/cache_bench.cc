@@ -205,9 +205,9 @@ BENCHMARK(BM_DeviceDrivenStep)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
-// A step of this shape on an H200 with every expert resident (docs/PERFORMANCE.md, CUDA, whole
-// model): nothing that a step costs weighs more in a slower one.
-double StepSeconds(int64_t batch) { return batch == 1 ? 3.48e-3 : 18.1e-3; }
+// A step of this shape on an H200 with every expert resident (docs/PERFORMANCE.md): nothing that a
+// step costs weighs more in a slower one.
+double StepSeconds(int64_t batch) { return batch == 1 ? 2.46e-3 : 15.4e-3; }
 
 // Argument: batch, 1 or 32. step_share: of a core, while such steps follow one another.
 void BM_HitRateSketch(benchmark::State& state) {

@@ -9,7 +9,7 @@ namespace {
 
 // What stays in a thread's part of its core's cache until it is computed.
 constexpr size_t kMostBytesPerThread = 1 << 20;
-// Neurons that a thread fetches side by side: a multiple of every piece that ColdExperts computes.
+// Neurons that a thread fetches side by side: no fewer than ColdExperts computes in a piece.
 constexpr int kRunNeurons = 16;
 
 // False: stopped.

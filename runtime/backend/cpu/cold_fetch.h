@@ -67,9 +67,9 @@ class ColdFetch {
   const ExpertFormat format_;
   const std::vector<const std::byte*> layers_;
   std::vector<Worker> workers_;
-  Guess guess_;            // at the request after the one that began
-  Guess guess_before_;     // at the one that began
-  int request_layer_ = 0;  // the one that began
+  Guess guess_;                             // at the request after the one that began
+  Guess guess_before_;                      // at the one that began
+  int request_layer_ = 0;                   // the one that began
   alignas(64) std::atomic<int> scored_{0};  // parts of the guess
 };
 
