@@ -64,14 +64,7 @@ __device__ void AddToOutput(const float (&sum)[8 * kChunks], int warp, int lane,
     }
   }
   __syncthreads();
-  for (int column = threadIdx.x * 4; column < kHidden; column += kThreads * 4) {
-    float4 total = make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      total = Add4(total, *reinterpret_cast<const float4*>(scratch + w * kHidden + column));
-    }
-    AddToGlobal(output + column, total);
-  }
+  AddWarpSums<kWarps>(scratch, kHidden, output);
 }
 
 template <int kChunks>

@@ -176,14 +176,7 @@ __device__ void AddToOutput(const float (&sum)[32 * kIterations], int hidden, in
     }
   }
   __syncthreads();
-  for (int column = threadIdx.x * 4; column < hidden; column += kThreads * 4) {
-    float4 total = make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      total = Add4(total, *reinterpret_cast<const float4*>(scratch + w * hidden + column));
-    }
-    AddToGlobal(output + column, total);
-  }
+  AddWarpSums<kWarps>(scratch, hidden, output);
 }
 
 template <int kIterations>

@@ -23,4 +23,18 @@ __device__ __forceinline__ float4 Add4(const float4& a, const float4& b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
+// By all threads of a block of kWarps warps, after a barrier: output [columns] += what each warp
+// left in sums [kWarps, columns]. columns: a multiple of 4.
+template <int kWarps>
+__device__ void AddWarpSums(const float* sums, int columns, float* output) {
+  for (int column = threadIdx.x * 4; column < columns; column += kWarps * 32 * 4) {
+    float4 total = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      total = Add4(total, *reinterpret_cast<const float4*>(sums + w * columns + column));
+    }
+    AddToGlobal(output + column, total);
+  }
+}
+
 }  // namespace moed::backend
