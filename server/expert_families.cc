@@ -94,6 +94,17 @@ void AppendLayerFamilies(const ServedModel& model, const cache::CacheStats& stat
       .AppendTo(families);
 }
 
+void AppendColdFamilies(const ServedModel& model, const backend::ColdNeurons& neurons,
+                        MetricFamilies* families) {
+  if (neurons.computed == 0) return;
+  const int64_t late = neurons.computed - neurons.fetched_ahead;
+  Counter(model, "moed_cold_neurons_total",
+          "Neurons of cold experts that the CPU computed, by when it fetched their weights")
+      .Add(static_cast<double>(neurons.fetched_ahead), {{"fetched", "ahead"}})
+      .Add(static_cast<double>(late), {{"fetched", "on_request"}})
+      .AppendTo(families);
+}
+
 void AppendBalanceFamilies(const ServedModel& model,
                            const std::vector<cache::LayerBalance>& balance,
                            MetricFamilies* families) {

@@ -100,6 +100,11 @@ void ColdWorkers::FollowUses(int layer, std::span<const ExpertUse> uses) {
   }
 }
 
+ColdNeurons ColdWorkers::neurons() const {
+  return {.computed = neurons_computed_.load(std::memory_order_relaxed),
+          .fetched_ahead = neurons_fetched_ahead_.load(std::memory_order_relaxed)};
+}
+
 bool ColdWorkers::HasRequest() const {
   const std::atomic_ref<uint32_t> sequence(mailbox_.request->sequence);
   return sequence.load(std::memory_order_acquire) != answered_;
@@ -141,8 +146,10 @@ void ColdWorkers::Answer() {
     return HasRequest() || !in_step_.load(std::memory_order_relaxed) ||
            stopping_.load(std::memory_order_relaxed);
   };
-  experts_->Run(options_.layers[mailbox_.request->layer], mailbox_, *fetch_, answer,
-                has_other_work);
+  const ColdNeurons neurons = experts_->Run(options_.layers[mailbox_.request->layer], mailbox_,
+                                            *fetch_, answer, has_other_work);
+  neurons_computed_.fetch_add(neurons.computed, std::memory_order_relaxed);
+  neurons_fetched_ahead_.fetch_add(neurons.fetched_ahead, std::memory_order_relaxed);
 }
 
 // A step that begins meanwhile changes wake_ups_ after in_step_, so it is either seen here or

@@ -69,6 +69,9 @@ class ColdWorkers {
   void Follow(std::span<const ExpertEdit> edits);
   void FollowUses(int layer, std::span<const ExpertUse> uses);
 
+  // Any thread.
+  ColdNeurons neurons() const;
+
  private:
   void Watch();
   bool HasRequest() const;
@@ -85,6 +88,8 @@ class ColdWorkers {
   // Of the step; written before the answer that they belong to.
   std::atomic<int64_t> cost_{0};
   std::atomic<int64_t> nanoseconds_{0};
+  std::atomic<int64_t> neurons_computed_{0};
+  std::atomic<int64_t> neurons_fetched_ahead_{0};
   std::atomic<bool> in_step_{false};
   std::atomic<bool> stopping_{false};
   std::atomic<uint32_t> wake_ups_{0};  // what a parked watcher waits on

@@ -44,6 +44,13 @@ struct ExpertUse {
   int32_t cpu_neurons = 0;
 };
 
+// What the CPU computed of cold experts since the start, in neurons, and of how many of these it
+// had fetched the weights ahead, by a guess.
+struct ColdNeurons {
+  int64_t computed = 0;
+  int64_t fetched_ahead = 0;
+};
+
 // Who computes experts that have no slot and fill none.
 enum class ColdPath : uint8_t {
   kLink,    // the device, straight from host memory
@@ -64,7 +71,7 @@ struct DeviceExpertsOptions {
   ColdPath cold_path = ColdPath::kLink;
   int cold_threads = 0;  // of the CPU's part; 0: DefaultColdThreads
   // For the CPU's threads to guess a layer's experts ahead; null: they do not.
-  std::shared_ptr<const NextRouters> next_routers;
+  std::shared_ptr<const NextRouters> next_routers = nullptr;
   // The longest that the device waits for the CPU's part of a layer.
   int cold_timeout_ms = 3000;
 };
@@ -107,6 +114,9 @@ class DeviceExperts {
   virtual std::span<const int32_t> StepIds(int layer, int64_t tokens) const = 0;
   // [experts of the layer].
   virtual std::span<const ExpertUse> Uses(int layer) const = 0;
+
+  // All zero where the CPU takes no part. At any time.
+  virtual ColdNeurons cold_neurons() const = 0;
 };
 
 }  // namespace moed::backend

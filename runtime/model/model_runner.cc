@@ -329,6 +329,9 @@ void ModelRunner::PublishSnapshot() {
   }
   snapshot->balance = balance_;
   snapshot->max_slots = cache.max_slots();
+  if (experts_->device() != nullptr) {
+    snapshot->cold_neurons = experts_->device()->cold_neurons();
+  }
   const std::lock_guard lock(snapshot_mutex_);
   snapshot_ = std::move(snapshot);
 }

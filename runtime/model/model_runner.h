@@ -75,6 +75,7 @@ struct ExpertSnapshot {
   std::shared_ptr<const std::vector<cache::LayerBalance>> balance =
       std::make_shared<const std::vector<cache::LayerBalance>>();  // [layers], or none
   int max_slots = 0;                                               // what the budget may grow to
+  backend::ColdNeurons cold_neurons;
 };
 
 class ModelRunner : public StepRunner {

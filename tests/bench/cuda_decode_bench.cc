@@ -6,6 +6,8 @@
 // not assumed. Then prefill of one chunk at the same shares. Random weights and tokens. Each line
 // ends with the VRAM that dense weights, slots and KV cache take and that is in use in all.
 //
+// With MOED_BENCH_NO_LOOK_AHEAD set the CPU guesses nothing ahead.
+//
 // In one run: bf16 over the link, and each other combination of format and cold path that was asked
 // for, at equal VRAM bytes, each line with its time over that of bf16 over the link.
 //
@@ -84,10 +86,11 @@ DecodeRun MeasureDecode(DecodeModel& model, double residency, int batch) {
                    .batch = batch,
                    .steps = kSteps,
                    .before = model.Stats(),
-                   .after = {}};
+                   .neurons_before = model.Neurons()};
   std::vector<double> seconds;
   for (int i = 0; i < kSteps; ++i) seconds.push_back(model.DecodeStep(batch));
   run.after = model.Stats();
+  run.neurons_after = model.Neurons();
   std::nth_element(seconds.begin(), seconds.begin() + kSteps / 2, seconds.end());
   run.seconds = seconds[kSteps / 2];
   return run;

@@ -53,6 +53,7 @@ class DecodeModel {
   const model::ModelConfig& config() const { return options_.config; }
   size_t expert_bytes() const { return experts_->format().blob_bytes(); }
   cache::CacheStats Stats() const { return experts_->cache().Stats(); }
+  backend::ColdNeurons Neurons() const { return experts_->device()->cold_neurons(); }
   DecodeVram Vram() const;
   backend::Backend& backend() { return *backend_; }
 

@@ -43,6 +43,13 @@ StepLimit LimitOf(const DecodeRun& run, double cold_rate, const MemoryRates& rat
 }
 
 // Of the bytes of cold experts.
+// Of what the CPU computed, what it had fetched ahead.
+double AheadShare(const DecodeRun& run) {
+  const int64_t computed = run.neurons_after.computed - run.neurons_before.computed;
+  const int64_t ahead = run.neurons_after.fetched_ahead - run.neurons_before.fetched_ahead;
+  return computed > 0 ? static_cast<double>(ahead) / static_cast<double>(computed) : 0;
+}
+
 double CpuShare(const DecodeRun& run) {
   double cpu = 0;
   double all = 1e-30;
@@ -74,11 +81,12 @@ void DecodeReport::PrintDecode(const Combination& combination, const DecodeRun& 
   const StepLimit limit = LimitOf(run, cold_rate, rates, model);
   const double first = first_.try_emplace({run.residency, run.batch}, run.seconds).first->second;
   std::printf(
-      "%s %-6s  batch %2d  resident %3.0f %%  hit rate %3.0f %%  by the CPU %3.0f %%  step %7.3f "
+      "%s %-6s  batch %2d  resident %3.0f %%  hit rate %3.0f %%  by the CPU %3.0f %%, ahead %2.0f "
+      "%%  step %7.3f "
       "ms  limit %7.3f ms  ratio %.2f  %7.1f tokens/s  %.2f of the first  %s\n",
       combination.format.c_str(), combination.cold_path.c_str(), run.batch, 100 * run.residency,
-      100 * limit.hits / (limit.hits + limit.misses), 100 * CpuShare(run), 1e3 * run.seconds,
-      1e3 * limit.seconds, run.seconds / limit.seconds, run.batch / run.seconds,
+      100 * limit.hits / (limit.hits + limit.misses), 100 * CpuShare(run), 100 * AheadShare(run),
+      1e3 * run.seconds, 1e3 * limit.seconds, run.seconds / limit.seconds, run.batch / run.seconds,
       run.seconds / first, VramOf(model).c_str());
   std::fflush(stdout);
 }

@@ -20,6 +20,8 @@ struct DecodeRun {
   int steps = 0;       // between `before` and `after`
   cache::CacheStats before;
   cache::CacheStats after;
+  backend::ColdNeurons neurons_before;
+  backend::ColdNeurons neurons_after;
 };
 
 class DecodeReport {

@@ -65,6 +65,20 @@ TEST(MetricFamiliesTest, OtherBudgetsAreEstimatedOnceThereIsRouting) {
   }
 }
 
+TEST(MetricFamiliesTest, TheCpusNeuronsAppearOnceItComputesSome) {
+  const auto model = DescribedModel();
+  MetricFamilies families;
+  AppendColdFamilies(*model, {}, &families);
+  EXPECT_TRUE(families.empty());
+  AppendColdFamilies(*model, {.computed = 100, .fetched_ahead = 30}, &families);
+  const std::string text = Text(families);
+  for (const char* line :
+       {"moed_cold_neurons_total{fetched=\"ahead\",model_name=\"demo\"} 30",
+        "moed_cold_neurons_total{fetched=\"on_request\",model_name=\"demo\"} 70"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+}
+
 TEST(MetricFamiliesTest, BalanceSkipsLayersWithoutTokens) {
   const auto model = DescribedModel();
   std::vector<cache::LayerBalance> balance(3);

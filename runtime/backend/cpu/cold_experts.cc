@@ -86,7 +86,7 @@ class ColdExperts::PieceTaker {
       for (int64_t i = (from + call_.piece_neurons - 1) / call_.piece_neurons + in_run_;
            i < pieces && i * call_.piece_neurons < to; ++i) {
         ++in_run_;
-        if (Claim(index + i)) return PieceOf(item, i);
+        if (Claim(index + i)) return PieceOf(item, i, /*fetched=*/true);
       }
       break;
     }
@@ -100,7 +100,7 @@ class ColdExperts::PieceTaker {
       while (piece >= item_begin_ + PiecesOf(*item_, call_.piece_neurons)) {
         item_begin_ += PiecesOf(*item_++, call_.piece_neurons);
       }
-      if (Claim(piece)) return PieceOf(*item_, piece - item_begin_);
+      if (Claim(piece)) return PieceOf(*item_, piece - item_begin_, /*fetched=*/false);
     }
   }
 
@@ -108,11 +108,12 @@ class ColdExperts::PieceTaker {
     return claims_[piece].exchange(call_.number, std::memory_order_relaxed) != call_.number;
   }
 
-  Piece PieceOf(const ColdItem& item, int64_t index) const {
+  Piece PieceOf(const ColdItem& item, int64_t index, bool fetched) const {
     const int64_t first = index * call_.piece_neurons;
     return {.item = &item,
             .first = item.first_neuron + first,
-            .count = std::min<int64_t>(call_.piece_neurons, item.num_neurons - first)};
+            .count = std::min<int64_t>(call_.piece_neurons, item.num_neurons - first),
+            .fetched = fetched};
   }
 
   const Call& call_;
@@ -132,8 +133,8 @@ ColdExperts::Worker ColdExperts::WorkerAt(int worker) const {
   return {first, first + kernels_.few_rows_limit * format_.row_values()};
 }
 
-void ColdExperts::Run(const std::byte* experts, const ColdMailbox& mailbox, ColdFetch& fetch,
-                      absl::FunctionRef<void()> answer, absl::FunctionRef<bool()> stop) {
+ColdNeurons ColdExperts::Run(const std::byte* experts, const ColdMailbox& mailbox, ColdFetch& fetch,
+                             absl::FunctionRef<void()> answer, absl::FunctionRef<bool()> stop) {
   items_.assign(mailbox.items, mailbox.items + mailbox.request->num_items);
   const int64_t piece_neurons = PieceNeurons(items_, pool_.num_threads());
   const Call call = {.experts = experts,
@@ -151,6 +152,10 @@ void ColdExperts::Run(const std::byte* experts, const ColdMailbox& mailbox, Cold
     RunAndAdd(call, worker);
     fetch.Fetch(static_cast<int>(share), worker, stop);
   });
+  ColdNeurons neurons;
+  for (const ColdItem& item : items_) neurons.computed += item.num_neurons;
+  neurons.fetched_ahead = neurons_fetched_.load(std::memory_order_relaxed);
+  return neurons;
 }
 
 void ColdExperts::Reserve(const Call& call) {
@@ -159,7 +164,7 @@ void ColdExperts::Reserve(const Call& call) {
   std::fill(has_worked_.begin(), has_worked_.end(), uint8_t{0});
   const auto pieces = static_cast<size_t>(call.num_pieces);
   if (claims_.size() < pieces) claims_ = std::vector<std::atomic<uint32_t>>(2 * pieces);
-  for (auto* counter : {&next_piece_, &pieces_done_, &next_sum_, &sums_done_}) {
+  for (auto* counter : {&next_piece_, &pieces_done_, &next_sum_, &sums_done_, &neurons_fetched_}) {
     counter->store(0, std::memory_order_relaxed);
   }
 }
@@ -195,7 +200,9 @@ int64_t ColdExperts::RunPieces(const Call& call, int worker) {
     has_worked_[worker] = 1;
   }
   int64_t count = 0;
+  int64_t fetched = 0;
   for (; piece.item != nullptr; ++count) {
+    if (piece.fetched) fetched += piece.count;
     const Piece next = pieces.Take();
     const std::byte* ahead =
         next.item != nullptr ? WeightsOf(call, next) : call.fetch.ScoreWeights(worker);
@@ -203,6 +210,7 @@ int64_t ColdExperts::RunPieces(const Call& call, int worker) {
     RunPiece(call, piece, ahead, memory);
     piece = next;
   }
+  neurons_fetched_.fetch_add(fetched, std::memory_order_relaxed);
   return count;
 }
 

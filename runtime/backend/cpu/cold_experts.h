@@ -19,6 +19,7 @@
 #include "runtime/backend/cpu/experts_kernels.h"
 #include "runtime/backend/cpu/experts_scratch.h"
 #include "runtime/backend/cpu/thread_pool.h"
+#include "runtime/backend/device_experts.h"
 #include "runtime/backend/expert_format.h"
 
 namespace moed::backend {
@@ -31,9 +32,9 @@ class ColdExperts {
   // mailbox.sums[r] = sum over the request's items and their pairs of row r of
   // weight * expert(mailbox.x[r]), for r < rows. `experts`: the layer's blobs. What threads have
   // fetched of them they compute first. Calls `answer` once, by any thread, when all sums are
-  // there; then the threads fetch ahead, until `stop`, and it returns.
-  void Run(const std::byte* experts, const ColdMailbox& mailbox, ColdFetch& fetch,
-           absl::FunctionRef<void()> answer, absl::FunctionRef<bool()> stop);
+  // there; then the threads fetch ahead, until `stop`, and it returns what they computed.
+  ColdNeurons Run(const std::byte* experts, const ColdMailbox& mailbox, ColdFetch& fetch,
+                  absl::FunctionRef<void()> answer, absl::FunctionRef<bool()> stop);
 
  private:
   struct Call {
@@ -52,6 +53,7 @@ class ColdExperts {
     const ColdItem* item = nullptr;  // null: there is none
     int64_t first = 0;
     int64_t count = 0;
+    bool fetched = false;  // ahead
   };
   class PieceTaker;
   // One thread's memory: a kernel's scratch [limit, width], sums [rows, width].
@@ -83,6 +85,7 @@ class ColdExperts {
   alignas(64) std::atomic<int64_t> pieces_done_{0};
   alignas(64) std::atomic<int64_t> next_sum_{0};
   alignas(64) std::atomic<int64_t> sums_done_{0};
+  std::atomic<int64_t> neurons_fetched_{0};  // of the pieces done
 };
 
 }  // namespace moed::backend

@@ -49,6 +49,10 @@ absl::Status CpuDeviceExperts::Apply(std::span<const ExpertEdit> edits) {
   return absl::OkStatus();
 }
 
+ColdNeurons CpuDeviceExperts::cold_neurons() const {
+  return cold_requests_ != nullptr ? cold_requests_->workers().neurons() : ColdNeurons();
+}
+
 void CpuDeviceExperts::ApplyOne(const ExpertEdit& edit) {
   Layer& layer = layers_[edit.layer];
   Entry& entry = layer.entries[std::max(edit.expert, 0)];

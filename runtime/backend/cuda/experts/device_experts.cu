@@ -322,4 +322,8 @@ std::span<const ExpertUse> CudaDeviceExperts::Uses(int layer) const {
   return {uses + first_expert_[layer], static_cast<size_t>(options_.experts_per_layer[layer])};
 }
 
+ColdNeurons CudaDeviceExperts::cold_neurons() const {
+  return cold_path_ != nullptr ? cold_path_->workers().neurons() : ColdNeurons();
+}
+
 }  // namespace moed::backend

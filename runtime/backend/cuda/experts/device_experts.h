@@ -43,6 +43,7 @@ class CudaDeviceExperts : public DeviceExperts {
   void FinishStep() override;
   std::span<const int32_t> StepIds(int layer, int64_t tokens) const override;
   std::span<const ExpertUse> Uses(int layer) const override;
+  ColdNeurons cold_neurons() const override;
 
  private:
   CudaDeviceExperts(const DeviceExpertsOptions& options, Backend& backend, const StepTables& steps,
