@@ -8,6 +8,7 @@
 
 #include "cache/cache_stats.h"
 #include "cache/load_balance.h"
+#include "runtime/backend/device_experts.h"
 #include "runtime/engine/engine.h"
 #include "server/request_metrics.h"
 #include "server/served_model.h"

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cache/expert_cache.h"
+#include "runtime/backend/device_experts.h"
 #include "tests/bench/decode_model.h"
 #include "tests/bench/memory_rates.h"
 
