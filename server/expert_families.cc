@@ -96,7 +96,6 @@ void AppendLayerFamilies(const ServedModel& model, const cache::CacheStats& stat
 
 void AppendColdFamilies(const ServedModel& model, const backend::ColdNeurons& neurons,
                         MetricFamilies* families) {
-  if (neurons.computed == 0) return;
   const int64_t late = neurons.computed - neurons.fetched_ahead;
   Counter(model, "moed_cold_neurons_total",
           "Neurons of cold experts that the CPU computed, by when it fetched their weights")

@@ -25,7 +25,7 @@ void AppendRequestFamilies(const ServedModel& model, const RequestMetrics& metri
 // By layer.
 void AppendLayerFamilies(const ServedModel& model, const cache::CacheStats& stats,
                          MetricFamilies* families);
-// What the CPU computes beside a GPU; nothing where it does not.
+// What the CPU computes beside a GPU.
 void AppendColdFamilies(const ServedModel& model, const backend::ColdNeurons& neurons,
                         MetricFamilies* families);
 // By layer: how evenly the routers spread their tokens.
