@@ -93,10 +93,10 @@ ColdCpuWork ColdWorkers::EndStep() {
 
 void ColdWorkers::Follow(std::span<const ExpertEdit> edits) { forecast_->Follow(edits); }
 
-void ColdWorkers::FollowUses(int layer, std::span<const ExpertUse> uses) {
-  for (size_t e = 0; e < uses.size(); ++e) {
-    if (uses[e].kind != ExpertUseKind::kFilled) continue;
-    forecast_->SetInVram(layer, static_cast<int>(e), /*in_vram=*/true);
+void ColdWorkers::FollowUses(int layer, std::span<const int32_t> ids,
+                             std::span<const ExpertUse> uses) {
+  for (const int32_t id : ids) {
+    if (uses[id].kind == ExpertUseKind::kFilled) forecast_->SetInVram(layer, id, true);
   }
 }
 

@@ -65,9 +65,10 @@ class ColdWorkers {
   // After the last one was answered: what was done since BeginStep.
   ColdCpuWork EndStep();
 
-  // What lies in VRAM is no longer looked out for. By the engine thread, at any time.
+  // Which experts lie in VRAM, so that none of them is guessed: by the table's edits, and by how a
+  // step used the experts `ids` of a layer. By the engine thread, at any time.
   void Follow(std::span<const ExpertEdit> edits);
-  void FollowUses(int layer, std::span<const ExpertUse> uses);
+  void FollowUses(int layer, std::span<const int32_t> ids, std::span<const ExpertUse> uses);
 
   // Any thread.
   ColdNeurons neurons() const;
@@ -88,6 +89,7 @@ class ColdWorkers {
   // Of the step; written before the answer that they belong to.
   std::atomic<int64_t> cost_{0};
   std::atomic<int64_t> nanoseconds_{0};
+  // Since the start.
   std::atomic<int64_t> neurons_computed_{0};
   std::atomic<int64_t> neurons_fetched_ahead_{0};
   std::atomic<bool> in_step_{false};

@@ -22,6 +22,7 @@ float ElementAt(const Tensor& tensor, int64_t i) {
 }  // namespace
 
 void AppendFloats(const Tensor& tensor, std::vector<float>* values) {
+  values->reserve(values->size() + tensor.num_elements());
   for (int64_t i = 0; i < tensor.num_elements(); ++i) values->push_back(ElementAt(tensor, i));
 }
 

@@ -1,7 +1,5 @@
 #include "runtime/model/read_next_routers.h"
 
-#include <cmath>
-#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -25,11 +23,14 @@ absl::StatusOr<std::vector<float>> ReadFloats(const Checkpoint& checkpoint, Dens
 std::vector<backend::BFloat16> Rescaled(const std::vector<float>& router,
                                         const std::vector<float>& norm,
                                         const std::vector<float>& next_norm) {
-  std::vector<backend::BFloat16> weights(router.size());
-  for (size_t i = 0; i < router.size(); ++i) {
-    const size_t column = i % norm.size();
-    const float scale = norm[column] == 0 ? 0 : next_norm[column] / norm[column];
-    weights[i] = backend::ToBFloat16(router[i] * scale);
+  std::vector<float> scale(norm.size());
+  for (size_t i = 0; i < norm.size(); ++i) scale[i] = norm[i] == 0 ? 0 : next_norm[i] / norm[i];
+  std::vector<backend::BFloat16> weights;
+  weights.reserve(router.size());
+  while (weights.size() < router.size()) {
+    for (const float factor : scale) {
+      weights.push_back(backend::ToBFloat16(router[weights.size()] * factor));
+    }
   }
   return weights;
 }

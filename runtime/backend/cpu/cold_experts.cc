@@ -54,7 +54,7 @@ int64_t PiecesIn(std::span<const ColdItem> items, int64_t neurons) {
 class ColdExperts::PieceTaker {
  public:
   PieceTaker(const Call& call, std::span<const FetchedNeurons> fetched,
-             std::span<std::atomic<uint32_t>> claims, std::atomic<int64_t>* next_piece)
+             std::span<std::atomic<uint64_t>> claims, std::atomic<int64_t>* next_piece)
       : call_(call),
         item_(call.items.begin()),
         fetched_(fetched),
@@ -121,7 +121,7 @@ class ColdExperts::PieceTaker {
   int64_t item_begin_ = 0;  // pieces before item_
   std::span<const FetchedNeurons> fetched_;
   int64_t in_run_ = 0;  // pieces of the first of fetched_ that were looked at
-  std::span<std::atomic<uint32_t>> claims_;
+  std::span<std::atomic<uint64_t>> claims_;
   std::atomic<int64_t>* next_piece_;
 };
 
@@ -163,7 +163,7 @@ void ColdExperts::Reserve(const Call& call) {
   memory_.Reserve(worker_floats_ * pool_.num_threads());
   std::fill(has_worked_.begin(), has_worked_.end(), uint8_t{0});
   const auto pieces = static_cast<size_t>(call.num_pieces);
-  if (claims_.size() < pieces) claims_ = std::vector<std::atomic<uint32_t>>(2 * pieces);
+  if (claims_.size() < pieces) claims_ = std::vector<std::atomic<uint64_t>>(2 * pieces);
   for (auto* counter : {&next_piece_, &pieces_done_, &next_sum_, &sums_done_, &neurons_fetched_}) {
     counter->store(0, std::memory_order_relaxed);
   }

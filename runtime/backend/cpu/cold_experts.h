@@ -2,9 +2,9 @@
 // them, straight from their blobs. A thread first takes the pieces whose weights it has fetched
 // (cold_fetch.h); the others are shared out among the threads as these get free. A thread knows its
 // next piece ahead, so that the piece's first weights are on their way while it computes the one
-// before. A piece's weights are read once for all tokens that chose it. Each
-// thread adds into sums of its own, so their order, and the last bits of the result, may differ
-// from run to run. One call at a time.
+// before. A piece's weights are read once for all tokens that chose it. Each thread adds into sums
+// of its own, so their order, and the last bits of the result, may differ from run to run. One call
+// at a time.
 #pragma once
 
 #include <atomic>
@@ -45,7 +45,7 @@ class ColdExperts {
     int64_t rows;
     int64_t piece_neurons;
     int64_t num_pieces;
-    uint32_t number;
+    uint64_t number;
     ColdFetch& fetch;
     absl::FunctionRef<void()> answer;
   };
@@ -79,8 +79,8 @@ class ColdExperts {
   std::vector<uint8_t> has_worked_;  // [threads] in this call: its sums hold something
   std::vector<ColdItem> items_;      // of this call
   // Each piece's: the number of the last call in which a thread took it.
-  std::vector<std::atomic<uint32_t>> claims_;
-  uint32_t calls_ = 0;
+  std::vector<std::atomic<uint64_t>> claims_;
+  uint64_t calls_ = 0;
   alignas(64) std::atomic<int64_t> next_piece_{0};
   alignas(64) std::atomic<int64_t> pieces_done_{0};
   alignas(64) std::atomic<int64_t> next_sum_{0};

@@ -55,25 +55,32 @@ const std::byte* ColdFetch::ScoreWeights(int worker) const {
   return guess_.layer < 0 ? nullptr : forecast_.WeightsOf(FirstOfPart(worker));
 }
 
-void ColdFetch::ScoreOwn(int worker) { ScorePart(worker, worker); }
+void ColdFetch::ScoreOwn(int worker) {
+  if (guess_.layer >= 0) ScorePart(worker, worker);
+}
 
 void ColdFetch::ScoreOthers(int worker) {
+  if (AllScored()) return;
   for (int part = 0; part < static_cast<int>(workers_.size()); ++part) ScorePart(part, worker);
 }
 
 void ColdFetch::ScorePart(int part, int worker) {
-  std::atomic<uint32_t>& last = workers_[part].scored;
-  if (guess_.layer < 0 || last.load(std::memory_order_relaxed) == guess_.number) return;
+  std::atomic<uint64_t>& last = workers_[part].scored;
+  if (last.load(std::memory_order_relaxed) == guess_.number) return;
   if (last.exchange(guess_.number, std::memory_order_relaxed) == guess_.number) return;
   const int first = FirstOfPart(part);
   forecast_.Score(first, FirstOfPart(part + 1) - first, &workers_[worker].x);
   scored_.fetch_add(1, std::memory_order_release);
 }
 
+bool ColdFetch::AllScored() const {
+  return guess_.layer < 0 ||
+         scored_.load(std::memory_order_acquire) == static_cast<int>(workers_.size());
+}
+
 void ColdFetch::WaitForScores() const {
-  if (guess_.layer < 0) return;
   SpinWait spin;
-  while (scored_.load(std::memory_order_acquire) < static_cast<int>(workers_.size())) spin.Pause();
+  while (!AllScored()) spin.Pause();
 }
 
 // Every num_threads-th run of the guessed experts, the likeliest first. Of an expert that is

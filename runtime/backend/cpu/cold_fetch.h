@@ -49,17 +49,18 @@ class ColdFetch {
 
  private:
   struct Guess {
-    uint32_t number = 0;
+    uint64_t number = 0;
     int layer = -1;  // negative: none
   };
   struct alignas(64) Worker {
-    std::atomic<uint32_t> scored{0};  // the last guess of which its part was taken
-    uint32_t guess = 0;               // of which `fetched` is
+    std::atomic<uint64_t> scored{0};  // the last guess of which its part was taken
+    uint64_t guess = 0;               // of which `fetched` is
     std::vector<FetchedNeurons> fetched;
     std::vector<int32_t> experts;
     std::vector<int32_t> order;
     std::vector<float> x;
   };
+  bool AllScored() const;
   int FirstOfPart(int part) const;
   void ScorePart(int part, int worker);
 

@@ -31,14 +31,16 @@ CpuDeviceExperts::CpuDeviceExperts(const DeviceExpertsOptions& options, Backend&
   }
 }
 
-absl::Status CpuDeviceExperts::BeginStep(int64_t) {
+absl::Status CpuDeviceExperts::BeginStep(int64_t tokens) {
+  step_tokens_ = tokens;
   return cold_requests_ != nullptr ? cold_requests_->BeginStep() : absl::OkStatus();
 }
 
 absl::Status CpuDeviceExperts::EndStep() {
   if (cold_requests_ == nullptr) return absl::OkStatus();
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    cold_requests_->workers().FollowUses(static_cast<int>(i), layers_[i].uses);
+  for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
+    if (layers_[layer].uses.empty()) continue;
+    cold_requests_->workers().FollowUses(layer, StepIds(layer, step_tokens_), Uses(layer));
   }
   return cold_requests_->EndStep();
 }

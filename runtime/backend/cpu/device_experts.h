@@ -64,6 +64,7 @@ class CpuDeviceExperts : public DeviceExperts {
   DeviceExpertsOptions options_;
   Backend& backend_;
   std::vector<Layer> layers_;
+  int64_t step_tokens_ = 0;
   std::unique_ptr<ColdRequests> cold_requests_;  // null: all over the link
   std::vector<float> output_;                    // [max_tokens * k, H]
   // Of the layer being run.

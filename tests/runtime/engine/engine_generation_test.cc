@@ -46,11 +46,7 @@ class EngineGenerationTest : public ::testing::Test {
     engine_ = Engine::Create(options_, runner_.get(), nullptr);
   }
   std::shared_ptr<RecordingSink> Submit(Request request) {
-    auto sink = std::make_shared<RecordingSink>();
-    request.sink = sink;
-    const absl::Status status = engine_->Submit(std::move(request));
-    EXPECT_TRUE(status.ok()) << status;
-    return sink;
+    return SubmitTo(*engine_, std::move(request));
   }
   std::shared_ptr<RecordingSink> Finished(Request request) {
     auto sink = Submit(std::move(request));

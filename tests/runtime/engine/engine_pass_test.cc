@@ -39,14 +39,11 @@ class EnginePassTest : public ::testing::Test {
   }
   std::shared_ptr<RecordingSink> Submit(const std::string& id, int prompt_tokens, int max_tokens,
                                         absl::Time deadline = absl::InfiniteFuture(), int n = 1) {
-    auto sink = std::make_shared<RecordingSink>();
-    Request request = TestRequest(PromptOf(prompt_tokens), max_tokens, sink);
+    Request request = TestRequest(PromptOf(prompt_tokens), max_tokens, {});
     request.id = id;
     request.deadline = deadline;
     request.n = n;
-    const absl::Status status = engine_->Submit(std::move(request));
-    EXPECT_TRUE(status.ok()) << status;
-    return sink;
+    return SubmitTo(*engine_, std::move(request));
   }
   // Something decodes, and both costs have been measured; the next step is held.
   std::shared_ptr<RecordingSink> StartDecoding(int max_tokens = 110) {

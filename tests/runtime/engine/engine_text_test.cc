@@ -40,10 +40,7 @@ class EngineTextTest : public ::testing::Test {
     engine_ = Engine::Create(options_, runner_.get(), tokenizer_);
   }
   std::shared_ptr<RecordingSink> Finished(Request request) {
-    auto sink = std::make_shared<RecordingSink>();
-    request.sink = sink;
-    const absl::Status status = engine_->Submit(std::move(request));
-    EXPECT_TRUE(status.ok()) << status;
+    auto sink = SubmitTo(*engine_, std::move(request));
     EXPECT_TRUE(sink->AwaitDone().ok());
     return sink;
   }

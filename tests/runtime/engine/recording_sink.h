@@ -113,4 +113,13 @@ inline Request TestRequest(std::vector<int32_t> prompt, int64_t max_tokens,
   return request;
 }
 
+// A request that must be taken, with a sink of its own.
+inline std::shared_ptr<RecordingSink> SubmitTo(Engine& engine, Request request) {
+  auto sink = std::make_shared<RecordingSink>();
+  request.sink = sink;
+  const absl::Status status = engine.Submit(std::move(request));
+  EXPECT_TRUE(status.ok()) << status;
+  return sink;
+}
+
 }  // namespace moed::engine

@@ -28,11 +28,7 @@ class ScriptedEngineTest : public ::testing::Test {
     engine_ = Engine::Create(options_, runner_.get(), nullptr);
   }
   std::shared_ptr<RecordingSink> Submit(Request request) {
-    auto sink = std::make_shared<RecordingSink>();
-    request.sink = sink;
-    const absl::Status status = engine_->Submit(std::move(request));
-    EXPECT_TRUE(status.ok()) << status;
-    return sink;
+    return SubmitTo(*engine_, std::move(request));
   }
   Request Named(std::string id, int prompt_tokens, int max_tokens) {
     Request request = TestRequest(std::vector<int32_t>(prompt_tokens, 20), max_tokens, {});

@@ -173,6 +173,7 @@ int64_t CudaDeviceExperts::PaddedTokens(int64_t tokens) const {
 }
 
 absl::Status CudaDeviceExperts::BeginStep(int64_t tokens) {
+  step_tokens_ = tokens;
   return cold_path_ != nullptr ? cold_path_->BeginStep(PaddedTokens(tokens)) : absl::OkStatus();
 }
 
@@ -180,9 +181,9 @@ absl::Status CudaDeviceExperts::EndStep() {
   absl::Status status = finished_;
   status.Update(side_.Wait());
   if (!status.ok() || cold_path_ == nullptr) return status;
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    const int layer = static_cast<int>(i);
-    cold_path_->workers().FollowUses(layer, Uses(layer));
+  for (int layer = 0; layer < static_cast<int>(layers_.size()); ++layer) {
+    if (options_.experts_per_layer[layer] == 0) continue;
+    cold_path_->workers().FollowUses(layer, StepIds(layer, step_tokens_), Uses(layer));
   }
   return cold_path_->EndStep();
 }

@@ -75,6 +75,7 @@ class CudaDeviceExperts : public DeviceExperts {
   LinkAccess link_access_;
   bool two_passes_;  // the device has them
   int total_experts_ = 0;
+  int64_t step_tokens_ = 0;
   std::vector<int> first_expert_;  // [layers]
   // The trace, and its copy in pinned memory: ids [layers][max_tokens * k], uses [all experts].
   Workspace device_trace_{WorkspaceMemory::kDevice};
