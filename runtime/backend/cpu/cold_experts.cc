@@ -13,19 +13,35 @@ constexpr int64_t kLeastPieceNeurons = 4;
 constexpr int64_t kMostPieceNeurons = 16;
 // Where there is that much to do.
 constexpr int64_t kPiecesPerThread = 24;
+// Of pieces in tiles, whose threads end less closely together but compute in less time; and the
+// bytes of one, since a thread's and the next lie in its L2 cache.
+constexpr int64_t kTilePiecesPerThread = 10;
+constexpr int64_t kMostTilePieceBytes = 400 << 10;
+constexpr int64_t kMostTilePieceNeurons = 2 * kAmxTileNeurons;
 // Columns of a row added by one thread at a time, at most.
 constexpr int64_t kMostSumColumns = 256;
 static_assert(kMostSumColumns % kOrderedSums == 0);
 
-// Those with the most rows a pass: an expert's tokens are few, and its weights come from memory.
-const ExpertKernels& FewRowsKernels() {
-  const ExpertKernels* kernels = Avx512Bf16ExpertKernels();
-  return kernels != nullptr ? *kernels : PortableExpertKernels();
+// In tiles; 0: the request is too small, or its tokens are too few.
+int64_t TilePieceNeurons(int64_t neurons, int64_t rows, int64_t neuron_bytes, int tile_rows,
+                         int threads) {
+  if (rows < tile_rows * neurons) return 0;
+  const int64_t most =
+      std::clamp(kMostTilePieceBytes / neuron_bytes, kAmxTileNeurons, kMostTilePieceNeurons);
+  const int64_t size = std::min(neurons / (threads * kTilePiecesPerThread), most);
+  return size / kAmxTileNeurons * kAmxTileNeurons;
 }
 
-int64_t PieceNeurons(std::span<const ColdItem> items, int threads) {
+int64_t PieceNeurons(std::span<const ColdItem> items, int64_t neuron_bytes, int tile_rows,
+                     int threads) {
   int64_t neurons = 0;
-  for (const ColdItem& item : items) neurons += item.num_neurons;
+  int64_t rows = 0;  // of each neuron
+  for (const ColdItem& item : items) {
+    neurons += item.num_neurons;
+    rows += int64_t{item.num_neurons} * item.num_pairs;
+  }
+  const int64_t in_tiles = TilePieceNeurons(neurons, rows, neuron_bytes, tile_rows, threads);
+  if (in_tiles > 0) return in_tiles;
   const int64_t size =
       neurons / (threads * kPiecesPerThread) / kLeastPieceNeurons * kLeastPieceNeurons;
   return std::clamp(size, kLeastPieceNeurons, kMostPieceNeurons);
@@ -126,17 +142,21 @@ class ColdExperts::PieceTaker {
 };
 
 ColdExperts::ColdExperts(ThreadPool& pool, const ExpertFormat& format)
-    : pool_(pool), format_(format), kernels_(FewRowsKernels()), has_worked_(pool.num_threads()) {}
+    : pool_(pool),
+      format_(format),
+      kernels_(BestExpertKernels()),
+      has_worked_(pool.num_threads()) {}
 
 ColdExperts::Worker ColdExperts::WorkerAt(int worker) const {
   float* const first = memory_.get() + worker * worker_floats_;
-  return {first, first + kernels_.few_rows_limit * format_.row_values()};
+  return {.scratch = first, .sums = first + kernels_.few_rows_limit * format_.row_values()};
 }
 
 ColdNeurons ColdExperts::Run(const std::byte* experts, const ColdMailbox& mailbox, ColdFetch& fetch,
                              absl::FunctionRef<void()> answer, absl::FunctionRef<bool()> stop) {
   items_.assign(mailbox.items, mailbox.items + mailbox.request->num_items);
-  const int64_t piece_neurons = PieceNeurons(items_, pool_.num_threads());
+  const int64_t piece_neurons = PieceNeurons(items_, static_cast<int64_t>(format_.neuron_bytes()),
+                                             kernels_.tile_rows, pool_.num_threads());
   const Call call = {.experts = experts,
                      .mailbox = mailbox,
                      .items = items_,
@@ -194,7 +214,7 @@ int64_t ColdExperts::RunPieces(const Call& call, int worker) {
   PieceTaker pieces(call, call.fetch.FetchedBy(worker), claims_, &next_piece_);
   Piece piece = pieces.Take();
   if (piece.item == nullptr) return 0;
-  const Worker memory = WorkerAt(worker);
+  Worker memory = WorkerAt(worker);
   if (has_worked_[worker] == 0) {
     std::fill_n(memory.sums, call.rows * format_.row_values(), 0.0f);
     has_worked_[worker] = 1;
@@ -207,7 +227,7 @@ int64_t ColdExperts::RunPieces(const Call& call, int worker) {
     const std::byte* ahead =
         next.item != nullptr ? WeightsOf(call, next) : call.fetch.ScoreWeights(worker);
     if (ahead == nullptr) ahead = WeightsOf(call, piece);  // nothing new
-    RunPiece(call, piece, ahead, memory);
+    RunPiece(call, piece, ahead, &memory);
     piece = next;
   }
   neurons_fetched_.fetch_add(fetched, std::memory_order_relaxed);
@@ -225,11 +245,14 @@ const std::byte* ColdExperts::WeightsOf(const Call& call, const Piece& piece) co
 }
 
 void ColdExperts::RunPiece(const Call& call, const Piece& piece, const std::byte* next,
-                           const Worker& memory) {
+                           Worker* memory) {
   const int64_t width = format_.row_values();
   const ExpertNeurons neurons{format_, call.experts + piece.item->expert * format_.blob_bytes(),
                               piece.first, piece.count, next};
   const ColdPair* pairs = call.mailbox.pairs + piece.item->first_pair;
+  const bool one_pass = piece.item->num_pairs <= kernels_.few_rows_limit;
+  const bool prepared = one_pass && memory->prepared == piece.item;
+  memory->prepared = one_pass ? piece.item : nullptr;
   for (int left = piece.item->num_pairs; left > 0;) {
     const int num = std::min(left, kernels_.few_rows_limit);
     const BFloat16* x[kMaxFewRows];
@@ -238,14 +261,15 @@ void ColdExperts::RunPiece(const Call& call, const Piece& piece, const std::byte
     for (int r = 0; r < num; ++r) {
       x[r] = call.mailbox.x + pairs[r].row * width;
       weights[r] = pairs[r].weight;
-      y[r] = memory.sums + pairs[r].row * width;
+      y[r] = memory->sums + pairs[r].row * width;
     }
     kernels_.few_rows(neurons, {.x = x,
                                 .weights = weights,
                                 .num = num,
                                 .width = width,
-                                .scratch = memory.scratch,
-                                .y = y});
+                                .scratch = memory->scratch,
+                                .y = y,
+                                .prepared = prepared});
     pairs += num;
     left -= num;
   }

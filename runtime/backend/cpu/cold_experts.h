@@ -60,6 +60,7 @@ class ColdExperts {
   struct Worker {
     float* scratch;
     float* sums;
+    const ColdItem* prepared = nullptr;  // whose x the scratch is of
   };
 
   Worker WorkerAt(int worker) const;
@@ -68,7 +69,7 @@ class ColdExperts {
   int64_t RunPieces(const Call& call, int worker);
   void WaitForPieces(const Call& call) const;
   const std::byte* WeightsOf(const Call& call, const Piece& piece) const;
-  void RunPiece(const Call& call, const Piece& piece, const std::byte* next, const Worker& memory);
+  void RunPiece(const Call& call, const Piece& piece, const std::byte* next, Worker* memory);
   void AddUp(const Call& call, int64_t row, int64_t column, int64_t columns) const;
 
   ThreadPool& pool_;

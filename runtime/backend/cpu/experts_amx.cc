@@ -2,10 +2,9 @@
 
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
 #include <algorithm>
 
+#include "runtime/backend/cpu/amx_tiles.h"
 #include "runtime/backend/cpu/panel.h"
 
 // Compiled for its own target; the rest of the program runs where these instructions do not exist.
@@ -23,25 +22,13 @@ constexpr int64_t kDepthBlock = 1024;
 // and 5 two tiles of A, 6 and 7 two of B.
 constexpr int kFirstTileOfB = 6;
 
-// What LDTILECFG reads.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
 // Tiles of A and C have `rows` rows, those of B 16.
 MOED_AMX_BF16 void Configure(int64_t rows) {
   TileConfig config;
   for (int tile = 0; tile < 8; ++tile) {
-    config.row_bytes[tile] = 64;
-    config.rows[tile] = static_cast<uint8_t>(tile < kFirstTileOfB ? rows : kTileRows);
+    config.Set(tile, tile < kFirstTileOfB ? rows : kTileRows, 64);
   }
-  // GCC 12's intrinsic declares that it reads 8 of the 64 bytes.
-  __asm__ volatile("" : : "r"(&config) : "memory");
-  _tile_loadconfig(&config);
+  config.Load();
 }
 
 // Where one tile of C, and those of A and B that it needs, begin.

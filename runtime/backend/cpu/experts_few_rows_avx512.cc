@@ -2,137 +2,20 @@
 
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
-#include <bit>
-
-#include "runtime/backend/cpu/bf12_blocks.h"
 #include "runtime/backend/cpu/experts_activation.h"
-#include "runtime/backend/cpu/experts_neurons.h"
+#include "runtime/backend/cpu/experts_rows_avx512.h"
 #include "runtime/backend/cpu/weight_fetcher.h"
 
 // GCC 12's headers make undefined vectors by reading them, and warn where they are inlined.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
-// Compiled for its own target; the rest of the program runs where these instructions do not exist.
-#define MOED_AVX512_BF16 \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"), always_inline)) inline
-#define MOED_AVX512_BF16_ENTRY \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
-
 namespace moed::backend {
 namespace {
 
-// bf16 values of a vector, which is a cache line.
-constexpr int64_t kBlock = 32;
-static_assert(kOrderedSums % kBlock == 0);
 // Neurons whose down rows are added in one pass over y.
 constexpr int kNeuronsAtOnce = 4;
 
 MOED_AVX512_BF16 __m512bh AsBf16(__m512i values) { return reinterpret_cast<__m512bh>(values); }
-
-// A row of either format. Load(i, group) gives 32 values from i + 32 * group on, i a multiple of
-// kStep, group a constant after unrolling; they are to be multiplied by Scale(), a power of two.
-struct Bf16Row {
-  static constexpr int64_t kStep = kBlock;
-  static constexpr int64_t kStepBytes = 2 * kStep;
-  const std::byte* values;
-
-  static constexpr float Scale() { return 1.0f; }
-  MOED_AVX512_BF16 __m512i Load(int64_t i, int64_t) const {
-    return _mm512_loadu_si512(values + 2 * i);
-  }
-};
-
-struct Bf12Row {
-  static constexpr int64_t kStep = kBf12BlockValues;
-  static constexpr int64_t kStepBytes = kBf12BlockBytes;
-  const std::byte* blocks;
-  BFloat16 base;  // the exponent, where it stands in a bf16
-
-  static constexpr float Scale() { return 1.0f; }
-  MOED_AVX512_BF16 __m512i Load(int64_t i, int64_t group) const {
-    const std::byte* block = blocks + i / 2 * 3;
-    const __m512i bytes = _mm512_loadu_si512(block + group / 2 * 64);
-    const __m512i nibbles = _mm512_loadu_si512(block + 128);
-    const bool high = group % 2 == 1;
-    const __m512i mantissa = high ? _mm512_srli_epi16(bytes, 8) : bytes;
-    const __m512i sign = high ? bytes : _mm512_slli_epi16(bytes, 8);
-    // Bits 0-6 from the mantissa, 7-10 from the nibble; then the base; then bit 15 from the sign.
-    constexpr int kSelect = 0xca;  // a ? b : c
-    constexpr int kOrAnd = 0xf8;   // a | (b & c)
-    const __m512i magnitude = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x007f), mantissa,
-                                                        MoveNibble(group, nibbles), kSelect);
-    const __m512i based = _mm512_add_epi16(_mm512_and_si512(magnitude, _mm512_set1_epi16(0x07ff)),
-                                           _mm512_set1_epi16(static_cast<int16_t>(base)));
-    return _mm512_ternarylogic_epi32(based, sign, _mm512_set1_epi16(static_cast<int16_t>(0x8000)),
-                                     kOrAnd);
-  }
-  // Nibble `group` of each word to where the exponent stands in a bf16.
-  MOED_AVX512_BF16 static __m512i MoveNibble(int64_t group, __m512i words) {
-    if (group == 0) return _mm512_slli_epi16(words, 7);
-    if (group == 1) return _mm512_slli_epi16(words, 3);
-    if (group == 2) return _mm512_srli_epi16(words, 1);
-    return _mm512_srli_epi16(words, 5);
-  }
-};
-
-// With another base for the row's own, whose last four bits are zero so that nothing need be added,
-// in two thirds of the instructions. The same result to the last bit, since the sums are floats.
-struct ScaledBf12Row {
-  static constexpr int64_t kStep = kBf12BlockValues;
-  static constexpr int64_t kStepBytes = kBf12BlockBytes;
-  static constexpr int kBase = 112;
-  // Of bases that may be replaced: far from where scaled sums and factors could overflow or lose
-  // bits, which no row of a trained model comes near.
-  static constexpr int kLeastBase = kBase - 60;
-  static constexpr int kMostBase = kBase + 60;
-  const std::byte* blocks;
-  int base;
-
-  float Scale() const { return std::bit_cast<float>((base - kBase + 127) << 23); }
-  MOED_AVX512_BF16 __m512i Load(int64_t i, int64_t group) const {
-    const std::byte* block = blocks + i / 2 * 3;
-    const __m512i bytes = _mm512_loadu_si512(block + group / 2 * 64);
-    const __m512i nibbles = _mm512_loadu_si512(block + 128);
-    // A word's byte twice, so that its sign and its mantissa both stand where they shall.
-    const __m512i twice = _mm512_shuffle_epi8(bytes, group % 2 == 1 ? Odd() : Even());
-    constexpr int kSelect = 0xca;  // a ? b : c
-    constexpr int kAndOr = 0xea;   // (a & b) | c
-    const __m512i all =
-        _mm512_ternarylogic_epi32(_mm512_set1_epi16(static_cast<int16_t>(0x807f)), twice,
-                                  Bf12Row::MoveNibble(group, nibbles), kSelect);
-    return _mm512_ternarylogic_epi32(all, _mm512_set1_epi16(static_cast<int16_t>(0x87ff)),
-                                     _mm512_set1_epi16(kBase << 7), kAndOr);
-  }
-  MOED_AVX512_BF16 static __m512i Even() {
-    return _mm512_set4_epi32(0x0e0e0c0c, 0x0a0a0808, 0x06060404, 0x02020000);
-  }
-  MOED_AVX512_BF16 static __m512i Odd() {
-    return _mm512_set4_epi32(0x0f0f0d0d, 0x0b0b0909, 0x07070505, 0x03030101);
-  }
-};
-
-// Neurons whose rows may all be scaled.
-struct ScaledNeurons {
-  const Bf12Neurons& neurons;
-
-  const std::byte* Next(int64_t i, int64_t at_once) const { return neurons.Next(i, at_once); }
-  template <class Function>
-  void ForEachEscape(int64_t i, const Function& function) const {
-    neurons.ForEachEscape(i, function);
-  }
-};
-
-MOED_AVX512_BF16 Bf16Row RowAt(const Bf16Neurons& neurons, int64_t i, int part) {
-  return {neurons.Row(i, part)};
-}
-MOED_AVX512_BF16 Bf12Row RowAt(const Bf12Neurons& neurons, int64_t i, int part) {
-  return {neurons.Row(i, part), neurons.Placeholder(i, part)};
-}
-MOED_AVX512_BF16 ScaledBf12Row RowAt(const ScaledNeurons& scaled, int64_t i, int part) {
-  return {scaled.neurons.Row(i, part), scaled.neurons.Base(i, part)};
-}
 
 // gate[r], up[r] = the products of a neuron's two rows with kRows rows of x.
 template <int kRows, class Row>

@@ -215,10 +215,10 @@ template <class Neurons, int kNeurons>
 HWY_INLINE void AddNeurons(const Neurons& neurons, int64_t first, const FewRows& rows) {
   using Row = decltype(RowAt(neurons, first, 0));
   WeightFetcher fetcher(neurons.Next(first, kNeurons));
-  float gate[kNeuronsAtOnce * kMaxFewRows];
-  float up[kNeuronsAtOnce * kMaxFewRows];
-  BFloat16 rounded[kNeuronsAtOnce * kMaxFewRows];
-  float act[kNeuronsAtOnce * kMaxFewRows];
+  float gate[kNeuronsAtOnce * kPortableFewRows];
+  float up[kNeuronsAtOnce * kPortableFewRows];
+  BFloat16 rounded[kNeuronsAtOnce * kPortableFewRows];
+  float act[kNeuronsAtOnce * kPortableFewRows];
   Row down[kNeurons];
   const int num = rows.num;
   const float* x = rows.scratch;

@@ -9,7 +9,8 @@ namespace moed::backend {
 
 const ExpertKernels& PortableExpertKernels() {
   static constexpr ExpertKernels kKernels = {.name = "portable",
-                                             .few_rows_limit = kMaxFewRows,
+                                             .few_rows_limit = kPortableFewRows,
+                                             .tile_rows = kMaxFewRows + 1,
                                              .few_rows = FewRowsPortable,
                                              .order_sums = OrderSumsPortable,
                                              .multiply = MultiplyPortable};
@@ -19,6 +20,7 @@ const ExpertKernels& PortableExpertKernels() {
 const ExpertKernels* Avx512Bf16ExpertKernels() {
   static constexpr ExpertKernels kKernels = {.name = "AVX512-BF16",
                                              .few_rows_limit = kAvx512FewRows,
+                                             .tile_rows = kMaxFewRows + 1,
                                              .few_rows = FewRowsAvx512,
                                              .order_sums = OrderSumsAvx512,
                                              .multiply = MultiplyAvx512};
@@ -26,10 +28,10 @@ const ExpertKernels* Avx512Bf16ExpertKernels() {
 }
 
 const ExpertKernels* AmxExpertKernels() {
-  // Tiles multiply 16 rows in the time of one, so that few rows end early.
   static constexpr ExpertKernels kKernels = {.name = "AMX",
-                                             .few_rows_limit = 4,
-                                             .few_rows = FewRowsAvx512,
+                                             .few_rows_limit = kMaxFewRows,
+                                             .tile_rows = kAmxTileRows,
+                                             .few_rows = FewRowsAmx,
                                              .order_sums = OrderSumsAvx512,
                                              .multiply = MultiplyAmx};
   return DetectCpuFeatures().amx_bf16 ? &kKernels : nullptr;

@@ -23,7 +23,7 @@ struct ExpertNeurons {
 };
 
 // The rows of x that chose an expert, and the sums that its neurons' part of their output is added
-// to. `scratch` holds [num, width]; it and each y[r] are aligned to vectors.
+// to. `scratch` holds [few_rows_limit, width]; it and each y[r] are aligned to vectors.
 struct FewRows {
   const BFloat16* const* x = nullptr;  // x[r] points at `width` values
   const float* weights = nullptr;      // [num] factors of the output; null: 1
@@ -31,6 +31,7 @@ struct FewRows {
   int64_t width = 0;  // format.row_values()
   float* scratch = nullptr;
   float* const* y = nullptr;  // y[r] points at `width` sums, in the order of the kernels' table
+  bool prepared = false;      // scratch is as the last call, for the same x, left it
 };
 
 // C = A B or C += A B with bf16 factors and float32 sums. An element of C is one chain of sums over
@@ -50,7 +51,8 @@ struct PanelMultiply {
 };
 
 // The most rows that any table's `few_rows` takes.
-constexpr int kMaxFewRows = 12;
+constexpr int kMaxFewRows = 16;
+constexpr int64_t kAmxTileNeurons = 16;
 // Sums change places only within so many.
 constexpr int64_t kOrderedSums = 32;
 
@@ -58,6 +60,8 @@ struct ExpertKernels {
   const char* name;
   // Experts with at most so many rows go through `few_rows`, others through `multiply`.
   int few_rows_limit;
+  // From so many rows on `few_rows` is fastest with whole multiples of kAmxTileNeurons.
+  int tile_rows;
   // y[r][h] += weights[r] * sum over neurons i of act[r][i] * down[i][h], act from the gate and up
   // rows as in experts_activation.h. Reads the weights once, in either format.
   void (*few_rows)(const ExpertNeurons& neurons, const FewRows& rows);

@@ -5,6 +5,9 @@
 
 namespace moed::backend {
 
+// Rows that FewRowsPortable takes.
+constexpr int kPortableFewRows = 12;
+
 void FewRowsPortable(const ExpertNeurons& neurons, const FewRows& rows);
 void OrderSumsPortable(float* sums, int64_t count);
 void MultiplyPortable(const PanelMultiply& product);
