@@ -16,8 +16,8 @@ namespace moed::backend {
 
 // Neurons of a tile, the unit in which an expert is cut; its last one may be shorter.
 inline constexpr int kColdTileNeurons = 8;
-// Tokens that a pass over an expert's weights serves.
-inline constexpr int kColdPassTokens = 8;
+// Tokens for which an expert's weights are read once.
+inline constexpr int kColdPassTokens = 32;
 
 // Shares of the link are in 65536ths of a layer's cold work.
 inline constexpr uint32_t kAllOverLink = 1u << 16;

@@ -54,11 +54,11 @@ TEST(ColdDivisionTest, AFillWaitsUntilTheLinkHasRoomOrWhatItsReadsCostPaysForIt)
 
 TEST(ColdDivisionTest, MoreTokensThanAPassServesCountSeveralTimes) {
   EXPECT_EQ(ColdPasses(1), 1);
-  EXPECT_EQ(ColdPasses(8), 1);
-  EXPECT_EQ(ColdPasses(9), 2);
-  EXPECT_EQ(ColdCost(96, 17), 3 * 96);
+  EXPECT_EQ(ColdPasses(32), 1);
+  EXPECT_EQ(ColdPasses(33), 2);
+  EXPECT_EQ(ColdCost(96, 65), 3 * 96);
   // Of 400 passes over tiles the link gets 200: the first expert's 3 x 50, and 2 x 25 more.
-  const std::vector<ColdExpert> experts = {{17}, {9}, {16}, {3}};
+  const std::vector<ColdExpert> experts = {{65}, {33}, {64}, {3}};
   EXPECT_THAT(DivideColdExperts(experts, 50, kHalf), ElementsAre(50, 25, 0, 0));
 }
 
@@ -69,7 +69,7 @@ TEST(ColdDivisionTest, CutsAtMostOneExpertAndHitsTheShareWithinATile) {
     std::vector<ColdExpert> experts(1 + random() % 40);
     int most_passes = 0;
     for (ColdExpert& expert : experts) {
-      expert = {.tokens = 1 + static_cast<int>(random() % 70), .fills = random() % 4 == 0};
+      expert = {.tokens = 1 + static_cast<int>(random() % 280), .fills = random() % 4 == 0};
       most_passes = std::max(most_passes, ColdPasses(expert.tokens));
     }
     const auto share = static_cast<uint32_t>(random() % (kAllOverLink + 1));

@@ -1,6 +1,7 @@
-// Experts that lie in mapped host memory, for up to 8 tokens a task: half a tile, four neurons, is
-// fetched into shared memory by one bulk copy, which the link carries at full rate where plain
-// loads reach two thirds, written on into the slot that its task fills, and multiplied from there.
+// Experts that lie in mapped host memory: half a tile, four neurons, is fetched into shared memory
+// by one bulk copy, which the link carries at full rate where plain loads reach two thirds, written
+// on into the slot that its task fills, and multiplied from there for one of the joined tasks after
+// another, whose tokens come anew from the L2 cache each time, which the link leaves time for.
 // A block has one such piece in flight; a few dozen blocks keep the link busy while others compute.
 #pragma once
 
@@ -73,24 +74,30 @@ __device__ void LinkTiles(const ExpertTilesArguments& a, const ExpertTaskSpan& s
   const TileRange range(span, block, num_blocks);
   BlockRing<1> ring(memory, piece_bytes, &barrier);
   TaskCursor cursor(span, range.begin);
-  int current = -1;
+  int current = -1;  // the task in `state`, its tokens in `tokens`
+  const auto load = [&](int task) {
+    if (task == current) return;
+    current = task;
+    LoadTask(span.tasks[task], state);
+    LoadTokens(state->task, a.x, a.hidden, tokens);
+  };
   for (int piece = 0; piece < 2 * (range.end - range.begin); ++piece) {
     const int tile = range.begin + piece / 2;
     const int half = piece % 2;
     cursor.MoveTo(tile);
     ring.Fetch(piece, cursor.TileAddress<Format>(tile, a) + half * piece_bytes);
-    if (cursor.index() != current) {
-      current = cursor.index();
-      LoadTask(cursor.task(), state);
-      LoadTokens(state->task, a.x, a.hidden, tokens);
-    }
+    load(cursor.index());
     const std::byte* values = ring.Wait(piece);
     if (std::byte* const fill = FillAddress<Format>(state->task, tile, a); fill != nullptr) {
       ring.Store(piece, fill + half * piece_bytes);
       if (half == 1) FillList<Format>(state->task, tile, a);
     }
     const int first_neuron = (tile - state->task.first_tile) * kTileNeurons + half * kLinkNeurons;
-    MultiplyLinkPiece<Format>(a, values, tokens, {first_neuron, half}, warp, lane, state);
+    const int num_joined = state->task.num_joined;
+    for (int n = 0; n < num_joined; ++n) {
+      load(cursor.index() + n);
+      MultiplyLinkPiece<Format>(a, values, tokens, {first_neuron, half}, warp, lane, state);
+    }
     ring.FinishReads();
     __syncthreads();
   }

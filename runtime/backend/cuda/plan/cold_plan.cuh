@@ -10,7 +10,8 @@
 
 namespace moed::backend {
 
-static_assert(kColdTileNeurons == kTileNeurons && kColdPassTokens == kTaskTokens);
+static_assert(kColdTileNeurons == kTileNeurons &&
+              kColdPassTokens == kMostJoinedTasks * kTaskTokens);
 
 // Of each expert of the layer, in shared memory.
 struct DividedExperts {
@@ -131,6 +132,7 @@ struct Written {
   int vram_tasks = 0;
   int leading_tasks = 0;  // of those, that have tiles
   int link_tasks = 0;
+  int leading_link_tasks = 0;
   int items = 0;
   int pairs = 0;
   int cold_cost = 0;  // of experts that fill no slot
@@ -153,15 +155,17 @@ __device__ inline void Divide(const DivideExpertsArguments& a, const DividedExpe
   const bool whole = tokens > 0 && over_link == tiles;
   const bool cpu = cold && over_link < tiles;
   const bool hit = tokens > 0 && a.plan.layer.uses[e].kind == ExpertUseKind::kHit;
-  const int passes = whole ? ColdPasses(tokens) : 0;
-  const int vram_task = written->vram_tasks + ExclusiveSum(hit ? passes : 0, &sum);
+  const int tasks = whole ? TasksOf(tokens) : 0;
+  const int vram_task = written->vram_tasks + ExclusiveSum(hit ? tasks : 0, &sum);
   written->vram_tasks += sum;
-  const int joined = hit ? max(a.plan.joined_tasks, 1) : 1;
-  const int leading_task =
-      written->leading_tasks + ExclusiveSum(hit ? LeadingTasks(passes, joined) : 0, &sum);
+  const int joined = JoinedTasks(a.plan, hit);
+  const int leading = LeadingTasks(tasks, joined);
+  const int leading_task = written->leading_tasks + ExclusiveSum(hit ? leading : 0, &sum);
   written->leading_tasks += sum;
-  const int link_task = written->link_tasks + ExclusiveSum(hit ? 0 : passes, &sum);
+  const int link_task = written->link_tasks + ExclusiveSum(hit ? 0 : tasks, &sum);
   written->link_tasks += sum;
+  const int leading_link_task = written->leading_link_tasks + ExclusiveSum(hit ? 0 : leading, &sum);
+  written->leading_link_tasks += sum;
   const int task = hit ? vram_task : link_task;
   const int item = written->items + ExclusiveSum(cpu ? 1 : 0, &sum);
   written->items += sum;
@@ -173,8 +177,8 @@ __device__ inline void Divide(const DivideExpertsArguments& a, const DividedExpe
   experts.first_task[e] = whole ? task : -1;
   experts.first_pair[e] = cpu ? pair : -1;
   if (whole) {
-    WriteTasks(TaskOf(a.plan, e), tokens, tiles, (hit ? leading_task : task) * tiles, joined,
-               SpanOf(a.plan, e) + task);
+    WriteTasks(TaskOf(a.plan, e), tokens, tiles, (hit ? leading_task : leading_link_task) * tiles,
+               joined, SpanOf(a.plan, e) + task);
   }
   if (!cpu) return;
   if (over_link > 0) *cut = {e, over_link};
@@ -210,17 +214,19 @@ __device__ inline void DivideLayer(const DivideExpertsArguments& a, int* shared)
   }
   __syncthreads();
   const int tiles = a.plan.tiles_per_expert;
-  const int cut_passes = cut.expert < 0 ? 0 : ColdPasses(experts.counts[cut.expert]);
+  const int cut_tasks = cut.expert < 0 ? 0 : TasksOf(experts.counts[cut.expert]);
+  const int joined = JoinedTasks(a.plan, /*hit=*/false);
+  const int link_tiles = written.leading_link_tasks * tiles;
   if (threadIdx.x == 0) {
     if (cut.expert >= 0) {
       experts.first_task[cut.expert] = written.link_tasks;
-      WriteTasks(TaskOf(a.plan, cut.expert), experts.counts[cut.expert], cut.tiles,
-                 written.link_tasks * tiles, /*joined=*/1, a.plan.link_tasks + written.link_tasks);
+      WriteTasks(TaskOf(a.plan, cut.expert), experts.counts[cut.expert], cut.tiles, link_tiles,
+                 joined, a.plan.link_tasks + written.link_tasks);
     }
     *a.plan.list = {
         .vram = {written.vram_tasks, written.leading_tasks * tiles, a.plan.vram_tasks},
-        .link = {written.link_tasks + cut_passes,
-                 written.link_tasks * tiles + cut_passes * cut.tiles, a.plan.link_tasks}};
+        .link = {written.link_tasks + cut_tasks,
+                 link_tiles + LeadingTasks(cut_tasks, joined) * cut.tiles, a.plan.link_tasks}};
     *a.plan.layer.num_offered -= min(offers_taken, *a.plan.layer.num_offered);
     a.state->num_items = written.items;
     a.state->link_cost = written.link_cost;

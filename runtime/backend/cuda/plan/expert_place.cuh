@@ -86,12 +86,15 @@ __device__ inline ExpertTask TaskOfToken(const PlanExpertsArguments& a,
   return task;
 }
 
+// Of an expert that `tokens` tokens chose.
+__device__ inline int TasksOf(int tokens) { return (tokens + kTaskTokens - 1) / kTaskTokens; }
+
 // From `tasks` on, as many copies of `task` as `tokens` tokens need, up to `joined` of them joined;
 // which tokens is for others to write. Each that leads has `tiles` tiles, the first of them is
 // number `first_tile` of the span.
 __device__ inline void WriteTasks(ExpertTask task, int tokens, int tiles, int first_tile,
                                   int joined, ExpertTask* tasks) {
-  const int count = (tokens + kTaskTokens - 1) / kTaskTokens;
+  const int count = TasksOf(tokens);
   for (int i = 0; i < count; ++i) {
     const bool leads = i % joined == 0;
     task.num_tokens = min(kTaskTokens, tokens - i * kTaskTokens);
@@ -102,6 +105,11 @@ __device__ inline void WriteTasks(ExpertTask task, int tokens, int tiles, int fi
     tasks[i] = task;
     task.fill = nullptr;  // one of an expert's tasks fills its slot
   }
+}
+
+// How many of an expert's tasks are joined.
+__device__ inline int JoinedTasks(const PlanExpertsArguments& a, bool hit) {
+  return max(hit ? a.joined_tasks : a.joined_link_tasks, 1);
 }
 
 // Of `tasks` tasks of an expert, those that have tiles.

@@ -45,7 +45,8 @@ struct PlanExpertsArguments {
   const int32_t* positions = nullptr;  // [rows], -1 for padding
   int rows = 0;
   int top_k = 0;
-  int joined_tasks = 0;  // of ExpertTilesArguments
+  int joined_tasks = 0;       // of ExpertTilesArguments
+  int joined_link_tasks = 0;  // the same for experts in mapped host memory; 0: none
   ExpertTaskList* list = nullptr;
   // Each with room for experts + rows * top_k / kTaskTokens.
   ExpertTask* vram_tasks = nullptr;

@@ -10,7 +10,7 @@ namespace moed::backend {
 
 // Tokens of one tensor-core tile; an expert with more gets several tasks.
 inline constexpr int kTaskTokens = 8;
-// Tasks of an expert in VRAM that can be joined, so that its weights are read once for all of them.
+// Tasks of an expert that can be joined, so that its weights are read once for all of them.
 inline constexpr int kMostJoinedTasks = 4;
 // Neurons of one tile, the unit in which blocks share out experts.
 inline constexpr int kTileNeurons = 8;

@@ -15,19 +15,21 @@ struct TaskPlace {
   int next_token;
 };
 
-// How many tasks are in VRAM, how many behind the link, and how many of the former have tiles: in
-// one word, so that one sum over the block places all three.
+// How many tasks are in VRAM, how many behind the link, and how many of either have tiles: in one
+// word, so that one sum over the block places all four.
 struct TaskCounts {
-  static constexpr int kBits = 21;
+  static constexpr int kBits = 16;
   unsigned long long packed = 0;
 
   __device__ TaskCounts() = default;
-  __device__ TaskCounts(int vram, int link, int leading)
-      : packed(static_cast<unsigned long long>(leading) << 2 * kBits |
-               static_cast<unsigned long long>(link) << kBits | vram) {}
+  __device__ TaskCounts(bool hit, int tasks, int leading)
+      : packed((static_cast<unsigned long long>(leading) << 2 * kBits | tasks)
+               << (hit ? 0 : kBits)) {}
   __device__ int vram() const { return Field(0); }
   __device__ int link() const { return Field(kBits); }
-  __device__ int leading() const { return Field(2 * kBits); }
+  // Of those, that have tiles.
+  __device__ int leading_vram() const { return Field(2 * kBits); }
+  __device__ int leading_link() const { return Field(3 * kBits); }
 
  private:
   __device__ int Field(int shift) const {
@@ -90,23 +92,23 @@ __device__ inline void PlanExpert(const PlanExpertsArguments& a, int e, int toke
     a.layer.uses[e] = ExpertUse{};
   }
   const bool hit = entry.slot >= 0;
-  const int joined = hit ? max(a.joined_tasks, 1) : 1;
-  const int tasks = (tokens + kTaskTokens - 1) / kTaskTokens;
-  const TaskCounts own(hit ? tasks : 0, hit ? 0 : tasks, hit ? LeadingTasks(tasks, joined) : 0);
+  const int joined = JoinedTasks(a, hit);
+  const int tasks = TasksOf(tokens);
+  const TaskCounts own(hit, tasks, LeadingTasks(tasks, joined));
   unsigned long long total;
   TaskCounts before = *written;
   before.packed += ExclusiveSum(own.packed, &total);
   written->packed += total;
   if (tokens == 0) return;
   const int index = hit ? before.vram() : before.link();
-  const int first_tile = (hit ? before.leading() : index) * a.tiles_per_expert;
+  const int leading = hit ? before.leading_vram() : before.leading_link();
   ExpertTask* const first = (hit ? a.vram_tasks : a.link_tasks) + index;
   *place = {first, 0};
   ExpertTask task;
   task.expert = e;
   task.blob = source.blob;
   task.fill = source.fill;
-  WriteTasks(task, tokens, a.tiles_per_expert, first_tile, joined, first);
+  WriteTasks(task, tokens, a.tiles_per_expert, leading * a.tiles_per_expert, joined, first);
 }
 
 // From the layer's routing to its list of tasks, by a block of kPlanThreads; `memory`: aligned to 8
@@ -144,8 +146,9 @@ __device__ inline void PlanLayer(const PlanExpertsArguments& a, std::byte* memor
     task.weight[next % kTaskTokens] = weight;
   });
   if (threadIdx.x == 0) {
-    *a.list = {.vram = {written.vram(), written.leading() * a.tiles_per_expert, a.vram_tasks},
-               .link = {written.link(), written.link() * a.tiles_per_expert, a.link_tasks}};
+    const int tiles = a.tiles_per_expert;
+    *a.list = {.vram = {written.vram(), written.leading_vram() * tiles, a.vram_tasks},
+               .link = {written.link(), written.leading_link() * tiles, a.link_tasks}};
     *a.layer.num_offered = num_offered - min(offers_taken, num_offered);
   }
 }

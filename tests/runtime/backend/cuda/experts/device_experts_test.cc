@@ -150,6 +150,13 @@ TEST_P(CudaDeviceExpertsTest, ReadsAnExpertOfManyTokensWhereverItLies) {
   for (const int tokens : {12, 40, 64}) Step(0, tokens);
 }
 
+// The hits behind the fill show what came over the link for several tasks at once.
+TEST_P(CudaDeviceExpertsTest, FillsWithExpertsOfManyTokens) {
+  OfferEverySlot(0);
+  for (const int tokens : {33, 12}) StepAmong(1, 0, tokens);
+  for (const int tokens : {1, 24}) Step(0, tokens);
+}
+
 TEST_P(CudaDeviceExpertsTest, RunsWhatTheRouterChose) {
   using Scoring = RouterSpec::Scoring;
   const RouterSpec specs[] = {
