@@ -17,30 +17,44 @@ constexpr int kNeuronsAtOnce = 4;
 
 MOED_AVX512_BF16 __m512bh AsBf16(__m512i values) { return reinterpret_cast<__m512bh>(values); }
 
+// Chains that a row's sums are divided into, groups of columns in turn: few rows alone would wait
+// for the instruction's result, which takes five times as long as the next one's begin.
+constexpr int ChainsOf(int rows) { return rows == 1 ? 4 : rows <= 4 ? 2 : 1; }
+
 // gate[r], up[r] = the products of a neuron's two rows with kRows rows of x.
 template <int kRows, class Row>
 MOED_AVX512_BF16 void MultiplyNeuron(const Row& gate_row, const Row& up_row, const FewRows& rows,
                                      WeightFetcher* fetcher, float* gate, float* up) {
-  __m512 gate_sums[kRows];
-  __m512 up_sums[kRows];
-  for (int r = 0; r < kRows; ++r) gate_sums[r] = up_sums[r] = _mm512_setzero_ps();
-  for (int64_t i = 0; i < rows.width; i += Row::kStep) {
-    fetcher->Fetch<2 * Row::kStepBytes>();
+  constexpr int kChains = ChainsOf(kRows);
+  __m512 gate_sums[kChains][kRows];
+  __m512 up_sums[kChains][kRows];
+  for (int c = 0; c < kChains; ++c) {
+    for (int r = 0; r < kRows; ++r) gate_sums[c][r] = up_sums[c][r] = _mm512_setzero_ps();
+  }
+  for (int64_t i = 0; i < rows.width; i += kSpan) {
+    const int groups = GroupsAt(i, rows.width);
 #pragma GCC unroll 4
-    for (int64_t group = 0; group < Row::kStep / kBlock; ++group) {
-      const __m512bh g = AsBf16(gate_row.Load(i, group));
-      const __m512bh u = AsBf16(up_row.Load(i, group));
+    for (int group = 0; group < kSpanGroups; ++group) {
+      if (Row::kStep < kSpan && group >= groups) break;
+      if (group * kBlock % Row::kStep == 0) fetcher->Fetch<2 * Row::kStepBytes>();
+      const __m512bh g = AsBf16(LoadGroup(gate_row, i, group));
+      const __m512bh u = AsBf16(LoadGroup(up_row, i, group));
+      const int c = group % kChains;
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const __m512bh x = AsBf16(_mm512_loadu_si512(rows.x[r] + i + group * kBlock));
-        gate_sums[r] = _mm512_dpbf16_ps(gate_sums[r], g, x);
-        up_sums[r] = _mm512_dpbf16_ps(up_sums[r], u, x);
+        gate_sums[c][r] = _mm512_dpbf16_ps(gate_sums[c][r], g, x);
+        up_sums[c][r] = _mm512_dpbf16_ps(up_sums[c][r], u, x);
       }
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    gate[r] = gate_row.Scale() * _mm512_reduce_add_ps(gate_sums[r]);
-    up[r] = up_row.Scale() * _mm512_reduce_add_ps(up_sums[r]);
+    for (int c = 1; c < kChains; ++c) {
+      gate_sums[0][r] = _mm512_add_ps(gate_sums[0][r], gate_sums[c][r]);
+      up_sums[0][r] = _mm512_add_ps(up_sums[0][r], up_sums[c][r]);
+    }
+    gate[r] = gate_row.Scale() * _mm512_reduce_add_ps(gate_sums[0][r]);
+    up[r] = up_row.Scale() * _mm512_reduce_add_ps(up_sums[0][r]);
   }
 }
 

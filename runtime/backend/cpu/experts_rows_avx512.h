@@ -105,6 +105,25 @@ struct ScaledBf12Row {
   }
 };
 
+// Columns in groups of 32, as many as a block of bf12 has.
+constexpr int64_t kSpan = kBf12BlockValues;
+constexpr int kSpanGroups = kSpan / kBlock;
+
+// Of the groups of a span from column i on, as many as there are.
+inline int GroupsAt(int64_t i, int64_t width) {
+  return static_cast<int>(std::min(kSpan, width - i) / kBlock);
+}
+
+// Values [i + 32 * group, i + 32 * group + 32), i a multiple of kSpan.
+MOED_AVX512_BF16 __m512i LoadGroup(const Bf16Row& row, int64_t i, int group) {
+  return row.Load(i + group * kBlock, 0);
+}
+template <class Row>
+MOED_AVX512_BF16 __m512i LoadGroup(const Row& row, int64_t i, int group) {
+  static_assert(Row::kStep == kSpan);
+  return row.Load(i, group);
+}
+
 // Neurons whose rows may all be scaled.
 struct ScaledNeurons {
   const Bf12Neurons& neurons;

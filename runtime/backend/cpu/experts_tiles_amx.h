@@ -88,27 +88,9 @@ MOED_AMX void PackTokens(const FewRows& rows, BFloat16* packed) {
   }
 }
 
-// Columns that are decoded or interleaved into memory at once, in groups of 32: by the time that
-// tiles are loaded from there, the columns of the next span are on their way, since a tile waits
-// until what was stored last has left the store buffer.
-constexpr int64_t kSpan = 128;
-constexpr int kSpanGroups = kSpan / kBlock;
-
-// Of the groups of a span from column i on, as many as there are.
-inline int GroupsAt(int64_t i, int64_t width) {
-  return static_cast<int>(std::min(kSpan, width - i) / kBlock);
-}
-
-// Values [i + 32 * group, i + 32 * group + 32), i a multiple of kSpan.
-MOED_AMX __m512i LoadGroup(const Bf16Row& row, int64_t i, int group) {
-  return row.Load(i + group * kBlock, 0);
-}
-template <class Row>
-MOED_AMX __m512i LoadGroup(const Row& row, int64_t i, int group) {
-  static_assert(Row::kStep == kSpan);
-  return row.Load(i, group);
-}
-
+// A span is decoded or interleaved into memory at once: by the time that tiles are loaded from
+// there, the next span is on its way, since a tile waits until what was stored last has left the
+// store buffer.
 template <class Row>
 constexpr int64_t kSpanBytes = (kSpan / Row::kStep) * Row::kStepBytes;
 
