@@ -90,7 +90,12 @@ class Requests {
               .hidden = kHidden},
         memory_(Pages(ColdMailboxBytes(size_))),
         mailbox_(CutColdMailbox(size_, memory_.data)),
-        workers_({.format = format, .layers = {experts}, .num_threads = threads}, mailbox_) {
+        workers_({.format = format,
+                  .layers = {experts},
+                  .num_threads = threads,
+                  .experts_per_layer = {},
+                  .next_routers = nullptr},
+                 mailbox_) {
     std::fill_n(mailbox_.x, tokens * kHidden, ToBFloat16(0.5f));
     workers_.BeginStep();
   }

@@ -86,7 +86,9 @@ DecodeRun MeasureDecode(DecodeModel& model, double residency, int batch) {
                    .batch = batch,
                    .steps = kSteps,
                    .before = model.Stats(),
-                   .neurons_before = model.Neurons()};
+                   .after = {},
+                   .neurons_before = model.Neurons(),
+                   .neurons_after = {}};
   std::vector<double> seconds;
   for (int i = 0; i < kSteps; ++i) seconds.push_back(model.DecodeStep(batch));
   run.after = model.Stats();
