@@ -16,7 +16,7 @@ namespace moed::backend {
 
 // Neurons of a tile, the unit in which an expert is cut; its last one may be shorter.
 inline constexpr int kColdTileNeurons = 8;
-// Tokens for which an expert's weights are read once.
+// Tokens for which an expert's weights come over the link once.
 inline constexpr int kColdPassTokens = 32;
 
 // Shares of the link are in 65536ths of a layer's cold work.

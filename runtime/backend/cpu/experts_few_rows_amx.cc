@@ -19,15 +19,16 @@ template <int kPadded, int kDown, class Neurons>
 MOED_AMX void MultiplyGateUp(const Neurons& neurons, int64_t first, const FewRows& rows,
                              WeightFetcher* fetcher, float (&sums)[2][kDown][kPadded]) {
   const auto* const packed = reinterpret_cast<const BFloat16*>(rows.scratch);
-  for (int tile = 0; tile < kDown; tile += kNeurons) {
-    decltype(RowAt(neurons, first, 0)) parts[2][kNeurons];
+  for (int tile = 0; tile < kDown; tile += kAmxTileNeurons) {
+    decltype(RowAt(neurons, first, 0)) parts[2][kAmxTileNeurons];
     for (int part = 0; part < 2; ++part) {
-      for (int n = 0; n < kNeurons; ++n) parts[part][n] = RowAt(neurons, first + tile + n, part);
+      for (int n = 0; n < kAmxTileNeurons; ++n)
+        parts[part][n] = RowAt(neurons, first + tile + n, part);
     }
     MultiplyTokens<kPadded>(parts[0], parts[1], packed, rows.width, fetcher, sums[0][tile],
                             sums[1][tile]);
     for (int part = 0; part < 2; ++part) {
-      for (int n = 0; n < kNeurons; ++n) {
+      for (int n = 0; n < kAmxTileNeurons; ++n) {
         const float scale = parts[part][n].Scale();
         for (float& sum : sums[part][tile + n]) sum *= scale;
       }
@@ -48,10 +49,9 @@ MOED_AMX void AddDownEscapes(const Neurons& neurons, int64_t first,
   for (int n = 0; n < kDown; ++n) {
     neurons.ForEachEscape(first + n, [&](int part, int64_t column, float delta) {
       if (part != 2) return;
-      const int64_t index = column / kBlock * kBlock + column % 2 * 16 + column % kBlock / 2;
       for (int r = 0; r < rows.num; ++r) {
         const float weight = rows.weights != nullptr ? rows.weights[r] : 1.0f;
-        rows.y[r][index] += delta * ToFloat(act[n][r]) * weight;
+        rows.y[r][SumIndex(column)] += delta * ToFloat(act[n][r]) * weight;
       }
     });
   }
@@ -96,7 +96,7 @@ MOED_AMX void AddAnyNeurons(const Bf12Neurons& neurons, int64_t first, const Few
 template <int kPadded, int kDown, class Neurons>
 MOED_AMX_ENTRY int64_t AddTiles(const Neurons& neurons, int64_t first, const FewRows& rows) {
   if (first + kDown > neurons.count()) return first;
-  Configure(rows.num, kPadded, kDown);
+  ConfigureTiles(rows.num, kPadded, kDown);
   for (; first + kDown <= neurons.count(); first += kDown) {
     AddAnyNeurons<kPadded, kDown>(neurons, first, rows);
   }
@@ -111,10 +111,12 @@ MOED_AMX_ENTRY void RunTiles(const ExpertNeurons& neurons, const FewRows& rows) 
   if (!rows.prepared) PackTokens<kPadded>(rows, reinterpret_cast<BFloat16*>(rows.scratch));
   if (neurons.format.kind() == ExpertFormatKind::kBF12) {
     const Bf12Neurons bf12(neurons);
-    AddTiles<kPadded, kNeurons>(bf12, AddTiles<kPadded, 2 * kNeurons>(bf12, 0, rows), rows);
+    AddTiles<kPadded, kAmxTileNeurons>(bf12, AddTiles<kPadded, 2 * kAmxTileNeurons>(bf12, 0, rows),
+                                       rows);
   } else {
     const Bf16Neurons bf16(neurons);
-    AddTiles<kPadded, kNeurons>(bf16, AddTiles<kPadded, 2 * kNeurons>(bf16, 0, rows), rows);
+    AddTiles<kPadded, kAmxTileNeurons>(bf16, AddTiles<kPadded, 2 * kAmxTileNeurons>(bf16, 0, rows),
+                                       rows);
   }
 }
 
@@ -137,7 +139,7 @@ void FewRowsAmx(const ExpertNeurons& neurons, const FewRows& rows) {
     return;
   }
   ExpertNeurons tiles = neurons;
-  tiles.count = neurons.count / kNeurons * kNeurons;
+  tiles.count = neurons.count / kAmxTileNeurons * kAmxTileNeurons;
   ExpertNeurons rest = neurons;
   rest.first += tiles.count;
   rest.count -= tiles.count;

@@ -124,8 +124,7 @@ MOED_AVX512_BF16 void AddNeurons(const Neurons& neurons, int64_t first, const Fe
   for (int n = 0; n < kNeurons; ++n) {
     neurons.ForEachEscape(first + n, [&](int part, int64_t column, float delta) {
       if (part != 2) return;
-      const int64_t index = column / kBlock * kBlock + column % 2 * 16 + column % kBlock / 2;
-      for (int r = 0; r < kRows; ++r) rows.y[r][index] += delta * act[n * kRows + r];
+      for (int r = 0; r < kRows; ++r) rows.y[r][SumIndex(column)] += delta * act[n * kRows + r];
     });
   }
 }

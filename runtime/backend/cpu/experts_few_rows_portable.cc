@@ -262,7 +262,7 @@ HWY_INLINE void AddAllNeurons(const Neurons& neurons, const FewRows& rows) {
 
 void ComputeFewRows(const ExpertNeurons& neurons, const FewRows& rows) {
   const Floats d;
-  for (int r = 0; r < rows.num; ++r) {
+  for (int r = 0; r < rows.num && !rows.prepared; ++r) {
     for (int64_t i = 0; i < rows.width; i += kBlock) {
       const Widened values = Widen(hn::LoadU(Halves(), rows.x[r] + i));
       hn::Store(values.even, d, rows.scratch + r * rows.width + i);

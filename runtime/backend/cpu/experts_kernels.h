@@ -52,6 +52,7 @@ struct PanelMultiply {
 
 // The most rows that any table's `few_rows` takes.
 constexpr int kMaxFewRows = 16;
+// Neurons of a tile of the kernels that multiply in tiles.
 constexpr int64_t kAmxTileNeurons = 16;
 // Sums change places only within so many.
 constexpr int64_t kOrderedSums = 32;

@@ -23,6 +23,11 @@ namespace moed::backend {
 constexpr int64_t kBlock = 32;
 static_assert(kOrderedSums % kBlock == 0);
 
+// Where a column's sum stands: of 32, those of even columns come first.
+constexpr int64_t SumIndex(int64_t column) {
+  return column / kBlock * kBlock + column % 2 * (kBlock / 2) + column % kBlock / 2;
+}
+
 // A row of either format. Load(i, group) gives 32 values from i + 32 * group on, i a multiple of
 // kStep, group a constant after unrolling; they are to be multiplied by Scale(), a power of two.
 struct Bf16Row {

@@ -14,12 +14,10 @@
 
 namespace moed::backend {
 
-// Neurons whose gate or up rows are a tile.
-constexpr int kNeurons = kAmxTileNeurons;
 // Pairs of values in a row of a tile.
-constexpr int kPairs = 16;
+constexpr int kTilePairs = 16;
 // Sums in a row of a tile.
-constexpr int kSums = 16;
+constexpr int kTileSums = 16;
 
 // The intrinsics want tile registers as literals:
 //   0, 1  sums of gate and up rows [neurons][tokens]
@@ -29,12 +27,12 @@ constexpr int kSums = 16;
 //   6     factors [tokens][neurons], whose down rows are added at once
 //   7     down rows [pairs of neurons][columns]
 
-MOED_AMX void Configure(int tokens, int padded_tokens, int down_neurons) {
+MOED_AMX void ConfigureTiles(int tokens, int padded_tokens, int down_neurons) {
   TileConfig config;
-  for (const int tile : {0, 1}) config.Set(tile, kNeurons, 4 * padded_tokens);
-  config.Set(2, kPairs, 4 * padded_tokens);
-  config.Set(3, kNeurons, 64);
-  for (const int tile : {4, 5}) config.Set(tile, tokens, 4 * kSums);
+  for (const int tile : {0, 1}) config.Set(tile, kAmxTileNeurons, 4 * padded_tokens);
+  config.Set(2, kTilePairs, 4 * padded_tokens);
+  config.Set(3, kAmxTileNeurons, 64);
+  for (const int tile : {4, 5}) config.Set(tile, tokens, 4 * kTileSums);
   config.Set(6, tokens, 2 * down_neurons);
   config.Set(7, down_neurons / 2, 64);
   config.Load();
@@ -99,7 +97,7 @@ struct Bf16Tiles {
   const std::byte* values;
   int64_t stride;
 
-  MOED_AMX explicit Bf16Tiles(const Bf16Row (&rows)[kNeurons])
+  MOED_AMX explicit Bf16Tiles(const Bf16Row (&rows)[kAmxTileNeurons])
       : values(rows[0].values), stride(rows[1].values - rows[0].values) {}
   MOED_AMX void Decode(int64_t) {}
   MOED_AMX void Load(int64_t i, int group) const {
@@ -110,14 +108,14 @@ struct Bf16Tiles {
 // bf12 is decoded into memory that stays in the L1 cache.
 template <class Row>
 struct DecodedTiles {
-  const Row (&rows)[kNeurons];
-  alignas(64) BFloat16 tiles[2][kSpanGroups][kNeurons][kBlock];
+  const Row (&rows)[kAmxTileNeurons];
+  alignas(64) BFloat16 tiles[2][kSpanGroups][kAmxTileNeurons][kBlock];
 
-  MOED_AMX explicit DecodedTiles(const Row (&r)[kNeurons]) : rows(r) {}
+  MOED_AMX explicit DecodedTiles(const Row (&r)[kAmxTileNeurons]) : rows(r) {}
   MOED_AMX void Decode(int64_t i) {
     auto& span = tiles[i / kSpan % 2];
 #pragma GCC unroll 4
-    for (int n = 0; n < kNeurons; ++n) {
+    for (int n = 0; n < kAmxTileNeurons; ++n) {
 #pragma GCC unroll 4
       for (int group = 0; group < kSpanGroups; ++group) {
         _mm512_store_si512(span[group][n], LoadGroup(rows[n], i, group));
@@ -129,17 +127,17 @@ struct DecodedTiles {
   }
 };
 
-MOED_AMX Bf16Tiles TilesOf(const Bf16Row (&rows)[kNeurons]) { return Bf16Tiles(rows); }
+MOED_AMX Bf16Tiles TilesOf(const Bf16Row (&rows)[kAmxTileNeurons]) { return Bf16Tiles(rows); }
 template <class Row>
-MOED_AMX DecodedTiles<Row> TilesOf(const Row (&rows)[kNeurons]) {
+MOED_AMX DecodedTiles<Row> TilesOf(const Row (&rows)[kAmxTileNeurons]) {
   return DecodedTiles<Row>(rows);
 }
 
 // gate, up: [neurons][kPadded], unscaled.
 template <int kPadded, class Row>
-MOED_AMX void MultiplyTokens(const Row (&gate_rows)[kNeurons], const Row (&up_rows)[kNeurons],
-                             const BFloat16* packed, int64_t width, WeightFetcher* fetcher,
-                             float* gate, float* up) {
+MOED_AMX void MultiplyTokens(const Row (&gate_rows)[kAmxTileNeurons],
+                             const Row (&up_rows)[kAmxTileNeurons], const BFloat16* packed,
+                             int64_t width, WeightFetcher* fetcher, float* gate, float* up) {
   auto gate_tiles = TilesOf(gate_rows);
   auto up_tiles = TilesOf(up_rows);
   gate_tiles.Decode(0);
@@ -153,7 +151,7 @@ MOED_AMX void MultiplyTokens(const Row (&gate_rows)[kNeurons], const Row (&up_ro
     }
     const int groups = GroupsAt(i, width);
     for (int group = 0; group < groups; ++group) {
-      fetcher->Fetch<2 * kNeurons * kSpanBytes<Row> / kSpanGroups>();
+      fetcher->Fetch<2 * kAmxTileNeurons * kSpanBytes<Row> / kSpanGroups>();
       _tile_loadd(2, packed + (i + group * kBlock) * kPadded, 4 * kPadded);
       gate_tiles.Load(i, group);
       _tile_dpbf16ps(0, 3, 2);
@@ -189,7 +187,7 @@ class DownRows {
  private:
   struct Span {
     __m512i pairs[kSpanGroups][2][kDown / 2];
-    float sums[kSpanGroups][2][kMaxFewRows][kSums];
+    float sums[kSpanGroups][2][kMaxFewRows][kTileSums];
   };
 
   // Pairs of neurons' values at even columns, and at odd ones.
@@ -235,9 +233,9 @@ class DownRows {
       for (int group = 0; group < groups; ++group) {
         float* const target = rows_.y[r] + i + group * kBlock;
         const __m512 even = _mm512_loadu_ps(target);
-        const __m512 odd = _mm512_loadu_ps(target + kSums);
+        const __m512 odd = _mm512_loadu_ps(target + kTileSums);
         _mm512_storeu_ps(target, _mm512_fmadd_ps(weight, _mm512_load_ps(sums[group][0][r]), even));
-        _mm512_storeu_ps(target + kSums,
+        _mm512_storeu_ps(target + kTileSums,
                          _mm512_fmadd_ps(weight, _mm512_load_ps(sums[group][1][r]), odd));
       }
     }

@@ -195,7 +195,8 @@ class Device {
 
 TEST(ColdWorkersTest, AnswersEveryRequestWithTheExpertsSums) {
   for (const auto kind : {ExpertFormatKind::kBF16, ExpertFormatKind::kBF12}) {
-    for (const auto& [hidden, neurons] : {std::pair(40, 16), std::pair(256, 100)}) {
+    for (const auto& [hidden, neurons] :
+         {std::pair(40, 16), std::pair(256, 100), std::pair(64, 400)}) {
       SCOPED_TRACE(testing::Message() << ExpertFormatName(kind) << " " << hidden << " " << neurons);
       const Experts experts(kind, hidden, neurons);
       ColdWorkers workers(ColdWorkersOptionsFor(experts.options()), experts.mailbox());

@@ -132,7 +132,7 @@ struct Written {
   int vram_tasks = 0;
   int leading_tasks = 0;  // of those, that have tiles
   int link_tasks = 0;
-  int leading_link_tasks = 0;
+  int leading_link_tasks = 0;  // likewise
   int items = 0;
   int pairs = 0;
   int cold_cost = 0;  // of experts that fill no slot

@@ -22,8 +22,8 @@ struct ExpertTask {
   int32_t num_tokens = 0;
   int32_t first_tile = 0;  // tiles of all tasks before this one in its span
   int32_t num_tiles = 0;
-  // This one and those behind it of the same expert that are read with it (two_pass_experts.h); 0
-  // for the latter, which have no tiles of their own.
+  // This one and those behind it of the same expert that are read with it (two_pass_experts.h,
+  // link_tiles.cuh); 0 for the latter, which have no tiles of their own.
   int32_t num_joined = 1;
   int32_t token[kTaskTokens] = {};   // row of x
   int32_t target[kTaskTokens] = {};  // row of the output, added to
