@@ -18,6 +18,7 @@
 #include "runtime/model/kv_cache.h"
 #include "server/load_progress.h"
 #include "server/model_directory.h"
+#include "server/startup_memory.h"
 
 namespace moed::server {
 namespace {
@@ -75,6 +76,21 @@ std::optional<cache::HotSet> LoadHotSet(const HotSetFile& file) {
   return std::nullopt;
 }
 
+// All weights and some GiB for the rest, but not the machine's last tenth: other processes are
+// there for good.
+int64_t PlannableMemoryBytes(const model::Checkpoint& checkpoint) {
+  constexpr int64_t kBesideWeightsBytes = int64_t{4} << 30;
+  const model::ModelSize size = model::ComputeModelSize(checkpoint.config());
+  const int64_t expert_bytes =
+      size.num_experts * static_cast<int64_t>(checkpoint.experts().format().blob_bytes());
+  const int64_t available = AwaitStartupMemory(
+      {.wanted_bytes = std::min(size.dense_bytes + expert_bytes + kBesideWeightsBytes,
+                                backend::TotalMemoryBytes() / 10 * 9),
+       .available_bytes = [] { return backend::AvailableMemoryBytes(); },
+       .sleep = [](absl::Duration time) { absl::SleepFor(time); }});
+  return std::max<int64_t>(available - kReserveBytes, 0);
+}
+
 absl::StatusOr<std::unique_ptr<model::ModelRunner>> CreateRunner(const Options& options,
                                                                  const std::string& directory,
                                                                  const ServedModel& served,
@@ -85,7 +101,7 @@ absl::StatusOr<std::unique_ptr<model::ModelRunner>> CreateRunner(const Options& 
   auto backend = CreateBackend(options);
   if (!backend.ok()) return backend.status();
   model::ModelRunnerOptions runner_options;
-  runner_options.memory_limit_bytes = backend::AvailableMemoryBytes() - kReserveBytes;
+  runner_options.memory_limit_bytes = PlannableMemoryBytes(**checkpoint);
   runner_options.gpu_memory_utilization = options.gpu_memory_utilization;
   runner_options.expert_format = options.expert_format;
   runner_options.expert_budget = options.expert_budget;

@@ -104,7 +104,10 @@ std::optional<Cgroup::Memory> Cgroup::MemoryLimit() const {
     const auto used = ReadNumber(folder + "/memory.current");
     if (!limit.has_value() || !used.has_value()) continue;
     const std::string stat = folder + "/memory.stat";
-    KeepTighter(&tightest, *limit, *used - ReadField(stat, "file") + ReadField(stat, "shmem"));
+    // The page cache's own tables and those of file names can go as well.
+    const int64_t droppable =
+        ReadField(stat, "file") - ReadField(stat, "shmem") + ReadField(stat, "slab_reclaimable");
+    KeepTighter(&tightest, *limit, *used - droppable);
   }
   for (const std::string& folder : GroupAndParents(root_ + kMount + "/memory", memory_path_)) {
     const auto limit = ReadNumber(folder + "/memory.limit_in_bytes");

@@ -17,7 +17,8 @@ class Cgroup {
   std::optional<double> CpuQuota() const;
 
   // Tightest limit on memory over the group and its parents, and how much of it is taken by memory
-  // that cannot be dropped (all but the page cache); nothing if unlimited.
+  // that cannot be dropped (all but the page cache and, in v2, caches of the kernel's own); nothing
+  // if unlimited.
   struct Memory {
     int64_t limit_bytes = 0;
     int64_t used_bytes = 0;

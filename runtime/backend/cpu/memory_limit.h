@@ -10,4 +10,7 @@ namespace moed::backend {
 // counts as available in both. `root` stands in for "/" in tests.
 int64_t AvailableMemoryBytes(const std::string& root = "");
 
+// The lesser of the cgroup's limit and the machine's memory, in bytes, whoever holds it now.
+int64_t TotalMemoryBytes(const std::string& root = "");
+
 }  // namespace moed::backend

@@ -44,12 +44,13 @@ TEST_F(CgroupTest, ReadsVersionTwo) {
   Write("/sys/fs/cgroup/pod/app/cpu.max", "150000 100000\n");
   Write("/sys/fs/cgroup/pod/app/memory.max", "1000\n");
   Write("/sys/fs/cgroup/pod/app/memory.current", "700\n");
-  Write("/sys/fs/cgroup/pod/app/memory.stat", "anon 100\nfile 500\nshmem 50\n");
+  Write("/sys/fs/cgroup/pod/app/memory.stat",
+        "anon 100\nfile 500\nshmem 50\nslab_reclaimable 20\nslab_unreclaimable 7\n");
   EXPECT_EQ(Cgroup(root_).CpuQuota(), 1.5);
   const auto memory = Cgroup(root_).MemoryLimit();
   ASSERT_TRUE(memory.has_value());
   EXPECT_EQ(memory->limit_bytes, 1000);
-  EXPECT_EQ(memory->used_bytes, 250);  // the page cache can go, shared memory cannot
+  EXPECT_EQ(memory->used_bytes, 230);  // the page cache can go, shared memory cannot
 }
 
 TEST_F(CgroupTest, TakesTheTightestOfGroupAndParents) {
@@ -94,6 +95,15 @@ TEST_F(CgroupTest, AvailableMemoryIsTheLesserOfKernelAndGroup) {
   EXPECT_EQ(AvailableMemoryBytes(root_), kMiB);
   Write("/sys/fs/cgroup/memory.current", std::to_string(4 * kMiB));
   EXPECT_EQ(AvailableMemoryBytes(root_), 0);
+}
+
+TEST_F(CgroupTest, TotalMemoryIsTheLesserOfMachineAndGroup) {
+  Write("/proc/meminfo", "MemTotal: 4096 kB\nMemAvailable: 1024 kB\n");
+  EXPECT_EQ(TotalMemoryBytes(root_), 4 * kMiB);
+  Write("/proc/self/cgroup", "0::/\n");
+  Write("/sys/fs/cgroup/memory.max", std::to_string(3 * kMiB));
+  Write("/sys/fs/cgroup/memory.current", std::to_string(2 * kMiB));
+  EXPECT_EQ(TotalMemoryBytes(root_), 3 * kMiB);
 }
 
 TEST(CpuCountTest, LeavesOneCpuFromThreeUp) {
