@@ -8,11 +8,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/backend/cpu/bf12_blocks.h"
+#include "runtime/backend/cpu/bf12_window.h"
 
 namespace moed::backend {
 namespace {
 
-constexpr int kExponents = 256;
 // Neurons between the row that is decoded and the one that is fetched.
 constexpr int64_t kDecodeAhead = 8;
 // A tile's list is whole cache lines; one entry is the count.
@@ -22,41 +22,11 @@ static_assert((kBf12MostTileEscapes + 1) % kEntriesPerLine == 0);
 // which is cheaper than room that none uses.
 constexpr int64_t kMostSpareEscapes = 120;
 
-int ExponentOf(BFloat16 bits) { return bits >> 7 & 0xff; }
-
-// The base whose window leaves the fewest values outside; the highest of those.
-uint8_t ChooseBase(const BFloat16* values, int64_t count) {
-  // Four histograms: increments of one counter wait for each other.
-  std::array<std::array<uint32_t, kExponents>, 4> counts = {};
-  for (int64_t i = 0; i < count; ++i) ++counts[i % 4][ExponentOf(values[i])];
-  std::array<uint32_t, kExponents> total;
-  for (int e = 0; e < kExponents; ++e) {
-    total[e] = counts[0][e] + counts[1][e] + counts[2][e] + counts[3][e];
-  }
-  uint32_t inside = 0;
-  for (int e = 0; e < kBf12Window; ++e) inside += total[e];
-  uint32_t most = inside;
-  int best = 0;
-  for (int base = 1; base <= kBf12MaxBase; ++base) {
-    inside += total[base + kBf12Window - 1] - total[base - 1];
-    if (inside >= most) {
-      most = inside;
-      best = base;
-    }
-  }
-  return static_cast<uint8_t>(best);
-}
-
-bool IsOutside(BFloat16 bits, uint8_t base) {
-  const int distance = ExponentOf(bits) - base;
-  return distance < 0 || distance >= kBf12Window;
-}
-
-// The list of a tile, as it is written or read.
+// The list of a tile, as it is written.
 class TileList {
  public:
   TileList(Bf12TileEscape* entries, int capacity) : entries_(entries), capacity_(capacity) {
-    entries_[0] = {};
+    std::fill_n(entries, capacity + 1, Bf12TileEscape());
   }
   bool Add(int neuron, Bf12Escape escape) {
     if (entries_[0].neuron == capacity_) return false;
@@ -72,7 +42,8 @@ class TileList {
 // Encodes one neuron of H values a row.
 class NeuronEncoder {
  public:
-  NeuronEncoder(int64_t hidden, int64_t width) : hidden_(hidden), width_(width), padded_(width) {}
+  NeuronEncoder(int64_t hidden, int64_t width)
+      : hidden_(hidden), width_(width), padded_(width), places_(width + kBf12PlacesBeyond) {}
 
   // `rows`: gate, up, down. `target`: header and rows. False if `list` is full.
   bool Encode(const std::array<const BFloat16*, 3>& rows, int neuron, std::byte* target,
@@ -89,7 +60,7 @@ class NeuronEncoder {
  private:
   bool EncodeRow(const BFloat16* row, int part, int neuron, std::byte* target, Bf12Header& header,
                  TileList& list) {
-    const uint8_t base = ChooseBase(row, hidden_);
+    const uint8_t base = ChooseBf12Base(row, hidden_);
     header.bases[part] = base;
     const BFloat16* values = row;
     if (hidden_ != width_) {
@@ -99,9 +70,9 @@ class NeuronEncoder {
     }
     std::byte* const blocks = target + sizeof(Bf12Header) + part * width_ / 2 * 3;
     if (!EncodeBf12Blocks(values, width_ / kBf12BlockValues, base, blocks)) return true;
-    for (int64_t i = 0; i < hidden_; ++i) {
-      if (!IsOutside(row[i], base)) continue;
-      const Bf12Escape escape = {static_cast<uint16_t>(part * width_ + i), row[i]};
+    const int64_t escapes = FindBf12Escapes(row, hidden_, base, places_.data());
+    for (const uint16_t place : std::span(places_).first(escapes)) {
+      const Bf12Escape escape = {static_cast<uint16_t>(part * width_ + place), row[place]};
       if (header.num_escapes < kBf12HeaderEscapes) {
         header.escapes[header.num_escapes] = escape;
       } else if (!list.Add(neuron, escape)) {
@@ -115,6 +86,7 @@ class NeuronEncoder {
   int64_t hidden_;
   int64_t width_;
   std::vector<BFloat16> padded_;
+  std::vector<uint16_t> places_;
 };
 
 std::array<const BFloat16*, 3> RowsOf(const ExpertFormat& format, const std::byte* blob,
@@ -127,6 +99,16 @@ const Bf12TileEscape* ListOf(const ExpertFormat& format, std::span<const std::by
                              int64_t tile) {
   return reinterpret_cast<const Bf12TileEscape*>(
       blob.data() + format.neuron_offset(tile * kBf12TileNeurons) + format.tile_list_offset());
+}
+
+// Zeros for the neurons that fill the last tile up, and behind its list.
+void ClearUnused(const ExpertFormat& format, std::span<std::byte> blob) {
+  const int64_t last_tile = Bf12Tiles(format) - 1;
+  const size_t list = Bf12TileOffset(format, last_tile) + format.tile_list_offset();
+  const size_t neurons_end =
+      format.neuron_offset(format.intermediate() - 1) + format.neuron_bytes();
+  std::fill(blob.begin() + neurons_end, blob.begin() + list, std::byte{0});
+  std::fill(blob.begin() + list + format.tile_list_bytes(), blob.end(), std::byte{0});
 }
 
 absl::Status NeuronError(int64_t neuron, const std::string& what) {
@@ -176,14 +158,14 @@ bool Bf12Supports(int64_t hidden) {
 
 Bf12ListedEscapes MeasureBf12Escapes(const ExpertFormat& format, std::span<const std::byte> blob) {
   Bf12ListedEscapes listed;
+  std::vector<uint16_t> places(format.row_values() + kBf12PlacesBeyond);
   int64_t in_tile = 0;
   for (int64_t i = 0; i < format.intermediate(); ++i) {
     if (i % kBf12TileNeurons == 0) in_tile = 0;
     int64_t outside = 0;
     for (const BFloat16* row : RowsOf(format, blob.data(), i)) {
-      const uint8_t base = ChooseBase(row, format.hidden());
-      outside += std::count_if(row, row + format.hidden(),
-                               [base](BFloat16 bits) { return IsOutside(bits, base); });
+      const uint8_t base = ChooseBf12Base(row, format.hidden());
+      outside += FindBf12Escapes(row, format.hidden(), base, places.data());
     }
     const int64_t in_list = std::max<int64_t>(outside - kBf12HeaderEscapes, 0);
     in_tile += in_list;
@@ -220,7 +202,6 @@ bool IsBf12TileEscapeCapacity(int capacity) {
 bool EncodeBf12(const ExpertFormat& source_format, std::span<const std::byte> source,
                 const ExpertFormat& format, std::span<std::byte> blob) {
   NeuronEncoder encoder(format.hidden(), format.row_values());
-  std::fill(blob.begin(), blob.end(), std::byte{0});
   for (int64_t first = 0; first < format.intermediate(); first += kBf12TileNeurons) {
     std::byte* const tile = blob.data() + format.neuron_offset(first);
     TileList list(reinterpret_cast<Bf12TileEscape*>(tile + format.tile_list_offset()),
@@ -233,6 +214,7 @@ bool EncodeBf12(const ExpertFormat& source_format, std::span<const std::byte> so
       }
     }
   }
+  ClearUnused(format, blob);
   return true;
 }
 

@@ -26,8 +26,6 @@ namespace moed::backend {
 constexpr int kBf12HeaderEscapes = 7;
 // A header's count of escapes that says "or more".
 constexpr int kBf12ManyEscapes = 255;
-// Bases above would reach beyond the largest exponent, 255.
-constexpr int kBf12MaxBase = 240;
 
 struct Bf12Escape {
   uint16_t position = 0;  // part * row_values + column

@@ -16,8 +16,6 @@ namespace moed::backend {
 
 constexpr int64_t kBf12BlockValues = 128;
 constexpr int64_t kBf12BlockBytes = 192;
-// Exponents that a row's window holds, from its base on.
-constexpr int kBf12Window = 16;
 
 // values: [num_blocks * 128]. A value outside the window is stored as the placeholder, the base
 // exponent with no sign and mantissa. Returns whether there is one.

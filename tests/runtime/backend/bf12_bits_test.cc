@@ -7,6 +7,7 @@
 #include "gtest/gtest.h"
 #include "runtime/backend/bf12.h"
 #include "runtime/backend/cpu/bf12_blocks.h"
+#include "runtime/backend/cpu/bf12_window.h"
 
 namespace moed::backend {
 namespace {
