@@ -247,7 +247,7 @@ PlanExpertsArguments CudaDeviceExperts::PlanArguments(int layer, const Tensor& w
           .rows = rows,
           .top_k = options_.top_k,
           .joined_tasks = JoinedTasks(layer, rows),
-          .joined_link_tasks = link_access_ == LinkAccess::kBulk ? kMostJoinedTasks : 0,
+          .joined_link_tasks = IsBulk(link_access_) ? kMostJoinedTasks : 0,
           .list = list_,
           .vram_tasks = vram_tasks_,
           .link_tasks = link_tasks_};

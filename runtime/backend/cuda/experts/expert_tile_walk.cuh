@@ -151,6 +151,16 @@ __device__ inline void LoadTokens(const ExpertTask& task, const __nv_bfloat16* x
   __syncthreads();
 }
 
+// Where the rows of a task's tokens are: here in shared memory, as LoadTokens leaves them.
+struct SharedTokens {
+  const __nv_bfloat16* tokens;
+  int hidden;
+
+  __device__ const __nv_bfloat16* Row(int token) const {
+    return tokens + token * TokenStride(hidden);
+  }
+};
+
 // What the products call where nothing is loaded anew.
 struct NothingToLoad {
   template <class Piece>
@@ -166,20 +176,21 @@ struct NeuronGroup {
 };
 
 // sums: gate (0, 1) and up (2, 3) of neuron lane / 4 for tokens 2 (lane % 4) and the next, as the
-// tensor cores leave them. Adds what the weights' escapes change; `tokens`: shared memory.
-template <class Format, int kNeurons>
+// tensor cores leave them. Adds what the weights' escapes change; `tokens` as SharedTokens.
+template <class Format, int kNeurons, class Tokens>
 __device__ void AddGateUpEscapes(const ExpertTilesArguments& a,
                                  const typename Format::Header& header, const TileState& state,
-                                 NeuronGroup<kNeurons> group, const __nv_bfloat16* tokens,
-                                 int column, int lane, float (&sums)[4]) {
+                                 NeuronGroup<kNeurons> group, const Tokens& tokens, int column,
+                                 int lane, float (&sums)[4]) {
   if constexpr (Format::kHasEscapes) {
-    const __nv_bfloat16* own = tokens + 2 * (lane % 4) * TokenStride(a.hidden);
+    const __nv_bfloat16* const first_row = tokens.Row(2 * (lane % 4));
+    const __nv_bfloat16* const second_row = tokens.Row(2 * (lane % 4) + 1);
     Format::template ForEachEscape<0, 2, kNeurons>(
         header, state.task.blob, group.first_neuron, a.hidden, a.list_bytes, column, lane,
         [&](int neuron, int part, int at, float delta) {
           const float factor = neuron == lane / 4 ? delta : 0.0f;
-          const float first = factor * __bfloat162float(own[at]);
-          const float second = factor * __bfloat162float(own[TokenStride(a.hidden) + at]);
+          const float first = factor * __bfloat162float(first_row[at]);
+          const float second = factor * __bfloat162float(second_row[at]);
           sums[0] += part == 0 ? first : 0.0f;
           sums[1] += part == 0 ? second : 0.0f;
           sums[2] += part == 0 ? 0.0f : first;

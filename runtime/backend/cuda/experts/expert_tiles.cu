@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const ExpertTaskList list = *a.tasks;
   const int link_blocks = of == TilesOf::kBoth ? NumLinkBlocks(list) : 0;
   if (int(blockIdx.x) < link_blocks) {
-    LinkTiles<Format>(a, list.link, blockIdx.x, link_blocks, memory, &state);
+    LinkTiles<Format, LinkAccess::kBulk>(a, list.link, blockIdx.x, link_blocks, memory, &state);
     return;
   }
   const TileRange range(list.vram, blockIdx.x - link_blocks, gridDim.x - link_blocks);
@@ -110,7 +110,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       Format::MultiplyGateUp(now, tokens + lane / 4 * TokenStride(a.hidden) + column, lane, sums,
                              NothingToLoad());
-      AddGateUpEscapes<Format>(a, header, state, group, tokens, column, lane, sums);
+      AddGateUpEscapes<Format>(a, header, state, group, SharedTokens{tokens, a.hidden}, column,
+                               lane, sums);
       if (fill != nullptr) Format::Store(now, a.hidden, column, lane, fill);
     }
     StorePartial(sums, group.buffer, warp, lane, &state);
@@ -198,8 +199,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 // Dynamic shared memory of a block.
 template <class Format>
 int SharedBytes(int hidden, LinkAccess link) {
-  return link == LinkAccess::kBulk ? std::max(TokenBytes(hidden), LinkSharedBytes<Format>(hidden))
-                                   : TokenBytes(hidden);
+  return IsBulk(link) ? std::max(TokenBytes(hidden), LinkSharedBytes<Format>(hidden, link))
+                      : TokenBytes(hidden);
 }
 template <class Format, class Sources>
 int FusedSharedBytes(int hidden, LinkAccess link) {
@@ -220,8 +221,14 @@ bool FitsIntoSharedMemory(int dynamic_bytes) {
 
 template <class Format>
 LinkAccess AccessFor(int hidden) {
-  return FitsIntoSharedMemory(LinkSharedBytes<Format>(hidden)) ? LinkAccess::kBulk
-                                                               : LinkAccess::kPlain;
+  if (FitsIntoSharedMemory(LinkSharedBytes<Format>(hidden, LinkAccess::kBulk))) {
+    return LinkAccess::kBulk;
+  }
+  // From the cache a warp's columns are read without asking where the row ends.
+  const bool whole_columns = hidden % kWarpColumns == 0;
+  const bool fits = FitsIntoSharedMemory(LinkSharedBytes<Format>(hidden, LinkAccess::kBulkAlone));
+  return whole_columns && fits && hidden > kSliceColumns ? LinkAccess::kBulkAlone
+                                                         : LinkAccess::kPlain;
 }
 
 // Calls function(kernel, its dynamic shared memory) with the fused kernel that the device has room
@@ -257,7 +264,7 @@ void LaunchTwoKernels(const ExpertTilesArguments& a, TilesOf of, int bytes, cuda
 template <class Format>
 void Launch(const ExpertTilesArguments& a, cudaStream_t stream) {
   const int bytes = SharedBytes<Format>(a.hidden, a.link);
-  const TilesOf of = a.link == LinkAccess::kBulk ? TilesOf::kBoth : TilesOf::kVram;
+  const TilesOf of = IsBulk(a.link) ? TilesOf::kBoth : TilesOf::kVram;
   if (a.joined_tasks > 0) {
     LaunchTwoPass(a, stream);
   } else if (a.hidden <= kSliceColumns) {

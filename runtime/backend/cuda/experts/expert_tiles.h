@@ -22,9 +22,14 @@
 
 namespace moed::backend {
 
-// How the tasks in mapped host memory are read: there are none, by bulk copies, or, where a tile
-// does not fit into shared memory, by plain loads after those in VRAM.
-enum class LinkAccess { kNone, kBulk, kPlain };
+// How the tasks in mapped host memory are read: there are none; by bulk copies into shared memory,
+// which holds the tokens as well, or nothing else; or, where not even these fit, by plain loads
+// after those in VRAM.
+enum class LinkAccess { kNone, kBulk, kBulkAlone, kPlain };
+
+constexpr bool IsBulk(LinkAccess access) {
+  return access == LinkAccess::kBulk || access == LinkAccess::kBulkAlone;
+}
 
 // Of the current device.
 LinkAccess LinkAccessFor(ExpertFormatKind format, int hidden);

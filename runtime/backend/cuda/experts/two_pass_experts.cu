@@ -40,9 +40,10 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     GateUpTwoPass(const __grid_constant__ ExpertTilesArguments a) {
   extern __shared__ __align__(128) std::byte memory[];
   const ExpertTaskList list = *a.tasks;
-  const int link_blocks = a.link == LinkAccess::kBulk ? NumLinkBlocks(list) : 0;
+  const int link_blocks = IsBulk(a.link) ? NumLinkBlocks(list) : 0;
   if (int(blockIdx.x) < link_blocks) {
-    auto* const state = reinterpret_cast<TileState*>(memory + LinkSharedBytes<Format>(a.hidden));
+    auto* const state =
+        reinterpret_cast<TileState*>(memory + LinkSharedBytes<Format>(a.hidden, a.link));
     LinkTiles<Format>(a, list.link, blockIdx.x, link_blocks, memory, state);
     return;
   }
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kDownWarps<kTokenTiles> * 32, 1)
 template <class Format, int kTokenTiles, int kSlices>
 int GateUpBytes(int hidden, LinkAccess link) {
   const int link_bytes =
-      link == LinkAccess::kBulk ? LinkSharedBytes<Format>(hidden) + int(sizeof(TileState)) : 0;
+      IsBulk(link) ? LinkSharedBytes<Format>(hidden, link) + int(sizeof(TileState)) : 0;
   constexpr int kStateBytes = static_cast<int>(sizeof(StreamedGateUpState<Format, kTokenTiles>));
   const int bytes = kSlices == 0 ? ChunkBytes(hidden, kTokenTiles)
                                  : GateUpLayout<Format>(hidden).bytes() + kStateBytes;
