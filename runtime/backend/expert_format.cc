@@ -7,13 +7,13 @@
 #include "absl/base/internal/raw_logging.h"
 #include "hwy/cache_control.h"
 #include "runtime/backend/bf12.h"
+#include "runtime/backend/cpu/bf12_blocks.h"
 #include "runtime/backend/cpu/experts_layout.h"
 
 namespace moed::backend {
 namespace {
 
 constexpr int64_t kRowMultiple = 32;       // values: 64 bytes
-constexpr int64_t kBf12RowMultiple = 128;  // values: a block of 192 bytes
 constexpr size_t kBlobMultiple = 256;      // bytes
 constexpr size_t kBf12ListMultiple = 128;  // bytes
 
@@ -77,23 +77,19 @@ std::string_view ExpertFormatName(ExpertFormatKind kind) {
   return "?";
 }
 
-int64_t ExpertFormat::row_values() const {
-  return RoundUp(hidden_, kind_ == ExpertFormatKind::kBF12 ? kBf12RowMultiple : kRowMultiple);
-}
-
-size_t ExpertFormat::neuron_bytes() const {
-  if (kind_ == ExpertFormatKind::kBF12) return sizeof(Bf12Header) + 3 * row_values() / 2 * 3;
-  return 3 * row_values() * sizeof(BFloat16);
-}
-
-size_t ExpertFormat::bf12_tile_bytes() const {
-  const size_t list_bytes = (1 + tile_escapes_) * sizeof(Bf12TileEscape);
-  return tile_list_offset() + RoundUp(list_bytes, kBf12ListMultiple);
-}
-
-size_t ExpertFormat::neuron_offset(int64_t i) const {
-  if (kind_ == ExpertFormatKind::kBF16) return i * neuron_bytes();
-  return i / kBf12TileNeurons * bf12_tile_bytes() + i % kBf12TileNeurons * neuron_bytes();
+ExpertFormat::ExpertFormat(ExpertFormatKind kind, int64_t hidden, int64_t intermediate,
+                           int tile_escapes)
+    : kind_(kind), hidden_(hidden), intermediate_(intermediate), tile_escapes_(tile_escapes) {
+  if (kind == ExpertFormatKind::kBF16) {
+    row_values_ = RoundUp(hidden, kRowMultiple);
+    neuron_bytes_ = 3 * row_values_ * sizeof(BFloat16);
+    tile_bytes_ = tile_list_offset();
+  } else {
+    const size_t list_bytes = (1 + tile_escapes) * sizeof(Bf12TileEscape);
+    row_values_ = RoundUp(hidden, kBf12BlockValues);
+    neuron_bytes_ = sizeof(Bf12Header) + 3 * row_values_ / kBf12BlockValues * kBf12BlockBytes;
+    tile_bytes_ = tile_list_offset() + RoundUp(list_bytes, kBf12ListMultiple);
+  }
 }
 
 size_t ExpertFormat::blob_bytes() const {

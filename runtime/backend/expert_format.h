@@ -29,8 +29,7 @@ constexpr int64_t kBf12TileNeurons = 32;
 class ExpertFormat {
  public:
   // `tile_escapes` is for bf12 alone: what a tile's list has room for (Bf12TileEscapeCapacity).
-  ExpertFormat(ExpertFormatKind kind, int64_t hidden, int64_t intermediate, int tile_escapes = 0)
-      : kind_(kind), hidden_(hidden), intermediate_(intermediate), tile_escapes_(tile_escapes) {}
+  ExpertFormat(ExpertFormatKind kind, int64_t hidden, int64_t intermediate, int tile_escapes = 0);
 
   ExpertFormatKind kind() const { return kind_; }
   int64_t hidden() const { return hidden_; }              // H
@@ -39,17 +38,20 @@ class ExpertFormat {
   // Values of a stored row: H rounded up to a multiple of 32 (bf12: 128), so that every row starts
   // at a multiple of 64 bytes and no kernel needs a tail. What is beyond H is zero in bf16, any
   // finite value in bf12.
-  int64_t row_values() const;
+  int64_t row_values() const { return row_values_; }
   // Bytes of one neuron: gate row, up row, down column, and in bf12 its header.
-  size_t neuron_bytes() const;
+  size_t neuron_bytes() const { return neuron_bytes_; }
   // Where neuron i begins in the blob: at i * neuron_bytes() in bf16.
-  size_t neuron_offset(int64_t i) const;
+  size_t neuron_offset(int64_t i) const {
+    const auto neuron = static_cast<size_t>(i);
+    return neuron / kBf12TileNeurons * tile_bytes_ + neuron % kBf12TileNeurons * neuron_bytes_;
+  }
 
   // bf12: room in a tile's list of escapes, and where the list begins behind the tile's neurons.
   int tile_escapes() const { return tile_escapes_; }
-  size_t tile_list_offset() const { return kBf12TileNeurons * neuron_bytes(); }
+  size_t tile_list_offset() const { return kBf12TileNeurons * neuron_bytes_; }
   // Bytes of such a list, a multiple of 128; 0 in bf16.
-  size_t tile_list_bytes() const { return neuron_offset(kBf12TileNeurons) - tile_list_offset(); }
+  size_t tile_list_bytes() const { return tile_bytes_ - tile_list_offset(); }
 
   // Bytes of one expert, a multiple of 256, so that blobs laid end to end stay aligned for bulk
   // copies.
@@ -70,12 +72,14 @@ class ExpertFormat {
                   std::span<std::byte> blob) const;
 
  private:
-  size_t bf12_tile_bytes() const;
-
   ExpertFormatKind kind_;
   int64_t hidden_;
   int64_t intermediate_;
   int tile_escapes_;
+  // Made once, since kernels ask for every neuron.
+  int64_t row_values_;
+  size_t neuron_bytes_;
+  size_t tile_bytes_;  // of kBf12TileNeurons neurons, with their list
 };
 
 }  // namespace moed::backend
