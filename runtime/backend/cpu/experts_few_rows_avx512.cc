@@ -33,12 +33,14 @@ MOED_AVX512_BF16 void MultiplyNeuron(const Row& gate_row, const Row& up_row, con
   }
   for (int64_t i = 0; i < rows.width; i += kSpan) {
     const int groups = GroupsAt(i, rows.width);
+    const typename Row::Span gate_span = gate_row.Load(i);
+    const typename Row::Span up_span = up_row.Load(i);
 #pragma GCC unroll 4
     for (int group = 0; group < kSpanGroups; ++group) {
-      if (Row::kStep < kSpan && group >= groups) break;
-      if (group * kBlock % Row::kStep == 0) fetcher->Fetch<2 * Row::kStepBytes>();
-      const __m512bh g = AsBf16(LoadGroup(gate_row, i, group));
-      const __m512bh u = AsBf16(LoadGroup(up_row, i, group));
+      if (group >= groups) break;
+      if (group % 2 == 0) fetcher->Fetch<Row::kSpanBytes>();
+      const __m512bh g = AsBf16(gate_row.Decode(gate_span, group));
+      const __m512bh u = AsBf16(up_row.Decode(up_span, group));
       const int c = group % kChains;
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
@@ -64,15 +66,19 @@ template <int kNeurons, int kRows, class Row>
 MOED_AVX512_BF16 void AddDownRows(const Row* down, const float* act, const FewRows& rows,
                                   WeightFetcher* fetcher) {
   const __m512i upper_half = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  for (int64_t i = 0; i < rows.width; i += Row::kStep) {
-    fetcher->Fetch<kNeurons * Row::kStepBytes>();
+  for (int64_t i = 0; i < rows.width; i += kSpan) {
+    const int groups = GroupsAt(i, rows.width);
+    typename Row::Span spans[kNeurons];
+    for (int n = 0; n < kNeurons; ++n) spans[n] = down[n].Load(i);
 #pragma GCC unroll 4
-    for (int64_t group = 0; group < Row::kStep / kBlock; ++group) {
+    for (int group = 0; group < kSpanGroups; ++group) {
+      if (group >= groups) break;
+      fetcher->Fetch<kNeurons * Row::kSpanBytes / kSpanGroups>();
       __m512 even[kNeurons];
       __m512 odd[kNeurons];
 #pragma GCC unroll 4
       for (int n = 0; n < kNeurons; ++n) {
-        const __m512i both = down[n].Load(i, group);
+        const __m512i both = down[n].Decode(spans[n], group);
         even[n] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
         odd[n] = _mm512_castsi512_ps(_mm512_and_si512(both, upper_half));
       }

@@ -28,30 +28,58 @@ constexpr int64_t SumIndex(int64_t column) {
   return column / kBlock * kBlock + column % 2 * (kBlock / 2) + column % kBlock / 2;
 }
 
-// A row of either format. Load(i, group) gives 32 values from i + 32 * group on, i a multiple of
-// kStep, group a constant after unrolling; they are to be multiplied by Scale(), a power of two.
+// Columns in groups of 32, as many as a block of bf12 has.
+constexpr int64_t kSpan = kBf12BlockValues;
+constexpr int kSpanGroups = kSpan / kBlock;
+
+// Of the groups of a span from column i on, as many as there are.
+inline int GroupsAt(int64_t i, int64_t width) {
+  return static_cast<int>(std::min(kSpan, width - i) / kBlock);
+}
+
+// A row of either format. Load(i), i a multiple of kSpan, is what Decode(span, group) makes 32
+// values from, those from i + 32 * group on, group a constant after unrolling; they are to be
+// multiplied by Scale(), a power of two.
 struct Bf16Row {
-  static constexpr int64_t kStep = kBlock;
-  static constexpr int64_t kStepBytes = 2 * kStep;
+  static constexpr int64_t kSpanBytes = 2 * kSpan;
+  using Span = const std::byte*;
   const std::byte* values;
 
   static constexpr float Scale() { return 1.0f; }
-  MOED_AVX512_BF16 __m512i Load(int64_t i, int64_t) const {
-    return _mm512_loadu_si512(values + 2 * i);
+  MOED_AVX512_BF16 Span Load(int64_t i) const { return values + 2 * i; }
+  MOED_AVX512_BF16 __m512i Decode(Span span, int group) const {
+    return _mm512_loadu_si512(span + 2 * kBlock * group);
+  }
+};
+
+// A block of bf12, read once for its four groups: the compiler reads it anew after every store.
+struct Bf12Block {
+  __m512i bytes[2];
+  __m512i nibbles;
+
+  MOED_AVX512_BF16 static Bf12Block Load(const std::byte* block) {
+    return {{_mm512_loadu_si512(block), _mm512_loadu_si512(block + 64)},
+            _mm512_loadu_si512(block + 128)};
+  }
+  // Nibble `group` of each word to where the exponent stands in a bf16.
+  MOED_AVX512_BF16 __m512i Exponents(int group) const {
+    if (group == 0) return _mm512_slli_epi16(nibbles, 7);
+    if (group == 1) return _mm512_slli_epi16(nibbles, 3);
+    if (group == 2) return _mm512_srli_epi16(nibbles, 1);
+    return _mm512_srli_epi16(nibbles, 5);
   }
 };
 
 struct Bf12Row {
-  static constexpr int64_t kStep = kBf12BlockValues;
-  static constexpr int64_t kStepBytes = kBf12BlockBytes;
+  static constexpr int64_t kSpanBytes = kBf12BlockBytes;
+  using Span = Bf12Block;
   const std::byte* blocks;
   BFloat16 base;  // the exponent, where it stands in a bf16
 
   static constexpr float Scale() { return 1.0f; }
-  MOED_AVX512_BF16 __m512i Load(int64_t i, int64_t group) const {
-    const std::byte* block = blocks + i / 2 * 3;
-    const __m512i bytes = _mm512_loadu_si512(block + group / 2 * 64);
-    const __m512i nibbles = _mm512_loadu_si512(block + 128);
+  MOED_AVX512_BF16 Span Load(int64_t i) const { return Span::Load(blocks + i / 2 * 3); }
+  MOED_AVX512_BF16 __m512i Decode(const Span& span, int group) const {
+    const __m512i bytes = span.bytes[group / 2];
     const bool high = group % 2 == 1;
     const __m512i mantissa = high ? _mm512_srli_epi16(bytes, 8) : bytes;
     const __m512i sign = high ? bytes : _mm512_slli_epi16(bytes, 8);
@@ -59,46 +87,37 @@ struct Bf12Row {
     constexpr int kSelect = 0xca;  // a ? b : c
     constexpr int kOrAnd = 0xf8;   // a | (b & c)
     const __m512i magnitude = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x007f), mantissa,
-                                                        MoveNibble(group, nibbles), kSelect);
+                                                        span.Exponents(group), kSelect);
     const __m512i based = _mm512_add_epi16(_mm512_and_si512(magnitude, _mm512_set1_epi16(0x07ff)),
                                            _mm512_set1_epi16(static_cast<int16_t>(base)));
     return _mm512_ternarylogic_epi32(based, sign, _mm512_set1_epi16(static_cast<int16_t>(0x8000)),
                                      kOrAnd);
-  }
-  // Nibble `group` of each word to where the exponent stands in a bf16.
-  MOED_AVX512_BF16 static __m512i MoveNibble(int64_t group, __m512i words) {
-    if (group == 0) return _mm512_slli_epi16(words, 7);
-    if (group == 1) return _mm512_slli_epi16(words, 3);
-    if (group == 2) return _mm512_srli_epi16(words, 1);
-    return _mm512_srli_epi16(words, 5);
   }
 };
 
 // With another base for the row's own, whose last four bits are zero so that nothing need be added,
 // in two thirds of the instructions. The same result to the last bit, since the sums are floats.
 struct ScaledBf12Row {
-  static constexpr int64_t kStep = kBf12BlockValues;
-  static constexpr int64_t kStepBytes = kBf12BlockBytes;
+  static constexpr int64_t kSpanBytes = kBf12BlockBytes;
   static constexpr int kBase = 112;
   // Of bases that may be replaced: far from where scaled sums and factors could overflow or lose
   // bits, which no row of a trained model comes near.
   static constexpr int kLeastBase = kBase - 60;
   static constexpr int kMostBase = kBase + 60;
+  using Span = Bf12Block;
   const std::byte* blocks;
   int base;
 
   float Scale() const { return std::bit_cast<float>((base - kBase + 127) << 23); }
-  MOED_AVX512_BF16 __m512i Load(int64_t i, int64_t group) const {
-    const std::byte* block = blocks + i / 2 * 3;
-    const __m512i bytes = _mm512_loadu_si512(block + group / 2 * 64);
-    const __m512i nibbles = _mm512_loadu_si512(block + 128);
+  MOED_AVX512_BF16 Span Load(int64_t i) const { return Span::Load(blocks + i / 2 * 3); }
+  MOED_AVX512_BF16 __m512i Decode(const Span& span, int group) const {
     // A word's byte twice, so that its sign and its mantissa both stand where they shall.
-    const __m512i twice = _mm512_shuffle_epi8(bytes, group % 2 == 1 ? Odd() : Even());
+    const __m512i twice =
+        _mm512_shuffle_epi8(span.bytes[group / 2], group % 2 == 1 ? Odd() : Even());
     constexpr int kSelect = 0xca;  // a ? b : c
     constexpr int kAndOr = 0xea;   // (a & b) | c
-    const __m512i all =
-        _mm512_ternarylogic_epi32(_mm512_set1_epi16(static_cast<int16_t>(0x807f)), twice,
-                                  Bf12Row::MoveNibble(group, nibbles), kSelect);
+    const __m512i all = _mm512_ternarylogic_epi32(_mm512_set1_epi16(static_cast<int16_t>(0x807f)),
+                                                  twice, span.Exponents(group), kSelect);
     return _mm512_ternarylogic_epi32(all, _mm512_set1_epi16(static_cast<int16_t>(0x87ff)),
                                      _mm512_set1_epi16(kBase << 7), kAndOr);
   }
@@ -109,25 +128,6 @@ struct ScaledBf12Row {
     return _mm512_set4_epi32(0x0f0f0d0d, 0x0b0b0909, 0x07070505, 0x03030101);
   }
 };
-
-// Columns in groups of 32, as many as a block of bf12 has.
-constexpr int64_t kSpan = kBf12BlockValues;
-constexpr int kSpanGroups = kSpan / kBlock;
-
-// Of the groups of a span from column i on, as many as there are.
-inline int GroupsAt(int64_t i, int64_t width) {
-  return static_cast<int>(std::min(kSpan, width - i) / kBlock);
-}
-
-// Values [i + 32 * group, i + 32 * group + 32), i a multiple of kSpan.
-MOED_AVX512_BF16 __m512i LoadGroup(const Bf16Row& row, int64_t i, int group) {
-  return row.Load(i + group * kBlock, 0);
-}
-template <class Row>
-MOED_AVX512_BF16 __m512i LoadGroup(const Row& row, int64_t i, int group) {
-  static_assert(Row::kStep == kSpan);
-  return row.Load(i, group);
-}
 
 // Neurons whose rows may all be scaled.
 struct ScaledNeurons {

@@ -89,9 +89,6 @@ MOED_AMX void PackTokens(const FewRows& rows, BFloat16* packed) {
 // A span is decoded or interleaved into memory at once: by the time that tiles are loaded from
 // there, the next span is on its way, since a tile waits until what was stored last has left the
 // store buffer.
-template <class Row>
-constexpr int64_t kSpanBytes = (kSpan / Row::kStep) * Row::kStepBytes;
-
 // Gate or up rows as tiles of 32 values. Of bf16 they are where the weights lie.
 struct Bf16Tiles {
   const std::byte* values;
@@ -116,9 +113,10 @@ struct DecodedTiles {
     auto& span = tiles[i / kSpan % 2];
 #pragma GCC unroll 4
     for (int n = 0; n < kAmxTileNeurons; ++n) {
+      const typename Row::Span read = rows[n].Load(i);
 #pragma GCC unroll 4
       for (int group = 0; group < kSpanGroups; ++group) {
-        _mm512_store_si512(span[group][n], LoadGroup(rows[n], i, group));
+        _mm512_store_si512(span[group][n], rows[n].Decode(read, group));
       }
     }
   }
@@ -151,7 +149,7 @@ MOED_AMX void MultiplyTokens(const Row (&gate_rows)[kAmxTileNeurons],
     }
     const int groups = GroupsAt(i, width);
     for (int group = 0; group < groups; ++group) {
-      fetcher->Fetch<2 * kAmxTileNeurons * kSpanBytes<Row> / kSpanGroups>();
+      fetcher->Fetch<2 * kAmxTileNeurons * Row::kSpanBytes / kSpanGroups>();
       _tile_loadd(2, packed + (i + group * kBlock) * kPadded, 4 * kPadded);
       gate_tiles.Load(i, group);
       _tile_dpbf16ps(0, 3, 2);
@@ -176,7 +174,7 @@ class DownRows {
   MOED_AMX void Add(WeightFetcher* fetcher) {
     for (int64_t i = 0; i < rows_.width + 2 * kSpan; i += kSpan) {
       if (i < rows_.width) {
-        fetcher->Fetch<kDown * kSpanBytes<Row>>();
+        fetcher->Fetch<kDown * Row::kSpanBytes>();
         Interleave(i);
       }
       if (i >= kSpan && i - kSpan < rows_.width) Multiply(i - kSpan);
@@ -196,12 +194,15 @@ class DownRows {
     auto& pairs = spans_[i / kSpan % 2].pairs;
     const int groups = GroupsAt(i, rows_.width);
 #pragma GCC unroll 4
-    for (int group = 0; group < kSpanGroups; ++group) {
-      if (group >= groups) break;
-#pragma GCC unroll 8
-      for (int p = 0; p < kDown / 2; ++p) {
-        const __m512i first = LoadGroup(down_[2 * p], i, group);
-        const __m512i second = LoadGroup(down_[2 * p + 1], i, group);
+    for (int p = 0; p < kDown / 2; ++p) {
+      const Row& even = down_[2 * p];
+      const Row& odd = down_[2 * p + 1];
+      const typename Row::Span spans[2] = {even.Load(i), odd.Load(i)};
+#pragma GCC unroll 4
+      for (int group = 0; group < kSpanGroups; ++group) {
+        if (group >= groups) break;
+        const __m512i first = even.Decode(spans[0], group);
+        const __m512i second = odd.Decode(spans[1], group);
         pairs[group][0][p] =
             _mm512_mask_blend_epi16(kUpperHalves, first, _mm512_slli_epi32(second, 16));
         pairs[group][1][p] =
