@@ -96,23 +96,26 @@ struct Bf16Tiles {
 
   MOED_AMX explicit Bf16Tiles(const Bf16Row (&rows)[kAmxTileNeurons])
       : values(rows[0].values), stride(rows[1].values - rows[0].values) {}
-  MOED_AMX void Decode(int64_t) {}
-  MOED_AMX void Load(int64_t i, int group) const {
+  MOED_AMX void Decode(int64_t, WeightFetcher*) {}
+  MOED_AMX void Load(int64_t i, int group, WeightFetcher* fetcher) const {
+    fetcher->Fetch<2 * kAmxTileNeurons * kBlock>();
     _tile_loadd(3, values + 2 * (i + group * kBlock), stride);
   }
 };
 
-// bf12 is decoded into memory that stays in the L1 cache.
+// bf12 is decoded into memory that stays in the L1 cache. Of what is fetched meanwhile, two thirds
+// come while rows are decoded and the rest with the tiles, as the time is divided.
 template <class Row>
 struct DecodedTiles {
   const Row (&rows)[kAmxTileNeurons];
   alignas(64) BFloat16 tiles[2][kSpanGroups][kAmxTileNeurons][kBlock];
 
   MOED_AMX explicit DecodedTiles(const Row (&r)[kAmxTileNeurons]) : rows(r) {}
-  MOED_AMX void Decode(int64_t i) {
+  MOED_AMX void Decode(int64_t i, WeightFetcher* fetcher) {
     auto& span = tiles[i / kSpan % 2];
 #pragma GCC unroll 4
     for (int n = 0; n < kAmxTileNeurons; ++n) {
+      fetcher->Fetch<Row::kSpanBytes / 3 * 2>();
       const typename Row::Span read = rows[n].Load(i);
 #pragma GCC unroll 4
       for (int group = 0; group < kSpanGroups; ++group) {
@@ -120,7 +123,8 @@ struct DecodedTiles {
       }
     }
   }
-  MOED_AMX void Load(int64_t i, int group) const {
+  MOED_AMX void Load(int64_t i, int group, WeightFetcher* fetcher) const {
+    fetcher->Fetch<kAmxTileNeurons * Row::kSpanBytes / 3 / kSpanGroups>();
     _tile_loadd(3, tiles[i / kSpan % 2][group], 2 * kBlock);
   }
 };
@@ -138,22 +142,21 @@ MOED_AMX void MultiplyTokens(const Row (&gate_rows)[kAmxTileNeurons],
                              int64_t width, WeightFetcher* fetcher, float* gate, float* up) {
   auto gate_tiles = TilesOf(gate_rows);
   auto up_tiles = TilesOf(up_rows);
-  gate_tiles.Decode(0);
-  up_tiles.Decode(0);
+  gate_tiles.Decode(0, fetcher);
+  up_tiles.Decode(0, fetcher);
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t i = 0; i < width; i += kSpan) {
     if (i + kSpan < width) {
-      gate_tiles.Decode(i + kSpan);
-      up_tiles.Decode(i + kSpan);
+      gate_tiles.Decode(i + kSpan, fetcher);
+      up_tiles.Decode(i + kSpan, fetcher);
     }
     const int groups = GroupsAt(i, width);
     for (int group = 0; group < groups; ++group) {
-      fetcher->Fetch<2 * kAmxTileNeurons * Row::kSpanBytes / kSpanGroups>();
       _tile_loadd(2, packed + (i + group * kBlock) * kPadded, 4 * kPadded);
-      gate_tiles.Load(i, group);
+      gate_tiles.Load(i, group, fetcher);
       _tile_dpbf16ps(0, 3, 2);
-      up_tiles.Load(i, group);
+      up_tiles.Load(i, group, fetcher);
       _tile_dpbf16ps(1, 3, 2);
     }
   }
@@ -161,7 +164,7 @@ MOED_AMX void MultiplyTokens(const Row (&gate_rows)[kAmxTileNeurons],
   _tile_stored(1, up, 4 * kPadded);
 }
 
-// Adds down rows in three steps of a span each, one behind the other.
+// Adds down rows in three steps of a span each, one behind the other. The first two fetch.
 template <int kDown, class Row>
 class DownRows {
  public:
@@ -173,11 +176,8 @@ class DownRows {
   // y[r] += weights[r] * the sums over neurons of factors[r][n] * their down rows.
   MOED_AMX void Add(WeightFetcher* fetcher) {
     for (int64_t i = 0; i < rows_.width + 2 * kSpan; i += kSpan) {
-      if (i < rows_.width) {
-        fetcher->Fetch<kDown * Row::kSpanBytes>();
-        Interleave(i);
-      }
-      if (i >= kSpan && i - kSpan < rows_.width) Multiply(i - kSpan);
+      if (i < rows_.width) Interleave(i, fetcher);
+      if (i >= kSpan && i - kSpan < rows_.width) Multiply(i - kSpan, fetcher);
       if (i >= 2 * kSpan) AddSums(i - 2 * kSpan);
     }
   }
@@ -189,12 +189,13 @@ class DownRows {
   };
 
   // Pairs of neurons' values at even columns, and at odd ones.
-  MOED_AMX void Interleave(int64_t i) {
+  MOED_AMX void Interleave(int64_t i, WeightFetcher* fetcher) {
     constexpr __mmask32 kUpperHalves = 0xaaaaaaaa;
     auto& pairs = spans_[i / kSpan % 2].pairs;
     const int groups = GroupsAt(i, rows_.width);
 #pragma GCC unroll 4
     for (int p = 0; p < kDown / 2; ++p) {
+      fetcher->Fetch<Row::kSpanBytes>();
       const Row& even = down_[2 * p];
       const Row& odd = down_[2 * p + 1];
       const typename Row::Span spans[2] = {even.Load(i), odd.Load(i)};
@@ -211,10 +212,11 @@ class DownRows {
     }
   }
 
-  MOED_AMX void Multiply(int64_t i) {
+  MOED_AMX void Multiply(int64_t i, WeightFetcher* fetcher) {
     Span& span = spans_[i / kSpan % 2];
     const int groups = GroupsAt(i, rows_.width);
     for (int group = 0; group < groups; ++group) {
+      fetcher->Fetch<kDown * Row::kSpanBytes / 2 / kSpanGroups>();
       _tile_zero(4);
       _tile_loadd(7, span.pairs[group][0], 64);
       _tile_dpbf16ps(4, 6, 7);
