@@ -8,7 +8,7 @@
 namespace moed::backend {
 
 // From so many rows on tiles are faster than vectors.
-constexpr int kAmxTileRows = 5;
+constexpr int kAmxTileRows = 4;
 
 // Up to kMaxFewRows rows. Neurons that do not fill a tile, and fewer rows than kAmxTileRows, go
 // through FewRowsAvx512.
