@@ -209,6 +209,23 @@ Bf16Expert ExpertWithEscapes(int64_t intermediate) {
                     [](int64_t i) { return i % 128 < 3 ? BFloat16{0x7f80} : BFloat16{0x3f80}; });
 }
 
+// Also those that fill the last tile, its list and the blob up: files carry checksums of all.
+TEST(Bf12FormatTest, EveryByteOfABlobIsWritten) {
+  for (const int64_t intermediate : {32, 33, 63}) {
+    std::mt19937 random(1);
+    const Bf16Expert expert(64, intermediate, [&](int64_t) {
+      return ToBFloat16(std::student_t_distribution<float>(1.0f)(random));
+    });
+    const ExpertFormat format = Bf12Format(expert.format, 239);
+    std::vector<std::byte> blobs[2];
+    for (int i = 0; i < 2; ++i) {
+      blobs[i].assign(format.blob_bytes(), std::byte(i * 0xff));
+      ASSERT_TRUE(EncodeBf12(expert.format, expert.blob(), format, blobs[i]));
+    }
+    EXPECT_EQ(blobs[0], blobs[1]) << intermediate << " neurons";
+  }
+}
+
 TEST(Bf12FormatTest, RefusesAnExpertBeyondItsCapacity) {
   const Bf16Expert expert = ExpertWithEscapes(32);
   EXPECT_EQ(MeasureBf12Escapes(expert.format, expert.blob()).most_in_tile, 64);
