@@ -76,9 +76,9 @@ std::optional<cache::HotSet> LoadHotSet(const HotSetFile& file) {
   return std::nullopt;
 }
 
-// All weights and some GiB for the rest, but not the machine's last tenth: other processes are
-// there for good.
-int64_t PlannableMemoryBytes(const model::Checkpoint& checkpoint) {
+// Waits for room for all weights and some GiB for the rest, but not for the machine's last tenth:
+// other processes are there for good.
+int64_t AwaitPlannableMemory(const model::Checkpoint& checkpoint) {
   constexpr int64_t kBesideWeightsBytes = int64_t{4} << 30;
   const model::ModelSize size = model::ComputeModelSize(checkpoint.config());
   const int64_t expert_bytes =
@@ -101,7 +101,7 @@ absl::StatusOr<std::unique_ptr<model::ModelRunner>> CreateRunner(const Options& 
   auto backend = CreateBackend(options);
   if (!backend.ok()) return backend.status();
   model::ModelRunnerOptions runner_options;
-  runner_options.memory_limit_bytes = PlannableMemoryBytes(**checkpoint);
+  runner_options.memory_limit_bytes = AwaitPlannableMemory(**checkpoint);
   runner_options.gpu_memory_utilization = options.gpu_memory_utilization;
   runner_options.expert_format = options.expert_format;
   runner_options.expert_budget = options.expert_budget;

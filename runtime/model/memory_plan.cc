@@ -49,8 +49,9 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryRequest& request) {
   if (left_bytes < kv_bytes || blocks == 0) {
     return absl::ResourceExhaustedError(absl::StrFormat(
         "the model does not fit: dense weights take %s, activations %s, the process %s, the KV "
-        "cache %s (at least %s), and %s may be taken; raise the limit or lower "
-        "--kv-cache-memory, --max-num-batched-tokens or --max-num-seqs",
+        "cache %s (at least %s), and %s may be taken; raise the memory limit (of a GPU "
+        "--gpu-memory-utilization) or lower --kv-cache-memory, --max-num-batched-tokens or "
+        "--max-num-seqs",
         Mebibytes(request.dense_bytes), Mebibytes(request.activation_bytes),
         Mebibytes(kProcessBytes), Mebibytes(std::max<int64_t>(kv_bytes, 0)),
         Mebibytes(request.kv_block_bytes), Mebibytes(request.limit_bytes)));

@@ -16,7 +16,7 @@
 
 namespace moed::model {
 
-// bf12 from bf16. For loading, not for requests: encoding takes longer than reading.
+// bf12 from bf16. For loading, not for requests: one thread reads and encodes all of an expert.
 class EncodedExperts : public ExpertSource {
  public:
   // `source` must outlive this.

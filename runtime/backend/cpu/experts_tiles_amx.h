@@ -89,6 +89,7 @@ MOED_AMX void PackTokens(const FewRows& rows, BFloat16* packed) {
 // A span is decoded or interleaved into memory at once: by the time that tiles are loaded from
 // there, the next span is on its way, since a tile waits until what was stored last has left the
 // store buffer.
+
 // Gate or up rows as tiles of 32 values. Of bf16 they are where the weights lie.
 struct Bf16Tiles {
   const std::byte* values;

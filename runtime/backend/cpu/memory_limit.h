@@ -10,7 +10,8 @@ namespace moed::backend {
 // counts as available in both. `root` stands in for "/" in tests.
 int64_t AvailableMemoryBytes(const std::string& root = "");
 
-// The lesser of the cgroup's limit and the machine's memory, in bytes, whoever holds it now.
+// The lesser of the limit of the cgroup that has least left and the machine's memory, in bytes,
+// whoever holds it now.
 int64_t TotalMemoryBytes(const std::string& root = "");
 
 }  // namespace moed::backend

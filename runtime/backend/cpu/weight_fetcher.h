@@ -1,7 +1,7 @@
 // Fetches the weights that a thread multiplies next into its L2 cache while it multiplies others:
-// in the order in which they lie there, as much in a step as the step reads. Evenly spread over the
-// work, since a burst of fetches, or the few that the L1 cache may have in flight, reach half the
-// memory's rate. One thread's.
+// in the order in which they lie there, as much as it reads itself. Evenly spread over the time
+// that its steps take, since a burst of fetches, or the few that the L1 cache may have in flight,
+// reach half the memory's rate. One thread's.
 #pragma once
 
 #include <cstddef>

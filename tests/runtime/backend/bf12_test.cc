@@ -12,42 +12,13 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/backend/cpu/bf12_blocks.h"
+#include "tests/runtime/backend/bf16_expert.h"
 #include "tests/runtime/backend/cpu/cpu_target_test.h"
 
 namespace moed::backend {
 namespace {
 
 using testing::HasSubstr;
-
-// An expert's values, as its bf16 blob.
-struct Bf16Expert {
-  Bf16Expert(int64_t hidden, int64_t intermediate, const std::function<BFloat16(int64_t)>& value)
-      : format(ExpertFormatKind::kBF16, hidden, intermediate), values(format.blob_bytes() / 2) {
-    int64_t next = 0;
-    for (int64_t row = 0; row < 3 * intermediate; ++row) {
-      for (int64_t h = 0; h < hidden; ++h) values[row * format.row_values() + h] = value(next++);
-    }
-  }
-
-  std::span<const std::byte> blob() const { return std::as_bytes(std::span(values)); }
-  const BFloat16* Row(int64_t neuron, int part) const {
-    return values.data() + (3 * neuron + part) * format.row_values();
-  }
-
-  ExpertFormat format;
-  std::vector<BFloat16> values;
-};
-
-ExpertFormat Bf12Format(const ExpertFormat& source, int tile_escapes) {
-  return ExpertFormat(ExpertFormatKind::kBF12, source.hidden(), source.intermediate(),
-                      tile_escapes);
-}
-
-std::vector<std::byte> EncodeOrDie(const Bf16Expert& expert, const ExpertFormat& format) {
-  std::vector<std::byte> blob(format.blob_bytes(), std::byte{0xaa});
-  EXPECT_TRUE(EncodeBf12(expert.format, expert.blob(), format, blob));
-  return blob;
-}
 
 void ExpectDecodesTo(const Bf16Expert& expert, const ExpertFormat& format,
                      const std::vector<std::byte>& blob) {
@@ -203,12 +174,6 @@ TEST(Bf12FormatTest, SupportsRowsWhosePositionsFit16Bits) {
   EXPECT_FALSE(Bf12Supports(21761));
 }
 
-// Nine escapes in each neuron: two of each go to the list.
-Bf16Expert ExpertWithEscapes(int64_t intermediate) {
-  return Bf16Expert(128, intermediate,
-                    [](int64_t i) { return i % 128 < 3 ? BFloat16{0x7f80} : BFloat16{0x3f80}; });
-}
-
 // Also those that fill the last tile, its list and the blob up: files carry checksums of all.
 TEST(Bf12FormatTest, EveryByteOfABlobIsWritten) {
   for (const int64_t intermediate : {32, 33, 63}) {
@@ -219,7 +184,7 @@ TEST(Bf12FormatTest, EveryByteOfABlobIsWritten) {
     const ExpertFormat format = Bf12Format(expert.format, 239);
     std::vector<std::byte> blobs[2];
     for (int i = 0; i < 2; ++i) {
-      blobs[i].assign(format.blob_bytes(), std::byte(i * 0xff));
+      blobs[i].assign(format.blob_bytes(), static_cast<std::byte>(i * 0xff));
       ASSERT_TRUE(EncodeBf12(expert.format, expert.blob(), format, blobs[i]));
     }
     EXPECT_EQ(blobs[0], blobs[1]) << intermediate << " neurons";
@@ -236,14 +201,6 @@ TEST(Bf12FormatTest, RefusesAnExpertBeyondItsCapacity) {
   }
 }
 
-// One neuron with more escapes than its header counts, among others with a few.
-Bf16Expert ExpertWithAWildNeuron() {
-  return Bf16Expert(256, 32, [](int64_t i) {
-    const bool wild = i / (3 * 256) == 5;
-    return i % 256 < (wild ? 110 : 5) ? BFloat16{0x7f80} : BFloat16{0x3f80};
-  });
-}
-
 TEST(Bf12FormatTest, ANeuronMayHaveMoreEscapesThanItsHeaderCounts) {
   const Bf16Expert expert = ExpertWithAWildNeuron();
   const Bf12ListedEscapes listed = MeasureBf12Escapes(expert.format, expert.blob());
@@ -257,102 +214,6 @@ TEST(Bf12FormatTest, ANeuronMayHaveMoreEscapesThanItsHeaderCounts) {
   ExpectDecodesTo(expert, format, blob);
   header.num_escapes = 254;
   EXPECT_THAT(ValidateBf12(format, blob).message(), HasSubstr("254 escapes, but 330 listed"));
-}
-
-// A good blob to be damaged.
-class Bf12ValidationTest : public testing::Test {
- protected:
-  Bf12ValidationTest()
-      : expert_(ExpertWithEscapes(40)),
-        format_(Bf12Format(expert_.format, 79)),
-        blob_(EncodeOrDie(expert_, format_)) {}
-
-  Bf12Header& header(int64_t neuron) {
-    return *reinterpret_cast<Bf12Header*>(blob_.data() + format_.neuron_offset(neuron));
-  }
-  Bf12TileEscape* list(int tile) {
-    return reinterpret_cast<Bf12TileEscape*>(blob_.data() + format_.neuron_offset(32 * tile) +
-                                             format_.tile_list_offset());
-  }
-  void ExpectDataLoss(const std::string& what) {
-    const absl::Status status = ValidateBf12(format_, blob_);
-    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
-    EXPECT_THAT(status.message(), HasSubstr(what));
-  }
-
-  Bf16Expert expert_;
-  ExpertFormat format_;
-  std::vector<std::byte> blob_;
-};
-
-TEST_F(Bf12ValidationTest, AcceptsWhatWasEncoded) {
-  EXPECT_TRUE(ValidateBf12(format_, blob_).ok());
-}
-
-TEST_F(Bf12ValidationTest, NamesASizeThatIsNotTheFormats) {
-  blob_.pop_back();
-  ExpectDataLoss("bytes instead of");
-}
-
-TEST_F(Bf12ValidationTest, NamesABaseBeyondTheExponents) {
-  header(35).bases[1] = 241;
-  ExpectDataLoss("neuron 35: base 241 above 240");
-}
-
-TEST_F(Bf12ValidationTest, NamesAPositionBeyondTheRows) {
-  header(3).escapes[6].position = 3 * 128;
-  ExpectDataLoss("neuron 3: escape at position 384");
-}
-
-TEST_F(Bf12ValidationTest, NamesEscapesOutOfOrder) {
-  std::swap(header(4).escapes[0], header(4).escapes[1]);
-  ExpectDataLoss("neuron 4: escapes out of order");
-}
-
-TEST_F(Bf12ValidationTest, NamesACountThatTheListDoesNotHave) {
-  header(31).num_escapes = 10;
-  ExpectDataLoss("neuron 31: 10 escapes, but 9 listed");
-}
-
-TEST_F(Bf12ValidationTest, NamesAListLongerThanItsRoom) {
-  list(1)[0].neuron = 80;
-  ExpectDataLoss("lists 80 escapes in room for 79");
-}
-
-TEST_F(Bf12ValidationTest, NamesListedEscapesOfNoNeuron) {
-  header(39).num_escapes = 7;
-  ExpectDataLoss("escapes of no neuron");
-}
-
-// A blob that passes must not lead a kernel out of bounds (the sanitizers watch).
-void ExpectRandomDamageIsRefusedOrHarmless(const Bf16Expert& expert, int capacity) {
-  const ExpertFormat format = Bf12Format(expert.format, capacity);
-  const std::vector<std::byte> good = EncodeOrDie(expert, format);
-  const int64_t hidden = format.hidden();
-  const int64_t neurons = format.intermediate();
-  std::mt19937 random(3);
-  std::vector<BFloat16> row(hidden);
-  int accepted = 0;
-  for (int round = 0; round < 3000; ++round) {
-    std::vector<std::byte> blob = good;
-    // Most often where it hurts: headers and lists.
-    const size_t begin = round % 3 == 0   ? random() % blob.size()
-                         : round % 3 == 1 ? format.neuron_offset(random() % neurons) + random() % 32
-                                          : format.tile_list_offset() + random() % 640;
-    blob[begin] = static_cast<std::byte>(random());
-    if (!ValidateBf12(format, blob).ok()) continue;
-    ++accepted;
-    for (int64_t i = 0; i < neurons; ++i) {
-      DecodeBf12(format, blob.data(), ExpertPart::kDown, i, 1, 0, hidden, row.data(), hidden);
-    }
-  }
-  EXPECT_GT(accepted, 300);
-  EXPECT_LT(accepted, 2700);
-}
-
-TEST(Bf12FormatTest, RandomDamageIsRefusedOrHarmless) {
-  ExpectRandomDamageIsRefusedOrHarmless(ExpertWithEscapes(40), 79);
-  ExpectRandomDamageIsRefusedOrHarmless(ExpertWithAWildNeuron(), 575);
 }
 
 }  // namespace
