@@ -42,8 +42,9 @@ double Least(std::span<const double> values) {
 
 }  // namespace
 
-const Admission& AdmissionPlanner::Decide(int layer, std::span<const int> misses, int free_slots) {
-  StartView(layer, misses, free_slots);
+const Admission& AdmissionPlanner::Decide(int layer, std::span<const int> misses, int free_slots,
+                                          Margin margin) {
+  StartView(layer, misses, free_slots, margin);
   if (static_cast<size_t>(free_slots) < misses.size()) {
     FindResidents();
     FindShownDonors();
@@ -55,17 +56,19 @@ const Admission& AdmissionPlanner::Decide(int layer, std::span<const int> misses
 
 const Admission& AdmissionPlanner::DecideWithoutVictims(int layer, std::span<const int> misses,
                                                         int free_slots) {
-  StartView(layer, misses, free_slots);
+  StartView(layer, misses, free_slots, Margin::kAny);
   FindCandidates();
   return AskPolicy();
 }
 
-void AdmissionPlanner::StartView(int layer, std::span<const int> misses, int free_slots) {
+void AdmissionPlanner::StartView(int layer, std::span<const int> misses, int free_slots,
+                                 Margin margin) {
   layer_ = layer;
   misses_ = misses;
   free_slots_ = free_slots;
   owed_ = std::max(0, state_.floors[layer] - state_.slots.layer_resident()[layer]);
   only_worth_more_ = AdmitsOnlyWorthMore(state_.policy);
+  margin_ = margin;
   state_.Rank(layer, &ranking_);
   miss_worths_.resize(misses.size());
   for (size_t i = 0; i < misses.size(); ++i) miss_worths_[i] = ranking_.worths[misses[i]];
@@ -114,7 +117,8 @@ void AdmissionPlanner::FindShownDonors() {
 }
 
 // Beyond the free slots the policy exchanges the best miss for the least worthy victim, then the
-// next for the next, while the miss is worth more. What it keeps are thus the most worthy of misses
+// next for the next, while the miss is worth enough more. What it keeps, did it go on while the
+// miss is worth more at all, are thus the most worthy of misses
 // and victims together: for every worth,
 //  - if as many residents are below it as misses beyond the free slots reach it, no victim does;
 //  - if as many misses beyond the free slots reach it as victims are below it, all candidates do.
@@ -199,12 +203,14 @@ const Admission& AdmissionPlanner::AskPolicy() {
   admission_.victims.clear();
   if (shown_misses_.empty()) return admission_;
   ShowView();
+  const double uses_per_heat = margin_ == Margin::kBeyondChance ? state_.routing.unit() : 0;
   const Plan plan = MakePlan(state_.policy, {.layer = layer_,
                                              .candidates = candidates_,
                                              .evictable = evictable_,
                                              .free_slots = free_slots_,
                                              .layer_resident = state_.slots.layer_resident(),
-                                             .layer_floor = state_.floors});
+                                             .layer_floor = state_.floors,
+                                             .uses_per_heat = uses_per_heat});
   for (int32_t candidate : plan.admissions) {
     admission_.admitted.push_back(shown_misses_.items()[candidate]);
   }

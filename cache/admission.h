@@ -22,6 +22,12 @@ struct Admission {
   std::vector<int32_t> victims;   // slots to evict; at most one an admission
 };
 
+// How much more than its victim a miss must be worth, where the policy asks for more at all.
+enum class Margin : uint8_t {
+  kAny,           // an exchange costs nothing: the miss is read into one slot or another
+  kBeyondChance,  // WorthMoreThanByChance: an exchange costs a fill, and steps of an empty slot
+};
+
 class AdmissionPlanner {
  public:
   explicit AdmissionPlanner(const CacheState* state) : state_(*state) {}
@@ -29,7 +35,7 @@ class AdmissionPlanner {
   // Which of `misses` (distinct experts of `layer` without a slot) shall become resident, if
   // `free_slots` may be taken and the victims' slots follow. Nothing is changed. Valid until the
   // next call.
-  const Admission& Decide(int layer, std::span<const int> misses, int free_slots);
+  const Admission& Decide(int layer, std::span<const int> misses, int free_slots, Margin margin);
 
   // The same without evictions.
   const Admission& DecideWithoutVictims(int layer, std::span<const int> misses, int free_slots);
@@ -45,7 +51,7 @@ class AdmissionPlanner {
     ExpertView view;
   };
 
-  void StartView(int layer, std::span<const int> misses, int free_slots);
+  void StartView(int layer, std::span<const int> misses, int free_slots, Margin margin);
   void FindResidents();
   void FindShownDonors();
   void FindCandidates();
@@ -69,6 +75,7 @@ class AdmissionPlanner {
   int32_t free_slots_ = 0;
   int32_t owed_ = 0;  // slots that the layer may take from others, whatever the worth
   bool only_worth_more_ = true;
+  Margin margin_ = Margin::kAny;
   std::span<const int> misses_;
   CacheState::Ranking ranking_;
   std::vector<double> miss_worths_;     // of each miss

@@ -207,7 +207,7 @@ void DeviceResidency::PlanLayer(int layer) {
   AdaptMostEmpty(&plan);
   const int32_t empty = static_cast<int32_t>(plan.offered.size()) + plan.coming;
   const Admission& admission =
-      planner_.Decide(layer, candidates_, empty + state_.slots.free_slots());
+      planner_.Decide(layer, candidates_, empty + state_.slots.free_slots(), Margin::kBeyondChance);
   wanted_.clear();
   int64_t refused = num_missed;
   for (int32_t index : admission.admitted) {

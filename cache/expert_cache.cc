@@ -193,7 +193,9 @@ const Admission& ExpertCache::Decide(int layer, std::span<const int> misses) {
     const int32_t share_left = state_.floors[layer] - state_.slots.layer_resident()[layer];
     free_slots = std::clamp(share_left, 0, free_slots);
   }
-  if (state_.driver == CacheDriver::kHost) return planner_.Decide(layer, misses, free_slots);
+  if (state_.driver == CacheDriver::kHost) {
+    return planner_.Decide(layer, misses, free_slots, Margin::kAny);
+  }
   return planner_.DecideWithoutVictims(layer, misses, free_slots);
 }
 

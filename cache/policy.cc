@@ -49,7 +49,10 @@ class Victims {
     if (owed_ > 0 && !others_.empty()) return TakeFromOther(victim);
     if (own_.empty() && others_.empty()) return false;
     const bool own_first = others_.empty() || (!own_.empty() && OwnBeforeOthers());
-    if (only_if_worth_more && !(worth > (own_first ? own_.worth() : others_.worth()))) return false;
+    const double least = own_first ? own_.worth() : others_.worth();
+    if (only_if_worth_more && !WorthMoreThanByChance(worth, least, view_.uses_per_heat)) {
+      return false;
+    }
     if (!own_first) return TakeFromOther(victim);
     *victim = own_.index();
     own_.Pop();
@@ -129,6 +132,11 @@ void Worths(PolicyKind kind, const ExpertRows& experts, std::span<double> worths
 
 bool AdmitsOnlyWorthMore(PolicyKind kind) {
   return kind == PolicyKind::kRecencyFrequency || kind == PolicyKind::kStatic;
+}
+
+bool WorthMoreThanByChance(double miss, double resident, double uses_per_heat) {
+  if (!(miss > resident) || std::isinf(miss) || uses_per_heat <= 0) return miss > resident;
+  return miss - resident > std::sqrt((miss + resident) / (2 * uses_per_heat));
 }
 
 double HalfLifeSteps(PolicyKind kind) { return kind == PolicyKind::kLfu ? 1024 : 32; }

@@ -48,6 +48,8 @@ struct CacheView {
   // [layers]: experts resident now, and the slots that no other layer may take from this one.
   std::span<const int32_t> layer_resident;
   std::span<const int32_t> layer_floor;
+  // What a unit of heat counts in uses, if chance shall be told from difference; 0: it shall not.
+  double uses_per_heat = 0;
 };
 
 // Indices into the view. The first free_slots admissions take free slots; each further one takes
@@ -62,6 +64,14 @@ struct Plan {
 // more than the least resident nor evicts what is worth no less than the best miss, except for free
 // slots and floors.
 bool AdmitsOnlyWorthMore(PolicyKind kind);
+
+// Whether a miss is worth more than a resident by more than chance makes of experts that are used
+// alike: by one standard error of the difference of their heats. Without it such experts take each
+// other's places over and over, since the miss has just been used and the resident has not, and
+// each time costs a fill and a few steps in which the slot serves nobody. For uses that come
+// independently of each other, a count that decays by 2^-1/h a step has the variance
+// sum p 4^-(i/h) = p h / (2 ln 2), half its mean.
+bool WorthMoreThanByChance(double miss, double resident, double uses_per_heat);
 
 Plan MakePlan(PolicyKind kind, const CacheView& view);
 

@@ -37,9 +37,9 @@ class RandomLayer {
   }
 
   // What the planner decides, as experts.
-  std::pair<std::vector<int>, std::vector<int>> Planned() const {
+  std::pair<std::vector<int>, std::vector<int>> Planned(Margin margin) const {
     AdmissionPlanner planner(&state_);
-    const Admission& admission = planner.Decide(0, misses_, free_slots_);
+    const Admission& admission = planner.Decide(0, misses_, free_slots_, margin);
     std::vector<int> admitted;
     std::vector<int> victims;
     for (int32_t miss : admission.admitted) admitted.push_back(misses_[miss]);
@@ -48,7 +48,7 @@ class RandomLayer {
   }
 
   // What the policy says if it is shown everything.
-  std::pair<std::vector<int>, std::vector<int>> Naive() const {
+  std::pair<std::vector<int>, std::vector<int>> Naive(Margin margin) const {
     std::vector<ExpertView> candidates;
     std::vector<ExpertView> evictable;
     for (int expert : misses_) candidates.push_back(state_.View({0, expert}));
@@ -56,12 +56,14 @@ class RandomLayer {
       const int32_t slot = state_.slots.SlotOf({0, expert});
       if (slot >= 0 && state_.Evictable(slot)) evictable.push_back(state_.View({0, expert}));
     }
+    const double uses_per_heat = margin == Margin::kBeyondChance ? state_.routing.unit() : 0;
     const Plan plan = MakePlan(state_.policy, {.layer = 0,
                                                .candidates = candidates,
                                                .evictable = evictable,
                                                .free_slots = free_slots_,
                                                .layer_resident = state_.slots.layer_resident(),
-                                               .layer_floor = state_.floors});
+                                               .layer_floor = state_.floors,
+                                               .uses_per_heat = uses_per_heat});
     std::vector<int> admitted;
     std::vector<int> victims;
     for (int32_t i : plan.admissions) admitted.push_back(candidates[i].key.expert);
@@ -100,7 +102,10 @@ TEST(AdmissionTest, PlansAsIfThePolicySawEveryMissAndResident) {
        {PolicyKind::kRecencyFrequency, PolicyKind::kLru, PolicyKind::kLfu, PolicyKind::kStatic}) {
     for (uint32_t seed = 0; seed < 500; ++seed) {
       const RandomLayer layer(policy, seed);
-      EXPECT_EQ(layer.Planned(), layer.Naive()) << PolicyName(policy) << ", seed " << seed;
+      for (const Margin margin : {Margin::kAny, Margin::kBeyondChance}) {
+        EXPECT_EQ(layer.Planned(margin), layer.Naive(margin))
+            << PolicyName(policy) << ", seed " << seed;
+      }
     }
   }
 }

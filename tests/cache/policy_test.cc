@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <random>
 #include <string>
 #include <tuple>
@@ -88,6 +89,28 @@ TEST(RecencyFrequencyPolicyTest, RecentUseAddsToHeat) {
 TEST(RecencyFrequencyPolicyTest, EqualHeatChangesNothing) {
   const OneLayer cache{.candidates = {Expert(0, 1, 9, 1.0)}, .evictable = {Expert(0, 2, 1, 1.0)}};
   EXPECT_THAT(MakePlan(PolicyKind::kRecencyFrequency, cache.View()).admissions, IsEmpty());
+}
+
+TEST(RecencyFrequencyPolicyTest, AdmitsOnlyWhatIsHotterByMoreThanChance) {
+  OneLayer cache{.candidates = {Expert(0, 1, 9, 0)}, .evictable = {Expert(0, 2, 1, 0)}};
+  const auto admits = [&](double miss, double resident, double uses_per_heat) {
+    cache.candidates[0].heat = miss / uses_per_heat;
+    cache.evictable[0].heat = resident / uses_per_heat;
+    CacheView view = cache.View();
+    view.uses_per_heat = uses_per_heat;
+    return !MakePlan(PolicyKind::kRecencyFrequency, view).admissions.empty();
+  };
+  for (const double scale : {1.0, 0.01}) {
+    // A single use, in place of what is not used any more.
+    EXPECT_TRUE(admits(1, 0, scale));
+    EXPECT_FALSE(admits(0.4, 0, scale));
+    // The standard error of 8 and 8 is 2.8, of 10 and 8 3, of 12 and 8 3.2.
+    EXPECT_FALSE(admits(10, 8, scale));
+    EXPECT_TRUE(admits(12, 8, scale));
+    EXPECT_FALSE(admits(8, 12, scale));
+  }
+  cache.candidates[0].keep = true;
+  EXPECT_TRUE(admits(0, 50, 1));
 }
 
 TEST(LruPolicyTest, EvictsLeastRecentlyUsedWhateverItsHeat) {
@@ -198,8 +221,11 @@ Plan NaivePlan(PolicyKind kind, const CacheView& view) {
     const bool owed = resident[view.layer] < view.layer_floor[view.layer] && donor >= 0;
     if (owed) victim = donor;
     if (victim < 0) break;
-    const bool worth_more =
-        Worth(kind, view.candidates[candidate]) > Worth(kind, view.evictable[victim]);
+    const double miss = Worth(kind, view.candidates[candidate]);
+    const double least = Worth(kind, view.evictable[victim]);
+    double chance = 0;
+    if (view.uses_per_heat > 0) chance = std::sqrt((miss + least) / 2 / view.uses_per_heat);
+    const bool worth_more = view.candidates[candidate].keep || miss > least + chance;
     const bool gated = kind == PolicyKind::kRecencyFrequency || kind == PolicyKind::kStatic;
     if (!owed && gated && !worth_more) break;
     gone[victim] = true;
@@ -237,7 +263,8 @@ TEST(PolicyTest, AgreesWithExhaustiveSearchOnRandomViews) {
                          .evictable = evictable,
                          .free_slots = static_cast<int>(random() % 3),
                          .layer_resident = resident,
-                         .layer_floor = floor};
+                         .layer_floor = floor,
+                         .uses_per_heat = round % 3 == 0 ? 0.0 : round % 3 * 0.7};
     for (PolicyKind kind : kAllPolicies) {
       const Plan plan = MakePlan(kind, view);
       const Plan expected = NaivePlan(kind, view);
