@@ -1,13 +1,16 @@
 // Who computes a layer's cold experts when link and CPU work at once: the device, straight from
-// host memory over the link, or the host's CPU, whose sums come back. Experts are shared out whole,
-// those that fill a slot on their way to the link first; the one in which the link's part ends is
-// cut along its neurons, so that both end together. A fill needs all of an expert to come over the
-// link, so it waits while that would keep the CPU waiting for the link.
+// host memory over the link, or the host's CPU, whose sums come back. Experts are shared out whole:
+// to the link those that fill a slot on their way, then those of the most tokens, since it brings
+// one of many tokens in the time of one of few, while the CPU computes it more slowly. The one in
+// which the link's part ends is cut along its neurons, so that both end together. A fill needs all
+// of an expert to come over the link, so it waits while that would keep the CPU waiting for the
+// link.
 //
 // Pure and constexpr, so that kernels and host compute the same from the same numbers.
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -31,6 +34,12 @@ constexpr int ColdPasses(int tokens) { return (tokens + kColdPassTokens - 1) / k
 // Work of an expert, in passes over a tile.
 constexpr int64_t ColdCost(int tiles, int tokens) { return int64_t{tiles} * ColdPasses(tokens); }
 
+// Whether an expert of `tokens` goes to the link before the other: which of those fill a slot was
+// decided before.
+constexpr bool ComesBefore(int tokens, int expert, int other_tokens, int other) {
+  return tokens != other_tokens ? tokens > other_tokens : expert < other;
+}
+
 // Whether an expert of `cost` may fill a slot now, when others of `filling_cost` do: if the link's
 // share has room for it, or if the expert was read `waited` times without filling, and what that
 // took of the link is as much as this step's link would be over its share. So a fill that is put
@@ -50,7 +59,7 @@ constexpr int64_t LinkBudget(uint32_t link_share, int64_t total_cost, int64_t fi
 }
 
 // Tiles of an expert, from its first on, that go over the link; the CPU computes the others.
-// `cost_before`: of the experts before it that fill no slot.
+// `cost_before`: of those before it (ComesBefore).
 constexpr int LinkTiles(int64_t budget, int64_t cost_before, int tiles, int tokens) {
   const int64_t left = (budget - cost_before) / ColdPasses(tokens);
   if (left <= 0) return 0;
@@ -73,10 +82,17 @@ inline std::vector<int> DivideColdExperts(std::span<const ColdExpert> experts, i
   }
   const int64_t budget = LinkBudget(link_share, total, filling);
   std::vector<int> over_link;
-  int64_t before = 0;
-  for (const ColdExpert& expert : experts) {
+  for (size_t e = 0; e < experts.size(); ++e) {
+    int64_t before = 0;
+    for (size_t i = 0; i < experts.size(); ++i) {
+      if (experts[i].fills || !ComesBefore(experts[i].tokens, static_cast<int>(i),
+                                           experts[e].tokens, static_cast<int>(e))) {
+        continue;
+      }
+      before += ColdCost(tiles, experts[i].tokens);
+    }
+    const ColdExpert& expert = experts[e];
     over_link.push_back(expert.fills ? tiles : LinkTiles(budget, before, tiles, expert.tokens));
-    if (!expert.fills) before += ColdCost(tiles, expert.tokens);
   }
   return over_link;
 }

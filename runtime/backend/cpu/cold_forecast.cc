@@ -5,11 +5,11 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <numeric>
 #include <utility>
 
+#include "runtime/backend/cold_division.h"
 #include "runtime/backend/cpu/few_queries.h"
 
 namespace moed::backend {
@@ -100,12 +100,16 @@ void ColdForecast::Choose(std::vector<int32_t>* order, std::vector<int32_t>* exp
       return RankValue(logits[a]) > RankValue(logits[b]);
     });
     for (auto expert = order->begin(); expert != chosen; ++expert) {
-      if (InVram(*expert)) continue;
-      if (std::find(experts->begin(), experts->end(), *expert) != experts->end()) continue;
-      experts->push_back(*expert);
+      if (!InVram(*expert)) experts->push_back(*expert);
     }
   }
-  if (rows_ > 1) std::sort(experts->begin(), experts->end(), std::greater<>());
+  if (rows_ == 1) return;
+  std::vector<int32_t>& tokens = *order;  // of each expert
+  tokens.assign(num_experts(), 0);
+  for (const int32_t expert : *experts) ++tokens[expert];
+  std::sort(experts->begin(), experts->end(),
+            [&](int32_t a, int32_t b) { return ComesBefore(tokens[b], b, tokens[a], a); });
+  experts->erase(std::unique(experts->begin(), experts->end()), experts->end());
 }
 
 }  // namespace moed::backend

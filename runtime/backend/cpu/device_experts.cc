@@ -149,6 +149,9 @@ int64_t CpuDeviceExperts::DivideWork(Layer& layer, const Tensor& weights) {
   }
   if (cold_requests_ == nullptr) return total_cost;
   const int64_t budget = LinkBudget(link_share, total_cost, filling_cost);
+  std::sort(cold_experts_.begin(), cold_experts_.end(), [&](int a, int b) {
+    return ComesBefore(static_cast<int>(rows_[a].size()), a, static_cast<int>(rows_[b].size()), b);
+  });
   int64_t before = 0;
   int64_t link_cost = filling_cost;
   for (const int expert : cold_experts_) {

@@ -28,6 +28,15 @@ TEST(ColdDivisionTest, SharesExpertsOutWholeAndCutsTheOneInBetween) {
   EXPECT_THAT(DivideColdExperts({}, 96, kHalf), IsEmpty());
 }
 
+TEST(ColdDivisionTest, TheLinkTakesTheExpertsOfTheMostTokens) {
+  const std::vector<ColdExpert> four = {{2}, {7}, {1}, {7}};
+  EXPECT_THAT(DivideColdExperts(four, 96, kHalf), ElementsAre(0, 96, 0, 96));
+  EXPECT_THAT(DivideColdExperts(four, 96, kHalf / 2), ElementsAre(0, 96, 0, 0));
+  EXPECT_THAT(DivideColdExperts(four, 96, kThird), ElementsAre(0, 96, 0, 32));
+  const std::vector<ColdExpert> first_fills = {{1, /*fills=*/true}, {3}, {9}, {2}};
+  EXPECT_THAT(DivideColdExperts(first_fills, 96, kHalf), ElementsAre(96, 0, 96, 0));
+}
+
 TEST(ColdDivisionTest, WhatFillsASlotGoesOverTheLinkFirstAndIsNeverCut) {
   const std::vector<ColdExpert> last_fills = {{1}, {1}, {1}, {1, /*fills=*/true}};
   EXPECT_THAT(DivideColdExperts(last_fills, 96, kThird), ElementsAre(32, 0, 0, 96));
@@ -57,9 +66,9 @@ TEST(ColdDivisionTest, MoreTokensThanAPassServesCountSeveralTimes) {
   EXPECT_EQ(ColdPasses(32), 1);
   EXPECT_EQ(ColdPasses(33), 2);
   EXPECT_EQ(ColdCost(96, 65), 3 * 96);
-  // Of 400 passes over tiles the link gets 200: the first expert's 3 x 50, and 2 x 25 more.
+  // Of 400 passes over tiles the link gets 200: the first expert's 3 x 50, and the third's 2 x 25.
   const std::vector<ColdExpert> experts = {{65}, {33}, {64}, {3}};
-  EXPECT_THAT(DivideColdExperts(experts, 50, kHalf), ElementsAre(50, 25, 0, 0));
+  EXPECT_THAT(DivideColdExperts(experts, 50, kHalf), ElementsAre(50, 0, 25, 0));
 }
 
 TEST(ColdDivisionTest, CutsAtMostOneExpertAndHitsTheShareWithinATile) {

@@ -13,8 +13,16 @@ namespace moed::backend {
 static_assert(kColdTileNeurons == kTileNeurons &&
               kColdPassTokens == kMostJoinedTasks * kTaskTokens);
 
+// Experts that a thread compares with its own at once: as many zeros may stand behind the last.
+inline constexpr int kDividedAtOnce = 8;
+
+__host__ __device__ constexpr int PaddedDivided(int experts) {
+  return (experts + kDividedAtOnce - 1) / kDividedAtOnce * kDividedAtOnce;
+}
+
 // Of each expert of the layer, in shared memory.
 struct DividedExperts {
+  int* divided;     // tokens; 0: it is not cold, or fills a slot; padded
   int* counts;      // tokens
   int* first_task;  // of the span that it is in; -1: no task
   int* first_pair;  // in the mailbox; -1: nothing for the CPU
@@ -26,10 +34,6 @@ struct CutExpert {
   int expert;
   int tiles;
 };
-
-__device__ inline bool IsCold(const PlanExpertsArguments& a, int expert) {
-  return a.layer.uses[expert].kind == ExpertUseKind::kCold;
-}
 
 // An expert's task but for its tokens and tiles, from what Place left in the trace.
 __device__ inline ExpertTask TaskOf(const PlanExpertsArguments& a, int expert) {
@@ -50,6 +54,9 @@ __device__ inline ExpertTask* SpanOf(const PlanExpertsArguments& a, int expert) 
 __device__ inline void CountTokens(const PlanExpertsArguments& a, const DividedExperts& experts) {
   for (int e = threadIdx.x; e < a.layer.num_experts; e += kPlanThreads) {
     experts.counts[e] = experts.next_place[e] = 0;
+  }
+  for (int e = threadIdx.x; e < PaddedDivided(a.layer.num_experts); e += kPlanThreads) {
+    experts.divided[e] = 0;
   }
   __syncthreads();
   const int pairs = a.rows * a.top_k;
@@ -100,11 +107,27 @@ __device__ inline int64_t PlaceAll(const DivideExpertsArguments& a, const Divide
           return fits = TakeFill(waiting, link_share, total_cost, own, &filling_cost);
         });
     if (source.use.kind != ExpertUseKind::kCold) continue;
+    experts.divided[e] = experts.counts[e];
     if (fits) atomicSub(&filling_cost, own);  // there was no slot for it
     if (entry.fill_allowed != 0) ++a.plan.layer.entries[e].fill_allowed;
   }
   __syncthreads();
   return LinkBudget(link_share, total_cost, filling_cost);
+}
+
+// Of the experts that are divided, those that go to the link before `expert`.
+__device__ inline int CostBefore(const DivideExpertsArguments& a, const DividedExperts& experts,
+                                 int expert) {
+  const int tokens = experts.divided[expert];
+  int passes = 0;
+  for (int begin = 0; begin < a.plan.layer.num_experts; begin += kDividedAtOnce) {
+#pragma unroll
+    for (int i = 0; i < kDividedAtOnce; ++i) {
+      const int other_tokens = experts.divided[begin + i];
+      if (ComesBefore(other_tokens, begin + i, tokens, expert)) passes += ColdPasses(other_tokens);
+    }
+  }
+  return passes * a.plan.tiles_per_expert;
 }
 
 // Puts each (row, rank) pair into its expert's tasks and the CPU's list.
@@ -135,8 +158,7 @@ struct Written {
   int leading_link_tasks = 0;  // likewise
   int items = 0;
   int pairs = 0;
-  int cold_cost = 0;  // of experts that fill no slot
-  int link_cost = 0;  // of these and of those that do
+  int link_cost = 0;
 };
 
 // Divides expert `e` between the link and the CPU and writes its part of both lists but for the
@@ -146,16 +168,13 @@ __device__ inline void Divide(const DivideExpertsArguments& a, const DividedExpe
                               int64_t budget, Written* written, CutExpert* cut) {
   const int tiles = a.plan.tiles_per_expert;
   const int tokens = e < a.plan.layer.num_experts ? experts.counts[e] : 0;
-  const bool cold = tokens > 0 && IsCold(a.plan, e);
-  int sum;
-  const int cost = static_cast<int>(ColdCost(tiles, tokens));
-  const int before = written->cold_cost + ExclusiveSum(cold ? cost : 0, &sum);
-  written->cold_cost += sum;
-  const int over_link = cold ? LinkTiles(budget, before, tiles, tokens) : tiles;
+  const bool cold = tokens > 0 && experts.divided[e] > 0;
+  const int over_link = cold ? LinkTiles(budget, CostBefore(a, experts, e), tiles, tokens) : tiles;
   const bool whole = tokens > 0 && over_link == tiles;
   const bool cpu = cold && over_link < tiles;
   const bool hit = tokens > 0 && a.plan.layer.uses[e].kind == ExpertUseKind::kHit;
   const int tasks = whole ? TasksOf(tokens) : 0;
+  int sum;
   const int vram_task = written->vram_tasks + ExclusiveSum(hit ? tasks : 0, &sum);
   written->vram_tasks += sum;
   const int joined = JoinedTasks(a.plan, hit);
@@ -190,9 +209,9 @@ __device__ inline void Divide(const DivideExpertsArguments& a, const DividedExpe
   a.plan.layer.uses[e].cpu_neurons = num_neurons;
 }
 
-// Shared memory that DivideLayer wants: four ints for each expert of the layer.
+// Shared memory that DivideLayer wants: five ints for each expert of the layer.
 __host__ __device__ constexpr size_t DivideSharedBytes(int experts) {
-  return 4 * sizeof(int) * experts;
+  return sizeof(int) * (4 * experts + PaddedDivided(experts));
 }
 
 // From the layer's routing to its list of tasks and the CPU's part, by a block of kPlanThreads.
@@ -200,8 +219,9 @@ __device__ inline void DivideLayer(const DivideExpertsArguments& a, int* shared)
   __shared__ int offers_taken;
   __shared__ CutExpert cut;
   const int num_experts = a.plan.layer.num_experts;
-  const DividedExperts experts = {shared, shared + num_experts, shared + 2 * num_experts,
-                                  shared + 3 * num_experts};
+  int* const rest = shared + PaddedDivided(num_experts);
+  const DividedExperts experts = {shared, rest, rest + num_experts, rest + 2 * num_experts,
+                                  rest + 3 * num_experts};
   if (threadIdx.x == 0) {
     offers_taken = 0;
     cut = {-1, 0};

@@ -5,9 +5,11 @@
 #include <cmath>
 #include <memory>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "runtime/backend/cold_division.h"
 #include "runtime/backend/cpu/cpu_backend.h"
 
 namespace moed::backend {
@@ -142,6 +144,29 @@ TEST_F(CpuDeviceExpertsTest, FillsGoOverTheLinkAndTheTraceSaysWhatTheCpuDid) {
     EXPECT_EQ(filled, kSlots);
     EXPECT_GT(cpu_neurons, 0);
   }
+}
+
+TEST_F(CpuDeviceExpertsTest, TheLinkHasTheExpertsOfTheMostTokens) {
+  const Path path = Create(ColdPath::kHybrid);
+  int between_different = 0;  // the link's part ended
+  for (int round = 0; round < 60; ++round) {
+    Draw(1 + static_cast<int>(random_() % kMaxTokens));
+    ASSERT_TRUE(path.experts->BeginStep(ids_.size() / kTopK).ok());
+    Run(*path.experts);
+    ASSERT_TRUE(path.experts->EndStep().ok());
+    std::vector<int> tokens(kExperts);
+    for (const int32_t id : ids_) ++tokens[id];
+    const std::span<const ExpertUse> uses = path.experts->Uses(0);
+    for (int a = 0; a < kExperts; ++a) {
+      for (int b = 0; b < kExperts; ++b) {
+        if (tokens[b] == 0 || !ComesBefore(tokens[a], a, tokens[b], b)) continue;
+        EXPECT_LE(uses[a].cpu_neurons, uses[b].cpu_neurons);
+        between_different +=
+            tokens[a] > tokens[b] && uses[a].cpu_neurons < uses[b].cpu_neurons ? 1 : 0;
+      }
+    }
+  }
+  EXPECT_GT(between_different, 0);
 }
 
 TEST_F(CpuDeviceExpertsTest, AnAnswerThatDoesNotComeIsATypedErrorForGood) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -55,6 +56,7 @@ class CudaDeviceExpertsTest
     const std::vector<float> want = on_cpu_->RunStep(layer, ids);
     EXPECT_LE(Distance(on_cuda_->RunStep(layer, ids), want), 5e-3) << tokens << " tokens";
     CheckUses(layer);
+    CheckTheLinkHasManyTokens(layer, ids);
   }
 
   // The same of tokens whose experts the router chooses.
@@ -66,6 +68,11 @@ class CudaDeviceExpertsTest
     EXPECT_LE(Distance(got.weights, want.weights), 1e-4);
     EXPECT_LE(Distance(got.sums, want.sums), 1e-2);
     CheckUses(layer);
+    if (tokens == 1) {
+      CheckTheCpuHasHighRanks(layer, got.ids);
+    } else {
+      CheckTheLinkHasManyTokens(layer, got.ids);
+    }
   }
 
   static double Distance(const std::vector<float>& got, const std::vector<float>& want) {
@@ -95,6 +102,31 @@ class CudaDeviceExpertsTest
     // Beside the CPU a fill may wait.
     EXPECT_TRUE(hybrid || filled_on_cuda == filled_on_cpu);
     filled_ += filled_on_cuda;
+  }
+
+  // Of a cold expert's neurons the CPU has no more than of one behind it (cold_division.h).
+  void CheckTheLinkHasManyTokens(int layer, const std::vector<int32_t>& ids) {
+    std::vector<int> tokens(kExperts);
+    for (const int32_t id : ids) ++tokens[id];
+    const std::span<const ExpertUse> uses = on_cuda_->experts().Uses(layer);
+    for (int a = 0; a < kExperts; ++a) {
+      for (int b = 0; b < kExperts; ++b) {
+        if (uses[a].kind != ExpertUseKind::kCold || uses[b].kind != ExpertUseKind::kCold) continue;
+        if (!ComesBefore(tokens[a], a, tokens[b], b)) continue;
+        EXPECT_LE(uses[a].cpu_neurons, uses[b].cpu_neurons)
+            << tokens[a] << " and " << tokens[b] << " tokens";
+      }
+    }
+  }
+  // `ids`: of one token, by rank.
+  void CheckTheCpuHasHighRanks(int layer, const std::vector<int32_t>& ids) {
+    const std::span<const ExpertUse> uses = on_cuda_->experts().Uses(layer);
+    int most = std::get<0>(GetParam()).second;
+    for (const int32_t id : ids) {
+      if (uses[id].kind != ExpertUseKind::kCold) continue;
+      EXPECT_LE(uses[id].cpu_neurons, most);
+      most = uses[id].cpu_neurons;
+    }
   }
 
   void CheckWhoComputed(const ExpertUse& use) {
