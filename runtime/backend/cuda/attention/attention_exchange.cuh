@@ -26,6 +26,10 @@ struct TaggedHead {
   __device__ bool Load(LaneOfHead<kDim>* lane) const {
     return lane->Load(values, launch);
   }
+  // Values i and i + 1, i even; of this head and those behind it.
+  __device__ bool LoadPair(int i, float2* pair) const {
+    return LoadTagged(values + i, launch, pair);
+  }
   // By a warp, once it is there.
   __device__ void Copy(int head_dim, float* to) const {
     for (int i = threadIdx.x % 32; i < head_dim; i += 32) {

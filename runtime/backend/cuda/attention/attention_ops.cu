@@ -49,7 +49,8 @@ absl::Status CudaAttention::PrepareAndAttend(const QkPrepare& prepare, const Att
                                              const KvLayer& cache, const Tensor& out) {
   absl::StatusOr<PrepareQkvArguments> prepared = PrepareArguments(prepare, spec, cache);
   if (!prepared.ok()) return prepared.status();
-  if (!steps_.layout().single_tokens || !DecodeAttentionSupports(*prepared)) {
+  const auto tokens = static_cast<int>(q.dim(0));
+  if (!steps_.layout().single_tokens || !DecodeAttentionSupports(*prepared, tokens)) {
     absl::Status status = Prepare(prepare, spec, q, k, v, cache);
     return status.ok() ? Attend(spec, q, cache, out) : status;
   }
@@ -63,12 +64,7 @@ absl::Status CudaAttention::PrepareAndAttend(const QkPrepare& prepare, const Att
 }
 
 bool CudaAttention::Fuses(const AttentionHalf& half) {
-  // A norm over all heads would have to wait for all of them.
-  const bool norms_heads_apart =
-      half.prepare.norm_per_head || (half.prepare.q_norm.empty() && half.prepare.k_norm.empty());
-  if (half.residual.dim(0) != 1 || !norms_heads_apart) {
-    return false;
-  }
+  if (half.residual.dim(0) != 1) return false;
   const FusedAttentionShape shape = ShapeOf(half);
   const auto [entry, inserted] = fusible_.try_emplace(shape);
   if (inserted) entry->second = FusedAttentionSupports(shape);

@@ -9,12 +9,20 @@ namespace {
 
 constexpr int kThreads = kAttendWarps * 32;
 
+// A norm over all heads reads all of a token's, and each of its blocks does: for more tokens a
+// launch of its own that does it once takes less.
+constexpr int kMostTokensNormedByEachBlock = 32;
+
 struct ProjectedHead {
   const float* values;
 
   template <int kDim>
   __device__ bool Load(LaneOfHead<kDim>* lane) const {
     *lane = LaneOfHead<kDim>(values);
+    return true;
+  }
+  __device__ bool LoadPair(int i, float2* pair) const {
+    *pair = *reinterpret_cast<const float2*>(values + i);
     return true;
   }
   __device__ void Copy(int head_dim, float* to) const {
@@ -52,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, kSplitBlocksPerMultiprocessor)
   const HeadGroup group(a, blockIdx.y);
   const KeyRange range = RangeOf(a, position, split);
   const CachedRows cached = {a, token, group.kv_head};
-  if (position >= 0) LookAhead(arguments.prepare, cached, range, position, &ahead);
+  if (position >= 0) LookAhead(arguments.prepare, group, cached, range, position, &ahead);
   LetNextKernelBegin();
   WaitForKernelAhead();
   if (position < 0) return;
@@ -76,10 +84,9 @@ cudaError_t Launch(const DecodeAttentionArguments& arguments, cudaStream_t strea
 
 }  // namespace
 
-bool DecodeAttentionSupports(const PrepareQkvArguments& prepare) {
-  const bool norms = prepare.q_norm != nullptr || prepare.k_norm != nullptr;
-  return prepare.head_dim % 8 == 0 && prepare.head_dim <= kMaxFusedHeadDim &&
-         (prepare.norm_per_head || !norms);
+bool DecodeAttentionSupports(const PrepareQkvArguments& prepare, int tokens) {
+  if (NormsAllHeads(prepare) && tokens > kMostTokensNormedByEachBlock) return false;
+  return prepare.head_dim % 8 == 0 && prepare.head_dim <= kMaxFusedHeadDim;
 }
 
 cudaError_t LaunchDecodeAttention(const DecodeAttentionArguments& arguments, cudaStream_t stream) {

@@ -16,8 +16,8 @@ struct DecodeAttentionArguments {
   AttentionArguments attention;  // but for q
 };
 
-// Whether the kernel takes such heads, normed one by one or not at all.
-bool DecodeAttentionSupports(const PrepareQkvArguments& prepare);
+// Whether the kernel takes such heads, and a step of so many tokens.
+bool DecodeAttentionSupports(const PrepareQkvArguments& prepare, int tokens);
 
 // As many splits as AttentionSplits gives.
 cudaError_t LaunchDecodeAttention(const DecodeAttentionArguments& arguments, cudaStream_t stream);

@@ -19,7 +19,7 @@ constexpr int kSlots = 10;
 constexpr uint32_t kSlotBytes = 2048;
 constexpr int kLeastSplits = 2;  // parts of which the output projection makes its input
 // A group's columns of an output row; shorter pieces make copying slow.
-constexpr int kLeastGroupWidth = 256;
+constexpr int kLeastGroupWidth = 128;
 
 // Dynamic shared memory, in this order: the warps' rings, the warps' values (in the beginning the
 // prepared heads), the row that is multiplied.
@@ -196,7 +196,7 @@ __device__ void RunFused(const FusedAttentionArguments& a, int groups) {
       kCopiesBesideNorm);
   LetNextKernelBegin();  // all blocks run: the next kernel's can keep none of them from it
   if (share.attends) {
-    LookAhead(a.prepare, CachedRows{a.attention, 0, share.group.kv_head}, share.range,
+    LookAhead(a.prepare, share.group, CachedRows{a.attention, 0, share.group.kv_head}, share.range,
               share.position, &ahead);
   }
   WaitForKernelAhead();

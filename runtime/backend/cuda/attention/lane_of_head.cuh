@@ -62,17 +62,17 @@ struct LaneOfHead {
     }
   }
 
-  // `weight`: of the head's norm, or null.
-  __device__ void NormAndClip(const float* weight, float epsilon, float clip) {
-    float scale = 1.0f;
-    if (weight != nullptr) {
-      float squares = 0.0f;
+  // Of the head's own norm.
+  __device__ float NormScale(float epsilon) const {
+    float squares = 0.0f;
 #pragma unroll
-      for (const Half& half : halves) {
-        for (float value : half.values) squares += value * value;
-      }
-      scale = rsqrtf(WarpSum(squares) / kDim + epsilon);
+    for (const Half& half : halves) {
+      for (float value : half.values) squares += value * value;
     }
+    return rsqrtf(WarpSum(squares) / kDim + epsilon);
+  }
+  // `weight`: of the head's norm, or null; `scale`: of a norm over all heads.
+  __device__ void ScaleAndClip(const float* weight, float scale, float clip) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -82,6 +82,10 @@ struct LaneOfHead {
         value = Clip(value, clip);
       }
     }
+  }
+  // `weight`: of the head's norm, or null.
+  __device__ void NormAndClip(const float* weight, float epsilon, float clip) {
+    ScaleAndClip(weight, weight == nullptr ? 1.0f : NormScale(epsilon), clip);
   }
   // `rotations`: of the head's pairs.
   __device__ void Rotate(const Rotation* rotations) {

@@ -21,6 +21,7 @@ struct Shape {
   int kv_heads;
   int head_dim;
   bool has_norms = true;
+  bool norm_per_head = true;  // else over all heads
   int sliding_window = 0;
   int rotary_dims = 0;  // 0: all
   bool interleaved = false;
@@ -43,8 +44,11 @@ class Sequences {
     const int rotary_dims = shape.rotary_dims > 0 ? shape.rotary_dims : shape.head_dim;
     frequencies_ = RandomFloats(rotary_dims / 2, 6, 0.1f);
     if (shape.has_norms) {
-      prepare_.q_norm = Floats(shape.head_dim, 7, {shape.head_dim});
-      prepare_.k_norm = Floats(shape.head_dim, 8, {shape.head_dim});
+      const int q_norm = shape.norm_per_head ? shape.head_dim : QueryWidth();
+      const int k_norm = shape.norm_per_head ? shape.head_dim : KvWidth();
+      prepare_.q_norm = Floats(q_norm, 7, {q_norm});
+      prepare_.k_norm = Floats(k_norm, 8, {k_norm});
+      prepare_.norm_per_head = shape.norm_per_head;
     }
     prepare_.clip_qkv = shape.clip;
     prepare_.rope = {
@@ -159,6 +163,14 @@ TEST_F(DecodeAttentionTest, TakesOtherShapesAndOptions) {
                    {40, 90, 3});
   ExpectSameDecode({.query_heads = 4, .kv_heads = 4, .head_dim = 32}, {33, 64});
   ExpectSameDecode({.query_heads = 4, .kv_heads = 1, .head_dim = 256}, {33, 300});
+}
+
+TEST_F(DecodeAttentionTest, TakesNormsOverAllHeads) {
+  ExpectSameDecode({.query_heads = 16, .kv_heads = 16, .head_dim = 128, .norm_per_head = false},
+                   {1, 129, 700});
+  ExpectSameDecode(
+      {.query_heads = 20, .kv_heads = 4, .head_dim = 96, .norm_per_head = false, .rotary_dims = 32},
+      {40, 90, 3});
 }
 
 // Which kernels attend depends on how a step's rows belong to sequences, which its size leaves

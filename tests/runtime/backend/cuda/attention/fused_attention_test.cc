@@ -19,6 +19,7 @@ struct Shape {
   int kv_heads;
   int head_dim;
   bool has_norms = true;
+  bool norm_per_head = true;  // else over all heads
   bool has_biases = false;
   int sliding_window = 0;
   int rotary_dims = 0;  // 0: all
@@ -40,10 +41,11 @@ class AttentionLayer {
     norm_ = tensors_.Put(RandomFloats(shape.hidden, 5), DType::kF32, {shape.hidden});
     frequencies_ = RandomFloats(RotaryDims() / 2, 6, 0.1f);
     if (shape.has_norms) {
-      prepare_.q_norm =
-          tensors_.Put(RandomFloats(shape.head_dim, 7), DType::kF32, {shape.head_dim});
-      prepare_.k_norm =
-          tensors_.Put(RandomFloats(shape.head_dim, 8), DType::kF32, {shape.head_dim});
+      const int q_norm = shape.norm_per_head ? shape.head_dim : q_width;
+      const int k_norm = shape.norm_per_head ? shape.head_dim : kv_width;
+      prepare_.q_norm = tensors_.Put(RandomFloats(q_norm, 7), DType::kF32, {q_norm});
+      prepare_.k_norm = tensors_.Put(RandomFloats(k_norm, 8), DType::kF32, {k_norm});
+      prepare_.norm_per_head = shape.norm_per_head;
     }
     prepare_.clip_qkv = shape.clip;
     prepare_.rope = {
@@ -205,6 +207,27 @@ TEST_F(FusedAttentionTest, TakesOtherShapesAndOptions) {
               .clip = 1.0f},
              90);
   ExpectSame({.hidden = 4096, .query_heads = 32, .kv_heads = 8, .head_dim = 128}, 40);
+}
+
+TEST_F(FusedAttentionTest, TakesNormsOverAllHeads) {
+  const Shape olmoe = {
+      .hidden = 2048, .query_heads = 16, .kv_heads = 16, .head_dim = 128, .norm_per_head = false};
+  for (const int context : {0, 129, 3000}) ExpectSame(olmoe, context);
+  // Groups of several heads, of which half rotates; widths that no round of loads fills.
+  ExpectSame({.hidden = 3072,
+              .query_heads = 48,
+              .kv_heads = 8,
+              .head_dim = 128,
+              .norm_per_head = false,
+              .rotary_dims = 64},
+             200);
+  ExpectSame({.hidden = 1024,
+              .query_heads = 20,
+              .kv_heads = 4,
+              .head_dim = 64,
+              .norm_per_head = false,
+              .clip = 1.0f},
+             70);
 }
 
 TEST_F(FusedAttentionTest, LeavesGroupsOfFewHeadsToTheSingleOps) {
