@@ -1,11 +1,12 @@
 // What the CPU's part of a layer's cold experts takes from the request to the answer (ColdWorkers),
 // with this thread in the device's place: experts of Qwen3-30B-A3B's shape, one token each or more,
-// in requests of several sizes that come a while after the last answer, as a layer's do. Beside the
-// time stands its ratio to a plain read of the same bytes by as many threads in the same run; the
-// smallest request, of one tile, shows what an answer costs beside its work.
+// in requests of several sizes that come a while after the last answer, as a layer's do; bf16 and
+// bf12 in turn. Beside the time stands its ratio to a plain read of the same bytes by as many
+// threads in the same run; the smallest request, of one tile, shows what an answer costs beside its
+// work. With `link` a GPU reads host memory over its link meanwhile, also beside the plain read.
 //
 // usage: cold_workers_bench [threads, default as when serving] [microseconds between requests, 60]
-//                           [tokens of an expert, 1]
+//                           [tokens of an expert, 1] [link]
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -14,9 +15,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
+#include <memory>
 #include <random>
-#include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/internal/raw_logging.h"
@@ -26,6 +27,7 @@
 #include "runtime/backend/cpu/cpu_count.h"
 #include "runtime/backend/cpu/thread_pool.h"
 #include "runtime/backend/dtype.h"
+#include "tests/bench/link_reader.h"
 
 namespace moed::backend {
 namespace {
@@ -35,6 +37,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int64_t kHidden = 2048;
 constexpr int64_t kIntermediate = 768;
 constexpr int kExperts = 64;
+constexpr int kTilesPerExpert = kIntermediate / kColdTileNeurons;
 constexpr int kTurns = 60;
 constexpr int kTileEscapes = 128;
 constexpr size_t kPage = size_t{2} << 20;
@@ -97,19 +100,20 @@ class Requests {
                   .next_routers = nullptr},
                  mailbox_) {
     std::fill_n(mailbox_.x, tokens * kHidden, ToBFloat16(0.5f));
-    workers_.BeginStep();
   }
-  ~Requests() { workers_.EndStep(); }
+
+  // Between them, and only then, requests are answered.
+  void Begin() { workers_.BeginStep(); }
+  void End() { workers_.EndStep(); }
 
   // Of `tiles` tiles, from expert `first` on; microseconds until the answer was seen.
   double Ask(int first, int tiles) {
-    const int tiles_per_expert = ColdTiles(kIntermediate);
     const auto tokens = static_cast<int>(size_.max_rows);
     int items = 0;
-    for (int left = tiles; left > 0; left -= tiles_per_expert, ++items) {
+    for (int left = tiles; left > 0; left -= kTilesPerExpert, ++items) {
       mailbox_.items[items] = {.expert = (first + items) % kExperts,
                                .first_neuron = 0,
-                               .num_neurons = std::min(left, tiles_per_expert) * kColdTileNeurons,
+                               .num_neurons = std::min(left, kTilesPerExpert) * kColdTileNeurons,
                                .first_pair = items * tokens,
                                .num_pairs = tokens};
       for (int r = 0; r < tokens; ++r) {
@@ -133,6 +137,18 @@ class Requests {
   uint32_t sequence_ = 0;
 };
 
+// Fetches ahead, as the expert kernels do: without it a core reads a third less.
+uint64_t SumOf(const uint64_t* words, size_t count) {
+  constexpr size_t kLine = 8;
+  constexpr size_t kAhead = 4096;
+  uint64_t sum = 0;
+  for (size_t line = 0; line < count; line += kLine) {
+    __builtin_prefetch(words + line + kAhead, 0, 2);
+    for (size_t i = 0; i < kLine; ++i) sum += words[line + i];
+  }
+  return sum;
+}
+
 // Bytes a second that `threads` threads read of the experts.
 double ReadRate(const Memory& experts, int threads) {
   ThreadPool pool(threads);
@@ -141,54 +157,81 @@ double ReadRate(const Memory& experts, int threads) {
   for (int turn = 0; turn < 5; ++turn) {
     const auto begin = Clock::now();
     constexpr size_t kPiece = size_t{1} << 18;
-    pool.ParallelFor(
-        static_cast<int64_t>(experts.bytes / kPiece), 1, [&](int64_t first, int64_t end, int) {
-          const auto* data = reinterpret_cast<const uint64_t*>(experts.data);
-          const auto* from = data + first * (kPiece / 8);
-          sink += std::accumulate(from, from + (end - first) * (kPiece / 8), uint64_t{0});
-        });
+    pool.ParallelFor(static_cast<int64_t>(experts.bytes / kPiece), 1,
+                     [&](int64_t first, int64_t end, int) {
+                       const auto* words = reinterpret_cast<const uint64_t*>(experts.data);
+                       sink += SumOf(words + first * (kPiece / 8), (end - first) * (kPiece / 8));
+                     });
     best = std::max(best, static_cast<double>(experts.bytes) / MicrosecondsSince(begin));
   }
   return best * 1e6;
 }
 
-void Measure(ExpertFormatKind kind, const char* name, int threads, double gap_microseconds,
-             int tokens) {
-  const ExpertFormat format(kind, kHidden, kIntermediate,
-                            kind == ExpertFormatKind::kBF12 ? kTileEscapes : 0);
-  const Memory experts(Pages(kExperts * format.blob_bytes()));
-  FillExperts(format, experts.data);
-  const double rate = ReadRate(experts, threads);
-  std::printf("%s, %d threads, %d tokens: plain read %.1f GB/s\n", name, threads, tokens,
-              rate * 1e-9);
-  Requests requests(format, experts.data, threads, tokens);
-  int expert = 0;
-  for (const int tiles : {1, 96, 192, 288, 768}) {
+// One of the formats.
+class Subject {
+ public:
+  Subject(ExpertFormatKind kind, const char* name, int threads, int tokens)
+      : name_(name),
+        format_(kind, kHidden, kIntermediate, kind == ExpertFormatKind::kBF12 ? kTileEscapes : 0),
+        experts_(Pages(kExperts * format_.blob_bytes())) {
+    FillExperts(format_, experts_.data);
+    read_rate_ = ReadRate(experts_, threads);
+    std::printf("%s, %d threads, %d tokens: plain read %.1f GB/s\n", name, threads, tokens,
+                read_rate_ * 1e-9);
+    requests_ = std::make_unique<Requests>(format_, experts_.data, threads, tokens);
+  }
+
+  void Measure(int tiles, double gap_microseconds, LinkReader* link) {
+    requests_->Begin();
+    if (link != nullptr) link->Rate();
     std::vector<double> times;
     for (int turn = 0; turn < kTurns; ++turn) {
       const auto begin = Clock::now();
       while (MicrosecondsSince(begin) < gap_microseconds) {
       }
-      times.push_back(requests.Ask(expert, tiles));
-      expert = (expert + tiles / 96 + 1) % kExperts;
+      times.push_back(requests_->Ask(expert_, tiles));
+      expert_ = (expert_ + (tiles + kTilesPerExpert - 1) / kTilesPerExpert) % kExperts;
     }
+    const double link_rate = link != nullptr ? link->Rate() : 0;
+    requests_->End();
+    Print(tiles, std::move(times), link_rate);
+  }
+
+ private:
+  void Print(int tiles, std::vector<double> times, double link_rate) const {
     std::sort(times.begin(), times.end());
     const double median = times[times.size() / 2];
-    const double bytes = static_cast<double>(format.blob_bytes()) * tiles / 96;
-    std::printf("%s %4d tiles  median %7.1f us  best %7.1f  p90 %7.1f  %6.1f GB/s  of read %.2f\n",
-                name, tiles, median, times.front(), times[times.size() * 9 / 10],
-                bytes / median * 1e-3, bytes / median * 1e6 / rate);
+    const double bytes = static_cast<double>(format_.blob_bytes()) * tiles / kTilesPerExpert;
+    std::printf("%s %4d tiles  median %7.1f us  best %7.1f  p90 %7.1f  %6.1f GB/s  of read %.2f",
+                name_, tiles, median, times.front(), times[times.size() * 9 / 10],
+                bytes / median * 1e-3, bytes / median * 1e6 / read_rate_);
+    std::printf(link_rate > 0 ? "  link %.1f GB/s\n" : "\n", link_rate * 1e-9);
+    std::fflush(stdout);
   }
-}
+
+  const char* const name_;
+  const ExpertFormat format_;
+  const Memory experts_;
+  double read_rate_ = 0;
+  std::unique_ptr<Requests> requests_;
+  int expert_ = 0;
+};
 
 }  // namespace
 }  // namespace moed::backend
 
 int main(int argc, char** argv) {
+  using moed::backend::ExpertFormatKind;
   const int threads = argc > 1 ? std::atoi(argv[1]) : moed::backend::DefaultColdThreads();
   const double gap = argc > 2 ? std::atof(argv[2]) : 60.0;
   const int tokens = argc > 3 ? std::atoi(argv[3]) : 1;
-  moed::backend::Measure(moed::backend::ExpertFormatKind::kBF16, "bf16", threads, gap, tokens);
-  moed::backend::Measure(moed::backend::ExpertFormatKind::kBF12, "bf12", threads, gap, tokens);
+  std::unique_ptr<moed::LinkReader> link;
+  if (argc > 4) link = std::make_unique<moed::LinkReader>();
+  moed::backend::Subject bf16(ExpertFormatKind::kBF16, "bf16", threads, tokens);
+  moed::backend::Subject bf12(ExpertFormatKind::kBF12, "bf12", threads, tokens);
+  for (const int tiles : {1, 96, 192, 288, 768, 3072}) {
+    bf16.Measure(tiles, gap, link.get());
+    bf12.Measure(tiles, gap, link.get());
+  }
   return 0;
 }

@@ -9,7 +9,9 @@
 // With MOED_BENCH_NO_LOOK_AHEAD set the CPU guesses nothing ahead.
 //
 // In one run: bf16 over the link, and each other combination of format and cold path that was asked
-// for, at equal VRAM bytes, each line with its time over that of bf16 over the link.
+// for, at equal VRAM bytes, each line with its time over that of the first one. Formats take turns
+// within a cold path, since memory's rates drift while a run goes on: their models must fit at
+// once.
 //
 // usage: cuda_decode_bench [layers, default 12; 0: all] [context, default 512] [residencies in
 // percent of the bf16 bytes, as 50,25, or all] [batches, or all] [formats, as bf16,bf12] [cold
@@ -17,6 +19,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -104,23 +107,41 @@ double MeasurePrefill(DecodeModel& model) {
   return best;
 }
 
-void RunCombination(const Arguments& arguments, const model::ModelConfig& config,
-                    const DecodeReport::Combination& combination, DecodeReport& report) {
-  DecodeModel model({.config = config,
-                     .context = arguments.context,
-                     .largest_batch = LargestOf(arguments.batches),
-                     .prefill_tokens = kPrefillTokens,
-                     .largest_residency = LargestOf(arguments.residencies) / 100.0,
-                     .bf12 = combination.format == "bf12",
-                     .cold_path = PathOf(combination.cold_path)});
-  const MemoryRates rates = MeasureMemoryRates(model.backend());
+std::unique_ptr<DecodeModel> MakeModel(const Arguments& arguments, const model::ModelConfig& config,
+                                       const std::string& format, const std::string& cold_path) {
+  return std::make_unique<DecodeModel>(
+      DecodeModelOptions{.config = config,
+                         .context = arguments.context,
+                         .largest_batch = LargestOf(arguments.batches),
+                         .prefill_tokens = kPrefillTokens,
+                         .largest_residency = LargestOf(arguments.residencies) / 100.0,
+                         .bf12 = format == "bf12",
+                         .cold_path = PathOf(cold_path)});
+}
+
+void RunColdPath(const Arguments& arguments, const model::ModelConfig& config,
+                 const std::string& cold_path, DecodeReport& report) {
+  std::vector<std::unique_ptr<DecodeModel>> models;
+  for (const std::string& format : arguments.formats) {
+    models.push_back(MakeModel(arguments, config, format, cold_path));
+  }
+  const auto in_turn = [&](const auto& measure) {
+    for (size_t i = 0; i < models.size(); ++i) {
+      measure(DecodeReport::Combination{arguments.formats[i], cold_path}, *models[i]);
+    }
+  };
   for (const int percent : arguments.residencies) {
     const double residency = percent / 100.0;
-    model.SetResidency(residency);
+    const MemoryRates rates = MeasureMemoryRates(models.front()->backend());
+    for (auto& model : models) model->SetResidency(residency);
     for (const int batch : arguments.batches) {
-      report.PrintDecode(combination, MeasureDecode(model, residency, batch), rates, model);
+      in_turn([&](const DecodeReport::Combination& combination, DecodeModel& model) {
+        report.PrintDecode(combination, MeasureDecode(model, residency, batch), rates, model);
+      });
     }
-    report.PrintPrefill(residency, kPrefillTokens, MeasurePrefill(model), model);
+    in_turn([&](const DecodeReport::Combination& combination, DecodeModel& model) {
+      report.PrintPrefill(combination, residency, kPrefillTokens, MeasurePrefill(model), model);
+    });
   }
 }
 
@@ -130,10 +151,8 @@ void Run(const Arguments& arguments) {
   std::printf("%d layers, context %d, shape of %s\n", config->num_layers(), arguments.context,
               arguments.shape.c_str());
   DecodeReport report;
-  for (const std::string& format : arguments.formats) {
-    for (const std::string& cold_path : arguments.cold_paths) {
-      RunCombination(arguments, *config, {format, cold_path}, report);
-    }
+  for (const std::string& cold_path : arguments.cold_paths) {
+    RunColdPath(arguments, *config, cold_path, report);
   }
 }
 

@@ -42,7 +42,6 @@ StepLimit LimitOf(const DecodeRun& run, double cold_rate, const MemoryRates& rat
   return limit;
 }
 
-// Of the bytes of cold experts.
 // Of what the CPU computed, what it had fetched ahead.
 double AheadShare(const DecodeRun& run) {
   const int64_t computed = run.neurons_after.computed - run.neurons_before.computed;
@@ -50,6 +49,16 @@ double AheadShare(const DecodeRun& run) {
   return computed > 0 ? static_cast<double>(ahead) / static_cast<double>(computed) : 0;
 }
 
+// Experts a step that came into slots.
+double Fills(const DecodeRun& run) {
+  int64_t fills = 0;
+  for (size_t i = 0; i < run.after.layers.size(); ++i) {
+    fills += run.after.layers[i].admissions_total - run.before.layers[i].admissions_total;
+  }
+  return static_cast<double>(fills) / run.steps;
+}
+
+// Of the bytes of cold experts.
 double CpuShare(const DecodeRun& run) {
   double cpu = 0;
   double all = 1e-30;
@@ -81,20 +90,21 @@ void DecodeReport::PrintDecode(const Combination& combination, const DecodeRun& 
   const StepLimit limit = LimitOf(run, cold_rate, rates, model);
   const double first = first_.try_emplace({run.residency, run.batch}, run.seconds).first->second;
   std::printf(
-      "%s %-6s  batch %2d  resident %3.0f %%  hit rate %3.0f %%  by the CPU %3.0f %%, ahead %2.0f "
-      "%%  step %7.3f "
+      "%s %-6s  batch %2d  resident %3.0f %%  hit rate %3.0f %%  fills %4.1f  by the CPU %3.0f %%, "
+      "ahead %2.0f %%  step %7.3f "
       "ms  limit %7.3f ms  ratio %.2f  %7.1f tokens/s  %.2f of the first  %s\n",
       combination.format.c_str(), combination.cold_path.c_str(), run.batch, 100 * run.residency,
-      100 * limit.hits / (limit.hits + limit.misses), 100 * CpuShare(run), 100 * AheadShare(run),
-      1e3 * run.seconds, 1e3 * limit.seconds, run.seconds / limit.seconds, run.batch / run.seconds,
-      run.seconds / first, VramOf(model).c_str());
+      100 * limit.hits / (limit.hits + limit.misses), Fills(run), 100 * CpuShare(run),
+      100 * AheadShare(run), 1e3 * run.seconds, 1e3 * limit.seconds, run.seconds / limit.seconds,
+      run.batch / run.seconds, run.seconds / first, VramOf(model).c_str());
   std::fflush(stdout);
 }
 
-void DecodeReport::PrintPrefill(double residency, int tokens, double seconds,
-                                const DecodeModel& model) {
-  std::printf("prefill %d  resident %3.0f %%  %7.1f ms  %7.0f tokens/s  %s\n", tokens,
-              100 * residency, 1e3 * seconds, tokens / seconds, VramOf(model).c_str());
+void DecodeReport::PrintPrefill(const Combination& combination, double residency, int tokens,
+                                double seconds, const DecodeModel& model) {
+  std::printf("%s prefill %d  resident %3.0f %%  %7.1f ms  %7.0f tokens/s  %s\n",
+              combination.format.c_str(), tokens, 100 * residency, 1e3 * seconds, tokens / seconds,
+              VramOf(model).c_str());
   std::fflush(stdout);
 }
 

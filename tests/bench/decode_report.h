@@ -35,7 +35,8 @@ class DecodeReport {
 
   void PrintDecode(const Combination& combination, const DecodeRun& run, const MemoryRates& rates,
                    const DecodeModel& model);
-  void PrintPrefill(double residency, int tokens, double seconds, const DecodeModel& model);
+  void PrintPrefill(const Combination& combination, double residency, int tokens, double seconds,
+                    const DecodeModel& model);
 
  private:
   // Seconds of what was measured first, by residency and batch.
