@@ -118,8 +118,8 @@ void AdmissionPlanner::FindShownDonors() {
 
 // Beyond the free slots the policy exchanges the best miss for the least worthy victim, then the
 // next for the next, while the miss is worth enough more. What it keeps, did it go on while the
-// miss is worth more at all, are thus the most worthy of misses
-// and victims together: for every worth,
+// miss is worth more at all, are thus the most worthy of misses and victims together: for every
+// worth,
 //  - if as many residents are below it as misses beyond the free slots reach it, no victim does;
 //  - if as many misses beyond the free slots reach it as victims are below it, all candidates do.
 // (A donor may turn out to be at its floor, and so is a victim only for the second.) Worths are

@@ -10,6 +10,8 @@ struct ExpertKey {
   int32_t expert = 0;
 
   friend bool operator==(const ExpertKey&, const ExpertKey&) = default;
+  // The check takes the literal that <=> is compared with for a pointer.
+  // NOLINTNEXTLINE(modernize-use-nullptr)
   friend auto operator<=>(const ExpertKey&, const ExpertKey&) = default;
 };
 

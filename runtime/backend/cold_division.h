@@ -34,8 +34,7 @@ constexpr int ColdPasses(int tokens) { return (tokens + kColdPassTokens - 1) / k
 // Work of an expert, in passes over a tile.
 constexpr int64_t ColdCost(int tiles, int tokens) { return int64_t{tiles} * ColdPasses(tokens); }
 
-// Whether an expert of `tokens` goes to the link before the other: which of those fill a slot was
-// decided before.
+// Whether an expert of `tokens` goes to the link before the other does, where neither fills a slot.
 constexpr bool ComesBefore(int tokens, int expert, int other_tokens, int other) {
   return tokens != other_tokens ? tokens > other_tokens : expert < other;
 }

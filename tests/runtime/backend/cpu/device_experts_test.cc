@@ -117,6 +117,7 @@ TEST_F(CpuDeviceExpertsTest, FillsGoOverTheLinkAndTheTraceSaysWhatTheCpuDid) {
   for (const ColdPath cold_path : {ColdPath::kCpu, ColdPath::kHybrid}) {
     const Path path = Create(cold_path);
     std::vector<ExpertEdit> edits;
+    edits.reserve(kExperts + kSlots);
     for (int expert = 0; expert < kExperts; ++expert) {
       edits.push_back({.kind = ExpertEditKind::kAllowFill, .layer = 0, .expert = expert});
     }
