@@ -28,6 +28,7 @@
 #include "runtime/backend/cpu/thread_pool.h"
 #include "runtime/backend/dtype.h"
 #include "tests/bench/link_reader.h"
+#include "tests/bench/plain_read.h"
 
 namespace moed::backend {
 namespace {
@@ -137,18 +138,6 @@ class Requests {
   uint32_t sequence_ = 0;
 };
 
-// Fetches ahead, as the expert kernels do: without it a core reads a third less.
-uint64_t SumOf(const uint64_t* words, size_t count) {
-  constexpr size_t kLine = 8;
-  constexpr size_t kAhead = 4096;
-  uint64_t sum = 0;
-  for (size_t line = 0; line < count; line += kLine) {
-    __builtin_prefetch(words + line + kAhead, 0, 2);
-    for (size_t i = 0; i < kLine; ++i) sum += words[line + i];
-  }
-  return sum;
-}
-
 // Bytes a second that `threads` threads read of the experts.
 double ReadRate(const Memory& experts, int threads) {
   ThreadPool pool(threads);
@@ -157,11 +146,11 @@ double ReadRate(const Memory& experts, int threads) {
   for (int turn = 0; turn < 5; ++turn) {
     const auto begin = Clock::now();
     constexpr size_t kPiece = size_t{1} << 18;
-    pool.ParallelFor(static_cast<int64_t>(experts.bytes / kPiece), 1,
-                     [&](int64_t first, int64_t end, int) {
-                       const auto* words = reinterpret_cast<const uint64_t*>(experts.data);
-                       sink += SumOf(words + first * (kPiece / 8), (end - first) * (kPiece / 8));
-                     });
+    pool.ParallelFor(
+        static_cast<int64_t>(experts.bytes / kPiece), 1, [&](int64_t first, int64_t end, int) {
+          const auto* words = reinterpret_cast<const uint64_t*>(experts.data);
+          sink += SumOfWords(words + first * (kPiece / 8), (end - first) * (kPiece / 8));
+        });
     best = std::max(best, static_cast<double>(experts.bytes) / MicrosecondsSince(begin));
   }
   return best * 1e6;
