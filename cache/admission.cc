@@ -43,8 +43,8 @@ double Least(std::span<const double> values) {
 }  // namespace
 
 const Admission& AdmissionPlanner::Decide(int layer, std::span<const int> misses, int free_slots,
-                                          Margin margin) {
-  StartView(layer, misses, free_slots, margin);
+                                          Exchange exchange) {
+  StartView(layer, misses, free_slots, exchange);
   if (static_cast<size_t>(free_slots) < misses.size()) {
     FindResidents();
     FindShownDonors();
@@ -56,19 +56,19 @@ const Admission& AdmissionPlanner::Decide(int layer, std::span<const int> misses
 
 const Admission& AdmissionPlanner::DecideWithoutVictims(int layer, std::span<const int> misses,
                                                         int free_slots) {
-  StartView(layer, misses, free_slots, Margin::kAny);
+  StartView(layer, misses, free_slots, Exchange::kFree);
   FindCandidates();
   return AskPolicy();
 }
 
 void AdmissionPlanner::StartView(int layer, std::span<const int> misses, int free_slots,
-                                 Margin margin) {
+                                 Exchange exchange) {
   layer_ = layer;
   misses_ = misses;
   free_slots_ = free_slots;
   owed_ = std::max(0, state_.floors[layer] - state_.slots.layer_resident()[layer]);
   only_worth_more_ = AdmitsOnlyWorthMore(state_.policy);
-  margin_ = margin;
+  exchange_ = exchange;
   state_.Rank(layer, &ranking_);
   miss_worths_.resize(misses.size());
   for (size_t i = 0; i < misses.size(); ++i) miss_worths_[i] = ranking_.worths[misses[i]];
@@ -80,12 +80,15 @@ void AdmissionPlanner::StartView(int layer, std::span<const int> misses, int fre
 // Those that the best of the misses may displace; never what is kept, whose worth is infinite.
 void AdmissionPlanner::FindResidents() {
   best_worth_ = only_worth_more_ ? Largest(miss_worths_) : kInfinity;
+  const std::span<const int64_t> last_use_steps = state_.routing.last_use_steps(layer_);
+  const int64_t in_use_from = state_.routing.step() + (exchange_ == Exchange::kByDevice ? 0 : 1);
   state_.slots.VisitAdmitted(layer_, [&](int expert, int32_t slot) {
     const double worth = ranking_.worths[expert];
-    // Both are asked, without a branch.
+    // All are asked, without a branch.
     const auto displaced = static_cast<unsigned>(worth < best_worth_);
+    const auto idle = static_cast<unsigned>(last_use_steps[expert] < in_use_from);
     const auto evictable = static_cast<unsigned>(state_.slots.Evictable(slot));
-    residents_.AddIf((displaced & evictable) != 0, expert, worth);
+    residents_.AddIf((displaced & idle & evictable) != 0, expert, worth);
   });
   least_worth_ = Least(residents_.worths());
 }
@@ -203,7 +206,7 @@ const Admission& AdmissionPlanner::AskPolicy() {
   admission_.victims.clear();
   if (shown_misses_.empty()) return admission_;
   ShowView();
-  const double uses_per_heat = margin_ == Margin::kBeyondChance ? state_.routing.unit() : 0;
+  const double uses_per_heat = exchange_ == Exchange::kByDevice ? state_.routing.unit() : 0;
   const Plan plan = MakePlan(state_.policy, {.layer = layer_,
                                              .candidates = candidates_,
                                              .evictable = evictable_,

@@ -22,10 +22,12 @@ struct Admission {
   std::vector<int32_t> victims;   // slots to evict; at most one an admission
 };
 
-// How much more than its victim a miss must be worth, where the policy asks for more at all.
-enum class Margin : uint8_t {
-  kAny,           // an exchange costs nothing: the miss is read into one slot or another
-  kBeyondChance,  // WorthMoreThanByChance: an exchange costs a fill, and steps of an empty slot
+// What an exchange of a miss for a victim costs, and so what it takes, where the policy asks for
+// anything.
+enum class Exchange : uint8_t {
+  kFree,      // the miss is read into one slot or another: it must be worth more
+  kByDevice,  // a fill: WorthMoreThanByChance, for a victim of the layer that the last step did not
+              // use, since the device fills no slot that its step reads
 };
 
 class AdmissionPlanner {
@@ -35,7 +37,8 @@ class AdmissionPlanner {
   // Which of `misses` (distinct experts of `layer` without a slot) shall become resident, if
   // `free_slots` may be taken and the victims' slots follow. Nothing is changed. Valid until the
   // next call.
-  const Admission& Decide(int layer, std::span<const int> misses, int free_slots, Margin margin);
+  const Admission& Decide(int layer, std::span<const int> misses, int free_slots,
+                          Exchange exchange);
 
   // The same without evictions.
   const Admission& DecideWithoutVictims(int layer, std::span<const int> misses, int free_slots);
@@ -51,7 +54,7 @@ class AdmissionPlanner {
     ExpertView view;
   };
 
-  void StartView(int layer, std::span<const int> misses, int free_slots, Margin margin);
+  void StartView(int layer, std::span<const int> misses, int free_slots, Exchange exchange);
   void FindResidents();
   void FindShownDonors();
   void FindCandidates();
@@ -75,7 +78,7 @@ class AdmissionPlanner {
   int32_t free_slots_ = 0;
   int32_t owed_ = 0;  // slots that the layer may take from others, whatever the worth
   bool only_worth_more_ = true;
-  Margin margin_ = Margin::kAny;
+  Exchange exchange_ = Exchange::kFree;
   std::span<const int> misses_;
   CacheState::Ranking ranking_;
   std::vector<double> miss_worths_;     // of each miss

@@ -24,6 +24,7 @@ DeviceResidency::DeviceResidency(CacheState* state, AdmissionPlanner* planner)
     : state_(*state),
       planner_(*planner),
       layers_(state->index.num_layers()),
+      formers_(state->slots.max_slots()),
       flags_(state->index.total_experts(), 0) {}
 
 int32_t DeviceResidency::offered_slots() const {
@@ -90,17 +91,25 @@ absl::Status DeviceResidency::ReplayLayer(std::span<const DeviceUse> uses, uint6
   return absl::OkStatus();
 }
 
-// Resident, or evicted by an update that the step had not seen.
+// Resident, or in a slot on offer, or evicted by an update that the step had not seen.
 bool DeviceResidency::MayRead(const DeviceUse& use, uint64_t table_number) const {
   if (use.slot < 0 || use.slot >= state_.slots.max_slots()) return false;
   const Slot& slot = state_.slots.slot(use.slot);
   if (slot.key != ExpertKey{use.layer, use.expert} || slot.generation != use.generation) {
-    return false;
+    return MayReadFormer(use, table_number);
   }
   if (slot.state == SlotState::kResident) return true;
   return std::any_of(leaving_.begin(), leaving_.end(), [&](const Leaving& leaving) {
     return leaving.slot == use.slot && leaving.number > table_number;
   });
+}
+
+bool DeviceResidency::MayReadFormer(const DeviceUse& use, uint64_t table_number) const {
+  const Slot& slot = state_.slots.slot(use.slot);
+  const Former& former = formers_[use.slot];
+  return slot.state == SlotState::kOffered && slot.key.layer == use.layer &&
+         former.expert == use.expert && former.generation == use.generation &&
+         (former.evicted_by == 0 || former.evicted_by > table_number);
 }
 
 absl::Status DeviceResidency::ReplayFill(const DeviceUse& use) {
@@ -125,7 +134,10 @@ absl::Status DeviceResidency::ReplayFill(const DeviceUse& use) {
     state_.slots.Supersede(by_host);
   }
   state_.slots.FilledByDevice(use.slot, key);
-  ++state_.counters[use.layer].admissions_total;
+  LayerStats& counters = state_.counters[use.layer];
+  ++counters.admissions_total;
+  const Former former = std::exchange(formers_[use.slot], {});
+  if (former.expert >= 0 && former.evicted_by == 0) ++counters.evictions_total;
   return absl::OkStatus();
 }
 
@@ -133,14 +145,26 @@ void DeviceResidency::ReclaimUpTo(uint64_t table_number) {
   while (!leaving_.empty() && leaving_.front().number <= table_number) {
     const Leaving leaving = leaving_.front();
     leaving_.pop_front();
-    if (state_.slots.slot(leaving.slot).state == SlotState::kOffered) {
-      state_.slots.Retire(leaving.slot);
-    }
-    state_.slots.Reclaim(leaving.slot);
-    if (leaving.layer < 0) continue;
-    --layers_[leaving.layer].coming;
-    OfferFreeSlots(leaving.layer);  // at once, before another layer takes it
+    Reclaim(leaving);
   }
+}
+
+void DeviceResidency::Reclaim(const Leaving& leaving) {
+  if (state_.slots.slot(leaving.slot).state == SlotState::kOffered) {
+    if (RestoreFormer(leaving.slot)) return;
+    EvictFormer(leaving.slot);
+    const uint64_t evicted_by = formers_[leaving.slot].evicted_by;
+    if (evicted_by > number_in_use_) {
+      AddLeaving({leaving.slot, leaving.generation, evicted_by, leaving.layer});
+      return;
+    }
+    formers_[leaving.slot] = {};
+    state_.slots.Retire(leaving.slot);
+  }
+  state_.slots.Reclaim(leaving.slot);
+  if (leaving.layer < 0) return;
+  --layers_[leaving.layer].coming;
+  OfferFreeSlots(leaving.layer);  // at once, before another layer takes it
 }
 
 bool DeviceResidency::Publish(TableUpdate* update) {
@@ -165,6 +189,7 @@ void DeviceResidency::InsertHostFills() {
     if (slot.state != SlotState::kResident || slot.generation != fill.generation || slot.scratch) {
       continue;
     }
+    EvictFormersOf(slot.key);
     Edit(TableEditKind::kInsert, slot.key.layer, slot.key.expert, fill.slot);
     std::erase(layers_[slot.key.layer].allowed, slot.key.expert);
     Flag(slot.key.layer, slot.key.expert) &= static_cast<uint8_t>(~kAllowed);
@@ -172,11 +197,13 @@ void DeviceResidency::InsertHostFills() {
   inserts_.clear();
 }
 
-// After the budget shrank: empty slots go first, then the least worthy residents.
+// After the budget shrank: offered slots go first, then the least worthy residents.
 void DeviceResidency::CutToBudget() {
   int32_t excess = state_.slots.total_resident() + offered_slots() - state_.slots.budget();
   for (int layer = 0; layer < state_.index.num_layers(); ++layer) {
-    for (; excess > 0 && !layers_[layer].offered.empty(); --excess) Withdraw(layer);
+    for (; excess > 0 && !layers_[layer].offered.empty(); --excess) {
+      EvictFormer(Withdraw(layer));
+    }
   }
   for (int32_t slot : planner_.Surplus(state_.resident_limit())) EvictFor(-1, slot);
 }
@@ -204,10 +231,11 @@ void DeviceResidency::PlanLayer(int layer) {
   }
   candidates_.resize(num_candidates);
   plan.missed.clear();
-  AdaptMostEmpty(&plan);
+  AdaptMostOffered(&plan);
+  WithdrawUsed(layer);
   const int32_t empty = static_cast<int32_t>(plan.offered.size()) + plan.coming;
   const Admission& admission =
-      planner_.Decide(layer, candidates_, empty + state_.slots.free_slots(), Margin::kBeyondChance);
+      planner_.Decide(layer, candidates_, empty + state_.slots.free_slots(), Exchange::kByDevice);
   wanted_.clear();
   int64_t refused = num_missed;
   for (int32_t index : admission.admitted) {
@@ -216,21 +244,36 @@ void DeviceResidency::PlanLayer(int layer) {
   }
   state_.counters[layer].refused_admissions_total += refused;
   Allow(layer, wanted_);
-  // Coldest first. What is not evicted now may be when the empty slots are filled.
-  const auto room = static_cast<size_t>(std::max(plan.most_empty - empty, 0));
-  for (size_t i = 0; i < std::min(room, admission.victims.size()); ++i) {
-    EvictFor(layer, admission.victims[i]);
-  }
+  // The coldest. Other slots may be offered when these are filled.
+  const auto room = static_cast<size_t>(std::max(plan.most_offered - empty, 0));
+  const std::span<const int32_t> victims = admission.victims;
+  OfferVictims(layer, victims.first(std::min(room, victims.size())));
   OfferFreeSlots(layer);
 }
 
+// The coldest last, which is filled first.
+void DeviceResidency::OfferVictims(int layer, std::span<const int32_t> victims) {
+  for (auto slot = victims.rbegin(); slot != victims.rend(); ++slot) {
+    if (state_.slots.slot(*slot).key.layer == layer) {
+      OfferHeld(layer, *slot);
+    } else {
+      EvictFor(layer, *slot);
+    }
+  }
+}
+
+// Since the last Publish.
+bool DeviceResidency::UsedLately(ExpertKey key) const {
+  return state_.routing.last_use_step(key) > state_.routing.step() - num_replayed_;
+}
+
 // Twice as many once a step filled all that it was offered, half as many once it filled few.
-void DeviceResidency::AdaptMostEmpty(LayerPlan* plan) {
+void DeviceResidency::AdaptMostOffered(LayerPlan* plan) {
   const int32_t filled = std::exchange(plan->filled, 0);
   if (filled > 0 && plan->offered.empty()) {
-    plan->most_empty *= 2;
-  } else if (2 * filled < plan->most_empty) {
-    plan->most_empty = std::max(plan->most_empty / 2, 1);
+    plan->most_offered *= 2;
+  } else if (2 * filled < plan->most_offered) {
+    plan->most_offered = std::max(plan->most_offered / 2, 1);
   }
 }
 
@@ -250,7 +293,7 @@ void DeviceResidency::Allow(int layer, const std::vector<int>& wanted) {
   allowed = wanted;
 }
 
-// As many empty slots, on offer or on their way, as experts are wanted.
+// As many slots, on offer or on their way, as experts are wanted.
 void DeviceResidency::OfferFreeSlots(int layer) {
   LayerPlan& plan = layers_[layer];
   const int32_t wanted = static_cast<int32_t>(plan.allowed.size()) - plan.coming;
@@ -270,17 +313,85 @@ void DeviceResidency::EvictFor(int layer, int32_t slot) {
   const Slot& victim = state_.slots.slot(slot);
   Edit(TableEditKind::kEvict, victim.key.layer, victim.key.expert, slot);
   ++state_.counters[victim.key.layer].evictions_total;
-  leaving_.push_back({slot, victim.generation, number_ + 1, layer});
+  AddLeaving({slot, victim.generation, number_ + 1, layer});
   if (layer >= 0) ++layers_[layer].coming;
   state_.slots.Retire(slot);
 }
 
+// An expert's slot to the device, which reads it there until it fills the slot with another.
+void DeviceResidency::OfferHeld(int layer, int32_t slot) {
+  const Slot held = state_.slots.slot(slot);
+  formers_[slot] = {.expert = held.key.expert, .generation = held.generation};
+  state_.slots.OfferHeld(slot);
+  layers_[layer].offered.push_back(slot);
+  Edit(TableEditKind::kOffer, layer, held.key.expert, slot);
+}
+
+// False: there is none to restore, or it has got another slot meanwhile.
+bool DeviceResidency::RestoreFormer(int32_t slot) {
+  const Former former = formers_[slot];
+  const ExpertKey key{state_.slots.slot(slot).key.layer, former.expert};
+  if (former.expert < 0 || former.evicted_by != 0 || state_.slots.SlotOf(key) >= 0) return false;
+  state_.slots.Restore(slot, key, former.generation);
+  formers_[slot] = {};
+  return true;
+}
+
+// The offer stands.
+void DeviceResidency::EvictFormer(int32_t slot) {
+  Former& former = formers_[slot];
+  if (former.expert < 0 || former.evicted_by != 0) return;
+  const int layer = state_.slots.slot(slot).key.layer;
+  edits_.push_back({TableEditKind::kEvict, layer, former.expert, slot, former.generation});
+  former.evicted_by = number_ + 1;
+  ++state_.counters[layer].evictions_total;
+}
+
+// Where the expert lies in an offered slot, or one withdrawn, now that it has another.
+void DeviceResidency::EvictFormersOf(ExpertKey key) {
+  const auto evict = [&](int32_t slot) {
+    if (formers_[slot].expert == key.expert) EvictFormer(slot);
+  };
+  for (const int32_t slot : layers_[key.layer].offered) evict(slot);
+  for (const Leaving& leaving : leaving_) {
+    if (state_.slots.slot(leaving.slot).key.layer == key.layer) evict(leaving.slot);
+  }
+}
+
+// Those whose old expert was used again: what was decided by its absence no longer holds.
+void DeviceResidency::WithdrawUsed(int layer) {
+  std::erase_if(layers_[layer].offered, [&](int32_t slot) {
+    const Former& former = formers_[slot];
+    const bool withdraw =
+        former.expert >= 0 && former.evicted_by == 0 && UsedLately({layer, former.expert});
+    if (withdraw) Leave(layer, slot);
+    return withdraw;
+  });
+}
+
+// One that its old expert keeps, if there is any; returns it.
+int32_t DeviceResidency::Withdraw(int layer) {
+  std::vector<int32_t>& offered = layers_[layer].offered;
+  const auto held = std::find_if(offered.begin(), offered.end(), [&](int32_t candidate) {
+    return formers_[candidate].expert >= 0 && formers_[candidate].evicted_by == 0;
+  });
+  const auto withdrawn = held != offered.end() ? held : offered.end() - 1;
+  const int32_t slot = *withdrawn;
+  offered.erase(withdrawn);
+  Leave(layer, slot);
+  return slot;
+}
+
 // The device may have filled the slot already; then the trace will say so and the slot stays.
-void DeviceResidency::Withdraw(int layer) {
-  const int32_t slot = layers_[layer].offered.back();
-  layers_[layer].offered.pop_back();
+void DeviceResidency::Leave(int layer, int32_t slot) {
   Edit(TableEditKind::kWithdraw, layer, -1, slot);
-  leaving_.push_back({slot, state_.slots.slot(slot).generation, number_ + 1, -1});
+  AddLeaving({slot, state_.slots.slot(slot).generation, number_ + 1, -1});
+}
+
+void DeviceResidency::AddLeaving(const Leaving& leaving) {
+  const auto later = [](uint64_t number, const Leaving& other) { return number < other.number; };
+  leaving_.insert(std::upper_bound(leaving_.begin(), leaving_.end(), leaving.number, later),
+                  leaving);
 }
 
 void DeviceResidency::Edit(TableEditKind kind, int layer, int expert, int32_t slot) {

@@ -3,9 +3,12 @@
 // engine thread only.
 //
 // The mirror of the device's table changes only by replay. An admission is permission to fill at
-// the next read; an evicted slot may be read by steps already queued, so it is free only once a
-// trace shows the update that evicted it in use. An empty slot serves nobody, so only about as many
-// residents are evicted ahead as recent steps filled. Nothing here waits for the device.
+// the next read. The victim's slot is offered while its expert still lies in it, and serves hits
+// until the device fills it: for the host it is not resident meanwhile, so nobody pins it. Used
+// again first, or no longer wanted by others, it is withdrawn and its old expert's again. A slot
+// that is withdrawn, or evicted in favour of another layer, may be filled or read by steps already
+// queued, so what follows waits until a trace shows the update in use. Only about as many slots are
+// offered ahead as recent steps filled. Nothing here waits for the device.
 //
 //   after each trace arrives:   device.Replay(trace)
 //   then, while the next runs:  device.Publish(&update), and send update.edits behind it
@@ -43,7 +46,7 @@ class DeviceResidency {
   bool host_fills_wait() const { return !inserts_.empty(); }
 
   uint64_t published_number() const { return number_; }
-  // Slots given to the device that hold nothing yet.
+  // Slots given to the device that it has not filled yet.
   int32_t offered_slots() const;
   // Slots that steps in flight may still read.
   int32_t retiring_slots() const { return static_cast<int32_t>(leaving_.size()); }
@@ -55,7 +58,7 @@ class DeviceResidency {
     std::vector<int32_t> offered;  // slots that the device may fill and has not
     int32_t coming = 0;            // slots retiring in favour of this layer
     int32_t filled = 0;            // slots filled since the last Publish
-    int32_t most_empty = 4;        // beyond so many empty slots no resident is evicted
+    int32_t most_offered = 4;      // beyond so many no resident's slot is
   };
   // A slot on its way back: evicted, or withdrawn from the device's offer, by update `number`.
   struct Leaving {
@@ -68,20 +71,37 @@ class DeviceResidency {
     int32_t slot;
     uint32_t generation;
   };
+  // Who lies in an offered slot until it is filled.
+  struct Former {
+    int expert = -1;  // of the slot's layer; negative: nobody
+    uint32_t generation = 0;
+    uint64_t evicted_by = 0;  // the update; 0: none
+  };
 
   absl::Status ReplayLayer(std::span<const DeviceUse> uses, uint64_t table_number);
   absl::Status ReplayFill(const DeviceUse& use);
   bool MayRead(const DeviceUse& use, uint64_t table_number) const;
+  bool MayReadFormer(const DeviceUse& use, uint64_t table_number) const;
   void ReclaimUpTo(uint64_t table_number);
+  void Reclaim(const Leaving& leaving);
 
   void InsertHostFills();
   void CutToBudget();
   void PlanLayer(int layer);
-  static void AdaptMostEmpty(LayerPlan* plan);
+  void OfferVictims(int layer, std::span<const int32_t> victims);
+  bool UsedLately(ExpertKey key) const;
+  static void AdaptMostOffered(LayerPlan* plan);
   void OfferFreeSlots(int layer);
   void Allow(int layer, const std::vector<int>& wanted);
   void EvictFor(int layer, int32_t slot);
-  void Withdraw(int layer);
+  void OfferHeld(int layer, int32_t slot);
+  bool RestoreFormer(int32_t slot);
+  void EvictFormer(int32_t slot);
+  void EvictFormersOf(ExpertKey key);
+  void WithdrawUsed(int layer);
+  int32_t Withdraw(int layer);
+  void Leave(int layer, int32_t slot);
+  void AddLeaving(const Leaving& leaving);
   uint8_t& Flag(int layer, int expert);
   void Edit(TableEditKind kind, int layer, int expert, int32_t slot);
 
@@ -93,6 +113,7 @@ class DeviceResidency {
   std::vector<TableEdit> edits_;
   std::vector<LayerPlan> layers_;  // [layers]
   std::deque<Leaving> leaving_;    // by rising number
+  std::vector<Former> formers_;    // [slots]
   std::vector<HostFill> inserts_;
   std::vector<uint8_t> flags_;  // [all experts]
   // Of the layer being replayed or planned; kept for their memory.

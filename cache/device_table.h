@@ -5,8 +5,11 @@
 // offered slots. Between two steps it applies the edits of at most one published update, in order.
 // During a step, an expert without a slot is computed from host memory; if filling is allowed and
 // its layer has an offered slot, the kernel takes that slot off the list, writes the expert into it
-// while it computes, and makes the entry point there once all of it is written. Edits instead of
-// whole tables, because a whole table would undo the fills made since the host last heard.
+// while it computes, and makes the entry point there once all of it is written. An offered slot may
+// still hold an expert that is read there until it is filled: then that expert's entry points
+// nowhere. The kernel takes the slot that was offered last, and none while that one's expert is
+// used in the same step. Edits instead of whole tables, because a whole table would undo the fills
+// made since the host last heard.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +27,7 @@ enum class TableEditKind : int32_t {
   kInsert,      // the host filled `slot`: if the entry points nowhere, it now points there; the
                 // permission to fill ends
   kEvict,       // the entry points nowhere, if it points to `slot` at `generation`
-  kOffer,       // `slot` joins the layer's offered slots
+  kOffer,       // `slot` joins the layer's offered slots; `expert` may still lie in it
   kWithdraw,    // `slot` leaves the layer's offered slots, if it is still there
   kAllowFill,   // the next read of the expert from host memory may fill an offered slot
   kForbidFill,  // not any more; a fill also ends the permission
@@ -33,7 +36,7 @@ enum class TableEditKind : int32_t {
 struct TableEdit {
   TableEditKind kind = TableEditKind::kInsert;
   int32_t layer = 0;
-  int32_t expert = -1;  // -1 for kOffer and kWithdraw
+  int32_t expert = -1;  // -1 for kWithdraw, and for kOffer if the slot holds nothing
   int32_t slot = -1;    // -1 for kAllowFill and kForbidFill
   uint32_t generation = 0;
 

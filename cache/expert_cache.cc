@@ -194,7 +194,7 @@ const Admission& ExpertCache::Decide(int layer, std::span<const int> misses) {
     free_slots = std::clamp(share_left, 0, free_slots);
   }
   if (state_.driver == CacheDriver::kHost) {
-    return planner_.Decide(layer, misses, free_slots, Margin::kAny);
+    return planner_.Decide(layer, misses, free_slots, Exchange::kFree);
   }
   return planner_.DecideWithoutVictims(layer, misses, free_slots);
 }

@@ -58,6 +58,20 @@ int32_t SlotTable::Offer(int layer) {
   return slot;
 }
 
+void SlotTable::OfferHeld(int32_t slot) {
+  ABSL_RAW_CHECK(Evictable(slot), "only an unpinned resident's slot can be offered");
+  Forget(slot);
+  Slot& s = slots_[slot];
+  s.key.expert = -1;
+  ++s.generation;
+  s.state = SlotState::kOffered;
+}
+
+void SlotTable::Restore(int32_t slot, ExpertKey key, uint32_t generation) {
+  FilledByDevice(slot, key);
+  slots_[slot].generation = generation;
+}
+
 void SlotTable::FilledByDevice(int32_t slot, ExpertKey key) {
   Slot& s = slots_[slot];
   ABSL_RAW_CHECK(s.state == SlotState::kOffered && s.key.layer == key.layer,

@@ -9,6 +9,9 @@
 //     └──► offered   dropped ──► free    retiring ──► free (Reclaim)
 //             └──► resident (FilledByDevice), or retiring (Retire)
 //
+// A resident may be offered as well (OfferHeld), and is resident again if nothing filled its slot
+// (Restore).
+//
 // A scratch slot (Take without admission) becomes free with its last pin, whatever its state; a
 // slot that becomes free while there are more than the budget is parked instead.
 #pragma once
@@ -31,7 +34,7 @@ enum class SlotState : uint8_t {
   kFilling,   // the host is writing into it
   kResident,  // holds its expert
   kDropped,   // the fill failed; free once the last pin is gone
-  kOffered,   // the device may fill it with an expert of one layer
+  kOffered,   // the device may fill it with an expert of one layer; may hold another until then
   kRetiring,  // nothing new may use it, but the device may still be reading it
 };
 
@@ -108,6 +111,12 @@ class SlotTable {
 
   // Gives a free slot to the device, for any expert of `layer`. REQUIRES: free_slots() > 0.
   int32_t Offer(int layer);
+  // The same with a slot that an expert of the layer holds, which loses it here; until the device
+  // fills the slot it may read that expert there. REQUIRES: Evictable(slot).
+  void OfferHeld(int32_t slot);
+  // Gives the slot back to the expert that held it when it was offered, at that generation.
+  // REQUIRES: offered for key's layer, not filled since, and SlotOf(key) < 0.
+  void Restore(int32_t slot, ExpertKey key, uint32_t generation);
   // REQUIRES: the slot is offered for key's layer, and SlotOf(key) < 0.
   void FilledByDevice(int32_t slot, ExpertKey key);
   // REQUIRES: Evictable(slot), or offered.

@@ -96,7 +96,7 @@ void ColdWorkers::Follow(std::span<const ExpertEdit> edits) { forecast_->Follow(
 void ColdWorkers::FollowUses(int layer, std::span<const int32_t> ids,
                              std::span<const ExpertUse> uses) {
   for (const int32_t id : ids) {
-    if (uses[id].kind == ExpertUseKind::kFilled) forecast_->SetInVram(layer, id, true);
+    if (uses[id].kind == ExpertUseKind::kFilled) forecast_->FollowFill(layer, id, uses[id].slot);
   }
 }
 

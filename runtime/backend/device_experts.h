@@ -5,7 +5,8 @@
 //
 // An expert without a slot is computed from host memory, where every expert lies: by the device, or
 // by the host's CPU at the same time (ColdPath). If its filling is allowed and its layer has an
-// offered slot, the device computes it and writes it there on the way. Owned by the expert store;
+// offered slot whose expert, if it still holds one, is not used in the same step, the device
+// computes it and writes it there on the way. Owned by the expert store;
 // engine thread. Like all ops, Run and FinishStep are issued in order and may be recorded.
 #pragma once
 
@@ -28,7 +29,7 @@ enum class ExpertEditKind : int32_t { kInsert, kEvict, kOffer, kWithdraw, kAllow
 struct ExpertEdit {
   ExpertEditKind kind = ExpertEditKind::kInsert;
   int32_t layer = 0;
-  int32_t expert = -1;  // -1 for kOffer and kWithdraw
+  int32_t expert = -1;  // -1 for kWithdraw, and for kOffer if the slot holds nothing
   int32_t slot = -1;    // -1 for kAllowFill and kForbidFill
   uint32_t generation = 0;
 };

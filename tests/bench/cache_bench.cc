@@ -16,6 +16,7 @@
 #include "cache/miss_ratio_curve.h"
 #include "cache/routing_log.h"
 #include "cache/routing_replay.h"
+#include "tests/cache/device_table_model.h"
 
 namespace moed::cache {
 namespace {
@@ -128,50 +129,38 @@ BENCHMARK(BM_HostDrivenStep)
 // The least a device does: follow the edits, fill where allowed, trace what was used.
 class Device {
  public:
-  void Apply(const TableUpdate& update) {
-    number_ = update.number;
-    for (const TableEdit& edit : update.edits) {
-      std::vector<TableEdit>& offered = offered_[edit.layer];
-      TableEntry* entry = edit.expert < 0 ? nullptr : &table_[edit.layer * kExperts + edit.expert];
-      if (edit.kind == TableEditKind::kEvict) entry->slot = -1;
-      if (edit.kind == TableEditKind::kOffer) offered.push_back(edit);
-      if (edit.kind == TableEditKind::kAllowFill) entry->fill_allowed = 1;
-      if (edit.kind == TableEditKind::kForbidFill) entry->fill_allowed = 0;
-      if (edit.kind == TableEditKind::kWithdraw) {
-        std::erase_if(offered, [&](const TableEdit& offer) { return offer.slot == edit.slot; });
-      }
-    }
-  }
+  void Apply(const TableUpdate& update) { table_.Apply(update); }
 
   DeviceTrace Run(const RoutingTrace& routing) {
-    DeviceTrace trace{.table_number = number_};
+    DeviceTrace trace{.table_number = table_.number()};
     for (const LayerRouting& layer : routing.layers) {
-      for (const ExpertLoad& load : layer.experts) trace.uses.push_back(Use(layer.layer, load));
+      for (const ExpertLoad& load : layer.experts) trace.uses.push_back(Use(layer, load));
     }
     return trace;
   }
 
  private:
-  DeviceUse Use(int layer, const ExpertLoad& load) {
-    TableEntry& entry = table_[layer * kExperts + load.expert];
-    DeviceUse use{.layer = layer, .expert = load.expert, .tokens = load.tokens};
-    use.weight = load.weight;
+  DeviceUse Use(const LayerRouting& layer, const ExpertLoad& load) {
+    DeviceUse use{
+        .layer = layer.layer, .expert = load.expert, .tokens = load.tokens, .weight = load.weight};
+    const ExpertKey key{layer.layer, load.expert};
+    const auto used = [&](int expert) {
+      return std::any_of(layer.experts.begin(), layer.experts.end(),
+                         [&](const ExpertLoad& other) { return other.expert == expert; });
+    };
+    TableEntry entry = table_.entry(key);
     if (entry.slot >= 0) {
       use.kind = DeviceUseKind::kHit;
-    } else if (entry.fill_allowed != 0 && !offered_[layer].empty()) {
+    } else if (table_.MayFill(key, used)) {
       use.kind = DeviceUseKind::kFilled;
-      const TableEdit& offer = offered_[layer].back();
-      entry = {.slot = offer.slot, .generation = offer.generation};
-      offered_[layer].pop_back();
+      entry = table_.Fill(key);
     }
     use.slot = entry.slot;
     use.generation = entry.generation;
     return use;
   }
 
-  uint64_t number_ = 0;
-  std::vector<TableEntry> table_ = std::vector<TableEntry>(kLayers * kExperts);
-  std::vector<std::vector<TableEdit>> offered_ = std::vector<std::vector<TableEdit>>(kLayers);
+  DeviceTableModel table_ = DeviceTableModel(std::vector<int>(kLayers, kExperts));
 };
 
 // Replay of a step and the plan for the next; the device's own work is not timed.

@@ -22,6 +22,7 @@
 #include "cache/expert_cache.h"
 #include "cache/routing_log.h"
 #include "runtime/backend/cold_division.h"
+#include "tests/cache/device_table_model.h"
 
 namespace moed {
 namespace {
@@ -29,7 +30,6 @@ namespace {
 using cache::DeviceUse;
 using cache::DeviceUseKind;
 using cache::RoutingTrace;
-using cache::TableEditKind;
 
 constexpr int kTiles = 96;
 constexpr double kLinkShare = 0.34;
@@ -40,104 +40,63 @@ double LayerMicroseconds(double link_cost, double cpu_cost) {
   return 45 + std::max({link, cpu, 10.0});
 }
 
-// The device's table, with the rules of cache/device_table.h.
+// Runs steps by the table, and takes the time that an H200 would.
 class Device {
  public:
-  Device(const std::vector<int>& experts_per_layer, bool waits) : waits_(waits) {
-    for (const int experts : experts_per_layer) layers_.push_back({.entries = Entries(experts)});
-  }
+  Device(const std::vector<int>& experts_per_layer, bool waits)
+      : waits_(waits), table_(experts_per_layer) {}
 
   double microseconds() const { return microseconds_; }
 
-  void Apply(const cache::TableUpdate& update) {
-    for (const cache::TableEdit& edit : update.edits) ApplyOne(edit);
-    table_number_ = update.number;
-  }
+  void Apply(const cache::TableUpdate& update) { table_.Apply(update); }
 
   cache::DeviceTrace Run(const RoutingTrace& step) {
-    cache::DeviceTrace trace = {.table_number = table_number_};
+    cache::DeviceTrace trace = {.table_number = table_.number()};
     for (const cache::LayerRouting& routing : step.layers) RunLayer(routing, &trace.uses);
     return trace;
   }
 
  private:
-  struct Entry {
-    int32_t slot = -1;
-    uint32_t generation = 0;
-    uint32_t fill_allowed = 0;
-  };
-  using Entries = std::vector<Entry>;
-  struct Offered {
-    int32_t slot;
-    uint32_t generation;
-  };
-  struct Layer {
-    Entries entries;
-    std::vector<Offered> offered = {};
-  };
-
-  void ApplyOne(const cache::TableEdit& edit) {
-    Layer& layer = layers_[edit.layer];
-    Entry* const entry = edit.expert < 0 ? nullptr : &layer.entries[edit.expert];
-    switch (edit.kind) {
-      case TableEditKind::kInsert:
-        if (entry->slot < 0) *entry = {edit.slot, edit.generation};
-        entry->fill_allowed = 0;
-        break;
-      case TableEditKind::kEvict:
-        if (entry->slot == edit.slot && entry->generation == edit.generation) entry->slot = -1;
-        break;
-      case TableEditKind::kOffer:
-        layer.offered.push_back({edit.slot, edit.generation});
-        break;
-      case TableEditKind::kWithdraw:
-        std::erase_if(layer.offered, [&](const Offered& o) { return o.slot == edit.slot; });
-        break;
-      case TableEditKind::kAllowFill:
-        entry->fill_allowed = 1;
-        break;
-      case TableEditKind::kForbidFill:
-        entry->fill_allowed = 0;
-        break;
-    }
-  }
-
   void RunLayer(const cache::LayerRouting& routing, std::vector<DeviceUse>* uses) {
-    Layer& layer = layers_[routing.layer];
     const auto cost_of = [](const cache::ExpertLoad& load) {
       return backend::ColdCost(kTiles, load.tokens);
     };
     int64_t total = 0;
     int64_t filling = 0;
     for (const cache::ExpertLoad& load : routing.experts) {
-      if (layer.entries[load.expert].slot < 0) total += cost_of(load);
+      if (table_.entry({routing.layer, load.expert}).slot < 0) total += cost_of(load);
     }
     for (const cache::ExpertLoad& load : routing.experts) {
       DeviceUse use = {.layer = routing.layer,
                        .expert = load.expert,
                        .tokens = load.tokens,
                        .weight = load.weight};
-      Place(layer, total, cost_of(load), &filling, &use);
+      Place(routing, total, cost_of(load), &filling, &use);
       uses->push_back(use);
     }
     const double link = std::max(static_cast<double>(filling), kLinkShare * total);
     microseconds_ += LayerMicroseconds(link, static_cast<double>(total) - link);
   }
 
-  void Place(Layer& layer, int64_t total, int64_t cost, int64_t* filling, DeviceUse* use) const {
+  void Place(const cache::LayerRouting& routing, int64_t total, int64_t cost, int64_t* filling,
+             DeviceUse* use) {
     constexpr auto kShare = static_cast<uint32_t>(kLinkShare * backend::kAllOverLink);
-    Entry& entry = layer.entries[use->expert];
+    const cache::ExpertKey key{use->layer, use->expert};
+    const auto used = [&](int expert) {
+      return std::any_of(routing.experts.begin(), routing.experts.end(),
+                         [&](const cache::ExpertLoad& load) { return load.expert == expert; });
+    };
+    cache::TableEntry entry = table_.entry(key);
     if (entry.slot >= 0) {
       use->kind = DeviceUseKind::kHit;
-    } else if (entry.fill_allowed != 0 && !layer.offered.empty() &&
+    } else if (table_.MayFill(key, used) &&
                (!waits_ ||
                 backend::FillFits(kShare, total, *filling, cost, entry.fill_allowed - 1))) {
       use->kind = DeviceUseKind::kFilled;
-      entry = {layer.offered.back().slot, layer.offered.back().generation};
-      layer.offered.pop_back();
+      entry = table_.Fill(key);
       *filling += cost;
     } else {
-      if (entry.fill_allowed != 0) ++entry.fill_allowed;
+      table_.Wait(key);
       return;
     }
     use->slot = entry.slot;
@@ -145,8 +104,7 @@ class Device {
   }
 
   const bool waits_;
-  std::vector<Layer> layers_;
-  uint64_t table_number_ = 0;
+  cache::DeviceTableModel table_;
   double microseconds_ = 0;
 };
 

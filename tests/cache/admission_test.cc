@@ -37,9 +37,9 @@ class RandomLayer {
   }
 
   // What the planner decides, as experts.
-  std::pair<std::vector<int>, std::vector<int>> Planned(Margin margin) const {
+  std::pair<std::vector<int>, std::vector<int>> Planned(Exchange exchange) const {
     AdmissionPlanner planner(&state_);
-    const Admission& admission = planner.Decide(0, misses_, free_slots_, margin);
+    const Admission& admission = planner.Decide(0, misses_, free_slots_, exchange);
     std::vector<int> admitted;
     std::vector<int> victims;
     for (int32_t miss : admission.admitted) admitted.push_back(misses_[miss]);
@@ -48,15 +48,18 @@ class RandomLayer {
   }
 
   // What the policy says if it is shown everything.
-  std::pair<std::vector<int>, std::vector<int>> Naive(Margin margin) const {
+  std::pair<std::vector<int>, std::vector<int>> Naive(Exchange exchange) const {
     std::vector<ExpertView> candidates;
     std::vector<ExpertView> evictable;
     for (int expert : misses_) candidates.push_back(state_.View({0, expert}));
     for (int expert = 0; expert < kExperts; ++expert) {
       const int32_t slot = state_.slots.SlotOf({0, expert});
-      if (slot >= 0 && state_.Evictable(slot)) evictable.push_back(state_.View({0, expert}));
+      if (slot < 0 || !state_.Evictable(slot)) continue;
+      const ExpertView view = state_.View({0, expert});
+      const bool idle = view.last_use_step < state_.routing.step();
+      if (exchange == Exchange::kFree || idle) evictable.push_back(view);
     }
-    const double uses_per_heat = margin == Margin::kBeyondChance ? state_.routing.unit() : 0;
+    const double uses_per_heat = exchange == Exchange::kByDevice ? state_.routing.unit() : 0;
     const Plan plan = MakePlan(state_.policy, {.layer = 0,
                                                .candidates = candidates,
                                                .evictable = evictable,
@@ -102,8 +105,8 @@ TEST(AdmissionTest, PlansAsIfThePolicySawEveryMissAndResident) {
        {PolicyKind::kRecencyFrequency, PolicyKind::kLru, PolicyKind::kLfu, PolicyKind::kStatic}) {
     for (uint32_t seed = 0; seed < 500; ++seed) {
       const RandomLayer layer(policy, seed);
-      for (const Margin margin : {Margin::kAny, Margin::kBeyondChance}) {
-        EXPECT_EQ(layer.Planned(margin), layer.Naive(margin))
+      for (const Exchange exchange : {Exchange::kFree, Exchange::kByDevice}) {
+        EXPECT_EQ(layer.Planned(exchange), layer.Naive(exchange))
             << PolicyName(policy) << ", seed " << seed;
       }
     }

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <random>
@@ -16,18 +17,21 @@
 namespace moed::cache {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 class DeviceResidencyTest : public ::testing::Test {
  protected:
   void Start(std::vector<int> experts_per_layer, int num_slots) {
-    cache_ = *ExpertCache::Create({.experts_per_layer = std::move(experts_per_layer),
+    experts_per_layer_ = std::move(experts_per_layer);
+    cache_ = *ExpertCache::Create({.experts_per_layer = experts_per_layer_,
                                    .top_k = 2,
                                    .num_slots = num_slots,
                                    .driver = CacheDriver::kDevice});
     arena_ = std::make_unique<ReferenceArena>(num_slots);
-    device_ = std::make_unique<SimulatedDevice>(arena_.get());
+    device_ = std::make_unique<SimulatedDevice>(experts_per_layer_, arena_.get());
   }
 
   std::optional<TableUpdate> Publish() {
@@ -37,14 +41,35 @@ class DeviceResidencyTest : public ::testing::Test {
   }
   // Plans, runs and replays one step; returns what each expert's use was.
   std::vector<DeviceUseKind> Step(const std::vector<ExpertKey>& experts) {
-    device_->Launch(Publish(), experts);
+    return Run(Publish(), experts);
+  }
+  std::vector<DeviceUseKind> Run(const std::optional<TableUpdate>& update,
+                                 const std::vector<ExpertKey>& experts) {
+    device_->Launch(update, experts);
+    return ReplayOne();
+  }
+  std::vector<DeviceUseKind> ReplayOne() {
     const DeviceTrace trace = device_->RunOne();
     EXPECT_TRUE(cache_->device()->Replay(trace).ok());
     std::vector<DeviceUseKind> kinds;
     for (const DeviceUse& use : trace.uses) kinds.push_back(use.kind);
     return kinds;
   }
+  static std::vector<TableEditKind> KindsOf(const std::optional<TableUpdate>& update) {
+    std::vector<TableEditKind> kinds;
+    if (!update.has_value()) return kinds;
+    for (const TableEdit& edit : update->edits) kinds.push_back(edit.kind);
+    return kinds;
+  }
+  // Expert 0 in the only slot of the only layer, long unused.
+  void StartWithAColdResident() {
+    Start({8}, 1);
+    Step({{0, 0}});
+    Step({{0, 0}});
+    for (int i = 0; i < 200; ++i) Step({});
+  }
 
+  std::vector<int> experts_per_layer_;
   std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<ReferenceArena> arena_;
   std::unique_ptr<SimulatedDevice> device_;
@@ -77,23 +102,65 @@ TEST_F(DeviceResidencyTest, ColdExpertGetsNoPermissionOverHotterResidents) {
   EXPECT_EQ(cache_->Stats().layers[0].refused_admissions_total, refused + 1);
 }
 
-TEST_F(DeviceResidencyTest, EvictedSlotIsReusedOnlyAfterATraceShowsTheEviction) {
-  Start({8}, 1);
-  Step({{0, 0}});
-  Step({{0, 0}});  // fills the only slot
-  for (int i = 0; i < 200; ++i) Step({});
+TEST_F(DeviceResidencyTest, VictimServesHitsUntilItsSlotIsFilled) {
+  StartWithAColdResident();
   Step({{0, 1}});  // now hotter than expert 0
-  std::optional<TableUpdate> evicting = Publish();
-  ASSERT_TRUE(evicting.has_value());
-  EXPECT_EQ(evicting->edits[0].kind, TableEditKind::kAllowFill);
-  EXPECT_EQ(evicting->edits[1],
-            (TableEdit{TableEditKind::kEvict, 0, 0, 0, evicting->edits[1].generation}));
+  const std::optional<TableUpdate> offering = Publish();
+  ASSERT_THAT(KindsOf(offering), ElementsAre(TableEditKind::kAllowFill, TableEditKind::kOffer));
+  EXPECT_EQ(offering->edits[1].expert, 0);
+  EXPECT_FALSE(cache_->resident({0, 0})) << "so that the host does not pin it";
+  EXPECT_THAT(Run(offering, {{0, 0}, {0, 1}}),
+              ElementsAre(DeviceUseKind::kHit, DeviceUseKind::kCold))
+      << "a slot that the step reads is not filled";
+  EXPECT_EQ(cache_->Stats().layers[0].evictions_total, 0);
+  EXPECT_THAT(Run(std::nullopt, {{0, 1}}), ElementsAre(DeviceUseKind::kFilled));
+  EXPECT_EQ(cache_->Stats().layers[0].evictions_total, 1);
+  EXPECT_THAT(Run(std::nullopt, {{0, 0}, {0, 1}}),
+              ElementsAre(DeviceUseKind::kCold, DeviceUseKind::kHit));
+}
+
+TEST_F(DeviceResidencyTest, VictimThatIsUsedAgainKeepsItsSlot) {
+  StartWithAColdResident();
+  Step({{0, 1}});
+  EXPECT_THAT(Step({{0, 0}}), ElementsAre(DeviceUseKind::kHit));  // while on offer
+  const std::optional<TableUpdate> withdrawing = Publish();
+  EXPECT_THAT(KindsOf(withdrawing), Contains(TableEditKind::kWithdraw));
   EXPECT_EQ(cache_->device()->retiring_slots(), 1);
-  EXPECT_FALSE(Publish().has_value()) << "the slot must not be offered before the eviction is seen";
-  device_->Launch(evicting, {{0, 1}});
-  EXPECT_TRUE(cache_->device()->Replay(device_->RunOne()).ok());
+  EXPECT_THAT(Run(withdrawing, {{0, 0}, {0, 1}}),
+              ElementsAre(DeviceUseKind::kHit, DeviceUseKind::kCold));
   EXPECT_EQ(cache_->device()->retiring_slots(), 0);
-  EXPECT_THAT(Step({{0, 1}}), ElementsAre(DeviceUseKind::kFilled));
+  EXPECT_TRUE(cache_->resident({0, 0}));
+  EXPECT_EQ(cache_->Stats().layers[0].evictions_total, 0);
+}
+
+TEST_F(DeviceResidencyTest, SlotThatIsFilledBeforeItsWithdrawalIsSeenStaysFilled) {
+  StartWithAColdResident();
+  Step({{0, 1}});
+  Step({{0, 0}});
+  device_->Launch(std::nullopt, {{0, 1}});
+  device_->Launch(Publish(), {{0, 0}, {0, 1}});  // withdraws
+  EXPECT_THAT(ReplayOne(), ElementsAre(DeviceUseKind::kFilled));
+  EXPECT_THAT(ReplayOne(), ElementsAre(DeviceUseKind::kCold, DeviceUseKind::kHit));
+  EXPECT_TRUE(cache_->resident({0, 1}));
+  EXPECT_FALSE(cache_->resident({0, 0}));
+}
+
+TEST_F(DeviceResidencyTest, SlotOfAnotherLayerIsOfferedOnlyAfterATraceShowsItsEviction) {
+  Start({8, 8}, 3);
+  for (int i = 0; i < 3; ++i) Step({{0, 0}, {0, 1}, {1, 0}});
+  std::optional<TableUpdate> update;
+  for (int i = 0; i < 1000; ++i) {
+    update = Publish();
+    const std::vector<TableEditKind> kinds = KindsOf(update);
+    if (std::find(kinds.begin(), kinds.end(), TableEditKind::kEvict) != kinds.end()) break;
+    Run(update, {{1, 0}, {1, 1}});
+  }
+  ASSERT_THAT(KindsOf(update), Contains(TableEditKind::kEvict));
+  EXPECT_EQ(cache_->device()->retiring_slots(), 1);
+  EXPECT_THAT(KindsOf(Publish()), Not(Contains(TableEditKind::kOffer)));
+  EXPECT_THAT(Run(update, {{1, 1}}), ElementsAre(DeviceUseKind::kCold));
+  EXPECT_EQ(cache_->device()->retiring_slots(), 0);
+  EXPECT_THAT(Step({{1, 1}}), ElementsAre(DeviceUseKind::kFilled));
 }
 
 // By chance one is always ahead of another; each exchange would cost a fill.
@@ -143,7 +210,7 @@ TEST_F(DeviceResidencyTest, ShrinkingTakesSlotsBackFromTheDevice) {
   Step({});
   EXPECT_EQ(cache_->Stats().layers[0].resident, 1);
   int entries = 0;
-  for (const auto& [key, entry] : device_->table()) entries += entry.slot >= 0 ? 1 : 0;
+  for (int e = 0; e < 8; ++e) entries += device_->table().entry({0, e}).slot >= 0 ? 1 : 0;
   EXPECT_EQ(entries, 1);
 }
 

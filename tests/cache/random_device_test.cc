@@ -29,7 +29,10 @@ int64_t NumOperations() {
 class RandomDeviceHost {
  public:
   RandomDeviceHost(const ExpertCacheOptions& options, uint32_t seed)
-      : options_(options), random_(seed), arena_(options.max_slots), device_(&arena_) {
+      : options_(options),
+        random_(seed),
+        arena_(options.max_slots),
+        device_(options_.experts_per_layer, &arena_) {
     cache_ = *ExpertCache::Create(options);
   }
 
@@ -72,13 +75,17 @@ class RandomDeviceHost {
       while (!traces_.empty()) ReplayOne();
     }
     int32_t entries = 0;
-    for (const auto& [key, entry] : device_.table()) {
-      if (key.expert < 0) continue;
-      ASSERT_EQ(entry.slot >= 0, cache_->resident(key)) << key.layer << "," << key.expert;
-      entries += entry.slot >= 0 ? 1 : 0;
-    }
     int32_t offered = 0;
-    for (size_t i = 0; i < options_.experts_per_layer.size(); ++i) offered += device_.offered(i);
+    const DeviceTableModel& table = device_.table();
+    for (int layer = 0; layer < static_cast<int>(options_.experts_per_layer.size()); ++layer) {
+      for (int expert = 0; expert < options_.experts_per_layer[layer]; ++expert) {
+        const ExpertKey key{layer, expert};
+        const bool resident = table.entry(key).slot >= 0 && !table.LiesInOffer(key);
+        ASSERT_EQ(resident, cache_->resident(key)) << layer << "," << expert;
+        entries += resident ? 1 : 0;
+      }
+      offered += table.num_offered(layer);
+    }
     ASSERT_EQ(offered, cache_->device()->offered_slots());
     ASSERT_EQ(cache_->device()->retiring_slots(), 0);
     ASSERT_LE(entries + offered, cache_->num_slots());

@@ -1,26 +1,27 @@
-// A device without hardware: keeps the working table as device_table.h demands and runs steps some
+// A device without hardware: keeps the working table (device_table_model.h) and runs steps some
 // time after the host launched them, like a stream.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <deque>
-#include <map>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "cache/device_table.h"
 #include "cache/expert_key.h"
+#include "tests/cache/device_table_model.h"
 #include "tests/cache/reference_arena.h"
 
 namespace moed::cache {
 
 class SimulatedDevice {
  public:
-  explicit SimulatedDevice(ReferenceArena* arena) : arena_(*arena) {}
+  SimulatedDevice(std::span<const int> experts_per_layer, ReferenceArena* arena)
+      : table_(experts_per_layer), arena_(*arena) {}
 
   // Queues a step that uses `experts`, after the update if there is one.
   void Launch(std::optional<TableUpdate> update, std::vector<ExpertKey> experts) {
@@ -32,70 +33,36 @@ class SimulatedDevice {
   DeviceTrace RunOne() {
     const Step step = std::move(queue_.front());
     queue_.pop_front();
-    if (step.update.has_value()) {
-      table_number_ = step.update->number;
-      for (const TableEdit& edit : step.update->edits) Apply(edit);
-    }
-    DeviceTrace trace{.table_number = table_number_};
-    for (ExpertKey key : step.experts) trace.uses.push_back(Use(key));
+    if (step.update.has_value()) table_.Apply(*step.update);
+    DeviceTrace trace{.table_number = table_.number()};
+    for (ExpertKey key : step.experts) trace.uses.push_back(Use(key, step.experts));
     return trace;
   }
 
-  const std::map<ExpertKey, TableEntry>& table() const { return table_; }
-  int offered(int layer) { return static_cast<int>(offered_[layer].size()); }
+  const DeviceTableModel& table() const { return table_; }
 
  private:
   struct Step {
     std::optional<TableUpdate> update;
     std::vector<ExpertKey> experts;
   };
-  struct OfferedSlot {
-    int32_t slot;
-    uint32_t generation;
-  };
 
-  void Apply(const TableEdit& edit) {
-    TableEntry& entry = table_[{edit.layer, edit.expert}];
-    std::vector<OfferedSlot>& offered = offered_[edit.layer];
-    switch (edit.kind) {
-      case TableEditKind::kInsert:
-        if (entry.slot < 0) entry = {.slot = edit.slot, .generation = edit.generation};
-        entry.fill_allowed = 0;
-        break;
-      case TableEditKind::kEvict:
-        if (entry.slot == edit.slot && entry.generation == edit.generation) {
-          entry.slot = -1;
-        }
-        break;
-      case TableEditKind::kOffer:
-        offered.push_back({edit.slot, edit.generation});
-        break;
-      case TableEditKind::kWithdraw:
-        std::erase_if(offered, [&](const OfferedSlot& o) { return o.slot == edit.slot; });
-        break;
-      case TableEditKind::kAllowFill:
-        entry.fill_allowed = 1;
-        break;
-      case TableEditKind::kForbidFill:
-        entry.fill_allowed = 0;
-        break;
-    }
-  }
-
-  DeviceUse Use(ExpertKey key) {
-    TableEntry& entry = table_[key];
+  DeviceUse Use(ExpertKey key, const std::vector<ExpertKey>& experts) {
     DeviceUse use{.layer = key.layer, .expert = key.expert, .tokens = 1, .weight = 1};
+    const auto used = [&](int expert) {
+      return std::find(experts.begin(), experts.end(), ExpertKey{key.layer, expert}) !=
+             experts.end();
+    };
+    TableEntry entry = table_.entry(key);
     if (entry.slot >= 0) {
       arena_.StartRead(entry.slot, key, entry.generation);
       EXPECT_TRUE(arena_.filled(entry.slot));
       arena_.EndRead(entry.slot);
       use.kind = DeviceUseKind::kHit;
-    } else if (entry.fill_allowed != 0 && !offered_[key.layer].empty()) {
-      const OfferedSlot taken = offered_[key.layer].back();
-      offered_[key.layer].pop_back();
-      arena_.StartFill(taken.slot, key, taken.generation);
-      arena_.EndFill(taken.slot);
-      entry = {.slot = taken.slot, .generation = taken.generation};
+    } else if (table_.MayFill(key, used)) {
+      entry = table_.Fill(key);
+      arena_.StartFill(entry.slot, key, entry.generation);
+      arena_.EndFill(entry.slot);
       use.kind = DeviceUseKind::kFilled;
     } else {
       return use;
@@ -105,11 +72,9 @@ class SimulatedDevice {
     return use;
   }
 
+  DeviceTableModel table_;
   ReferenceArena& arena_;
   std::deque<Step> queue_;
-  std::map<ExpertKey, TableEntry> table_;
-  std::map<int, std::vector<OfferedSlot>> offered_;
-  uint64_t table_number_ = 0;
 };
 
 }  // namespace moed::cache

@@ -55,7 +55,17 @@ void ColdForecast::Follow(std::span<const ExpertEdit> edits) {
   for (const ExpertEdit& edit : edits) {
     if (edit.kind == ExpertEditKind::kInsert) SetInVram(edit.layer, edit.expert, true);
     if (edit.kind == ExpertEditKind::kEvict) SetInVram(edit.layer, edit.expert, false);
+    if (edit.kind != ExpertEditKind::kOffer && edit.kind != ExpertEditKind::kEvict) continue;
+    const auto slot = static_cast<size_t>(edit.slot);
+    if (slot >= formers_.size()) formers_.resize(slot + 1, -1);
+    formers_[slot] = edit.kind == ExpertEditKind::kOffer ? edit.expert : -1;
   }
+}
+
+void ColdForecast::FollowFill(int layer, int expert, int32_t slot) {
+  SetInVram(layer, expert, true);
+  const int32_t former = std::exchange(formers_[slot], -1);
+  if (former >= 0) SetInVram(layer, former, false);
 }
 
 void ColdForecast::SetInVram(int layer, int expert, bool in_vram) {

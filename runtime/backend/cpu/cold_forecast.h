@@ -2,7 +2,7 @@
 // layer's router. On the demo model it names 0.4 to 0.8 of the experts that are then chosen, more
 // in deeper layers; a wrong guess costs nothing but the fetch that follows it (cold_fetch.h).
 //
-// Owned by ColdWorkers. Follow and SetInVram are the engine thread's; Begin is the watching
+// Owned by ColdWorkers. Follow and FollowFill are the engine thread's; Begin is the watching
 // thread's, before a request is answered; Score and Choose any worker's.
 #pragma once
 
@@ -28,9 +28,10 @@ class ColdForecast {
   ColdForecast(std::shared_ptr<const NextRouters> routers, std::span<const int> experts_per_layer,
                int top_k, int64_t hidden);
 
-  // Which experts lie in VRAM, so that none of them is guessed.
+  // Which experts lie in VRAM, so that none of them is guessed: by the table's edits, and by what
+  // the device filled.
   void Follow(std::span<const ExpertEdit> edits);
-  void SetInVram(int layer, int expert, bool in_vram);
+  void FollowFill(int layer, int expert, int32_t slot);
 
   // From a request, whose rows must stay until all is scored. False: nothing can be guessed.
   bool Begin(const ColdMailbox& mailbox);
@@ -47,6 +48,7 @@ class ColdForecast {
   void Choose(std::vector<int32_t>* order, std::vector<int32_t>* experts) const;
 
  private:
+  void SetInVram(int layer, int expert, bool in_vram);
   const BFloat16* RouterRow(int expert) const { return router_->weights.data() + expert * hidden_; }
   bool InVram(int expert) const {  // of the layer that is guessed
     return in_vram_[first_expert_[layer()] + expert].load(std::memory_order_relaxed) != 0;
@@ -58,6 +60,7 @@ class ColdForecast {
   const int64_t hidden_;
   std::vector<int> first_expert_;  // [layers]
   std::unique_ptr<std::atomic<uint8_t>[]> in_vram_;
+  std::vector<int32_t> formers_;  // of each slot so far: who lay in it when it was offered, or -1
   const NextRouter* router_ = nullptr;
   int rows_ = 0;
   const BFloat16* x_ = nullptr;  // [rows, row_values_]

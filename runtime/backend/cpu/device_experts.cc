@@ -67,7 +67,7 @@ void CpuDeviceExperts::ApplyOne(const ExpertEdit& edit) {
       if (entry.slot == edit.slot && entry.generation == edit.generation) entry.slot = -1;
       break;
     case ExpertEditKind::kOffer:
-      layer.offered.push_back({edit.slot, edit.generation});
+      layer.offered.push_back({edit.slot, edit.generation, edit.expert});
       break;
     case ExpertEditKind::kWithdraw:
       std::erase_if(layer.offered, [&](const OfferedSlot& o) { return o.slot == edit.slot; });
@@ -90,6 +90,14 @@ std::span<const int32_t> CpuDeviceExperts::StepIds(int layer, int64_t tokens) co
   return {layers_[layer].ids.data(), static_cast<size_t>(tokens) * options_.top_k};
 }
 
+// Whether the slot that was offered last holds nothing that the step reads.
+bool CpuDeviceExperts::MayTakeOffer(const Layer& layer) const {
+  if (layer.offered.empty()) return false;
+  const OfferedSlot& last = layer.offered.back();
+  return last.expert < 0 || rows_[last.expert].empty() ||
+         layer.entries[last.expert].slot != last.slot;
+}
+
 const std::byte* CpuDeviceExperts::Place(Layer& layer, int expert,
                                          absl::FunctionRef<bool(const Entry&)> fits) {
   const size_t blob_bytes = options_.format.blob_bytes();
@@ -99,9 +107,12 @@ const std::byte* CpuDeviceExperts::Place(Layer& layer, int expert,
   if (entry.slot >= 0) {
     use = {ExpertUseKind::kHit, entry.slot, entry.generation};
     blob = options_.slots + entry.slot * blob_bytes;
-  } else if (entry.fill_allowed != 0 && !layer.offered.empty() && fits(entry)) {
+  } else if (entry.fill_allowed != 0 && MayTakeOffer(layer) && fits(entry)) {
     const OfferedSlot taken = layer.offered.back();
     layer.offered.pop_back();
+    if (taken.expert >= 0 && layer.entries[taken.expert].slot == taken.slot) {
+      layer.entries[taken.expert].slot = -1;
+    }
     std::memcpy(options_.slots + taken.slot * blob_bytes, blob, blob_bytes);
     entry = {.slot = taken.slot, .generation = taken.generation};
     use = {ExpertUseKind::kFilled, taken.slot, taken.generation};

@@ -42,6 +42,7 @@ class CpuDeviceExperts : public DeviceExperts {
   struct OfferedSlot {
     int32_t slot = -1;
     uint32_t generation = 0;
+    int32_t expert = -1;  // that may lie in it; -1: none
   };
   struct Layer {
     std::vector<Entry> entries;  // [experts]
@@ -53,6 +54,7 @@ class CpuDeviceExperts : public DeviceExperts {
 
   CpuDeviceExperts(const DeviceExpertsOptions& options, Backend& backend);
   void ApplyOne(const ExpertEdit& edit);
+  bool MayTakeOffer(const Layer& layer) const;
   // Marks the use in the layer's trace and returns where the weights lie now.
   const std::byte* Place(Layer& layer, int expert, absl::FunctionRef<bool(const Entry&)> fits);
   int64_t ColdCostOf(const Layer& layer) const;

@@ -50,6 +50,7 @@ struct ChosenExperts {
     int32_t slot;
     uint32_t generation;
     int32_t cpu_neurons;
+    int32_t former;  // of a slot that it fills
   } use[kMaxNeuronTasks];
   int task[kMaxNeuronTasks];  // negative: none
   int item[kMaxNeuronTasks];  // of the CPU's; negative: none
@@ -107,7 +108,7 @@ struct ChosenExperts {
     // All others have read the table then.
     if (!any_fillable || !LastBlock(choice.arrived, gridDim.x)) return;
     if (const int r = threadIdx.x; r < plan.top_k) {
-      MarkUse(plan, expert[r], entry[r].fill_allowed, UseOf(r));
+      MarkUse(plan, expert[r], entry[r].fill_allowed, UseOf(r), use[r].former);
     }
     if (threadIdx.x == 0) *plan.layer.num_offered = offers_left;
   }
@@ -200,7 +201,8 @@ struct ChosenExperts {
     const bool chosen = lane < plan.top_k && has_token;
     const ExpertTableEntry found = {entry[lane].slot, entry[lane].generation,
                                     entry[lane].fill_allowed};
-    const TokenDivision division(chosen, found, plan.tiles_per_expert, link_share, num_offered);
+    const TokenDivision division(chosen, found, plan.tiles_per_expert, link_share,
+                                 plan.layer.offered, num_offered);
     if (lane == 0) {
       tiles = {division.num_hits() * plan.tiles_per_expert, division.link_tiles,
                int(gridDim.x) - (division.for_cpu != 0 ? 1 : 0)};
@@ -209,11 +211,11 @@ struct ChosenExperts {
     }
     item[lane] = division.item();
     task[lane] = -1;
-    use[lane] = {ExpertUseKind::kUnused, -1, 0, 0};
+    use[lane] = {ExpertUseKind::kUnused, -1, 0, 0, -1};
     if (!chosen) return;
     const ExpertSource source = SourceOfExpert(plan, found, expert[lane], division.offer);
     use[lane] = {source.use.kind, source.use.slot, source.use.generation,
-                 (plan.tiles_per_expert - division.tiles) * kTileNeurons};
+                 (plan.tiles_per_expert - division.tiles) * kTileNeurons, source.former};
     if (division.task() < 0) return;
     const int i = division.task() + (division.hit() ? 0 : division.num_hits());
     task[lane] = i;

@@ -83,11 +83,10 @@ __device__ inline int CostOf(const DivideExpertsArguments& a, const DividedExper
 
 // Places every chosen expert; returns what the link may take of those that fill no slot.
 __device__ inline int64_t PlaceAll(const DivideExpertsArguments& a, const DividedExperts& experts,
-                                   int* offers_taken) {
+                                   const LayerOffers& offers, int* offers_taken) {
   __shared__ int filling_cost;
   if (threadIdx.x == 0) filling_cost = 0;
   const uint32_t link_share = a.state->step.link_share;
-  const int num_offered = *a.plan.layer.num_offered;
   int cost = 0;
   for (int e = threadIdx.x; e < a.plan.layer.num_experts; e += kPlanThreads) {
     if (a.plan.layer.entries[e].slot < 0) cost += CostOf(a, experts, e);
@@ -103,7 +102,7 @@ __device__ inline int64_t PlaceAll(const DivideExpertsArguments& a, const Divide
     const ExpertTableEntry entry = a.plan.layer.entries[e];
     bool fits = false;
     const ExpertSource source =
-        Place(a.plan, e, entry, num_offered, offers_taken, [&](const ExpertTableEntry& waiting) {
+        Place(a.plan, e, entry, offers, offers_taken, [&](const ExpertTableEntry& waiting) {
           return fits = TakeFill(waiting, link_share, total_cost, own, &filling_cost);
         });
     if (source.use.kind != ExpertUseKind::kCold) continue;
@@ -226,8 +225,10 @@ __device__ inline void DivideLayer(const DivideExpertsArguments& a, int* shared)
     offers_taken = 0;
     cut = {-1, 0};
   }
+  const int num_offered = *a.plan.layer.num_offered;
   CountTokens(a.plan, experts);
-  const int64_t budget = PlaceAll(a, experts, &offers_taken);
+  const LayerOffers offers = OffersOf(a.plan.layer, num_offered, experts.counts, kPlanThreads);
+  const int64_t budget = PlaceAll(a, experts, offers, &offers_taken);
   Written written;
   for (int base = 0; base < num_experts; base += kPlanThreads) {
     Divide(a, experts, base + threadIdx.x, budget, &written, &cut);
@@ -247,7 +248,7 @@ __device__ inline void DivideLayer(const DivideExpertsArguments& a, int* shared)
         .vram = {written.vram_tasks, written.leading_tasks * tiles, a.plan.vram_tasks},
         .link = {written.link_tasks + cut_tasks,
                  link_tiles + LeadingTasks(cut_tasks, joined) * cut.tiles, a.plan.link_tasks}};
-    *a.plan.layer.num_offered -= min(offers_taken, *a.plan.layer.num_offered);
+    *a.plan.layer.num_offered = offers.Left(offers_taken);
     a.state->num_items = written.items;
     a.state->link_cost = written.link_cost;
     if (a.state->step.failed == 0) {

@@ -20,7 +20,8 @@ __device__ inline void DivideToken(const DivideExpertsArguments& a, int id, floa
   ExpertTableEntry entry;
   if (chosen) entry = plan.layer.entries[id];
   const int num_offered = *plan.layer.num_offered;
-  const TokenDivision division(chosen, entry, tiles, a.state->step.link_share, num_offered);
+  const TokenDivision division(chosen, entry, tiles, a.state->step.link_share, plan.layer.offered,
+                               num_offered);
   __syncwarp();
   const bool mail = a.state->step.failed == 0;  // else the CPU may be reading what was given up
   if (lane == 0) {

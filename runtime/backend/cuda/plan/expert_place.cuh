@@ -2,6 +2,7 @@
 // what becomes of them, writing their tasks, and sums over a block.
 #pragma once
 
+#include "runtime/backend/cuda/plan/expert_offers.cuh"
 #include "runtime/backend/cuda/plan/expert_table.h"
 
 namespace moed::backend {
@@ -13,6 +14,7 @@ inline constexpr int kPlanWarps = kPlanThreads / 32;
 struct ExpertSource {
   const std::byte* blob = nullptr;
   std::byte* fill = nullptr;  // the slot to write it into, or null
+  int32_t former = -1;        // that may lie there
   ExpertUse use;
 };
 
@@ -31,17 +33,21 @@ __device__ inline ExpertSource SourceOfExpert(const PlanExpertsArguments& a,
   if (offer >= 0) {
     const OfferedSlot offered = a.layer.offered[offer];
     source.fill = a.slots + offered.slot * a.blob_bytes;
+    source.former = offered.expert;
     source.use = {ExpertUseKind::kFilled, offered.slot, offered.generation};
   }
   return source;
 }
 
-// In the table: the slot of an expert that fills one, or one more wait of an expert that may fill
-// one and did not. `fill_allowed`: of the expert's entry.
+// In the table: the slot of an expert that fills one, where `former` may lie, or one more wait of
+// an expert that may fill one and did not. `fill_allowed`: of the expert's entry.
 __device__ inline void MarkUse(const PlanExpertsArguments& a, int id, uint32_t fill_allowed,
-                               const ExpertUse& use) {
+                               const ExpertUse& use, int former) {
   ExpertTableEntry& entry = a.layer.entries[id];
-  if (use.kind == ExpertUseKind::kFilled) entry = {use.slot, use.generation, 0};
+  if (use.kind == ExpertUseKind::kFilled) {
+    entry = {use.slot, use.generation, 0};
+    ForgetFormer(a.layer, former, use.slot);
+  }
   if (use.kind == ExpertUseKind::kCold && fill_allowed != 0) entry.fill_allowed = fill_allowed + 1;
 }
 
@@ -51,15 +57,19 @@ __device__ inline void MarkUse(const PlanExpertsArguments& a, int id, uint32_t f
 // the block asked for one, in shared memory.
 template <class Fits>
 __device__ ExpertSource Place(const PlanExpertsArguments& a, int expert,
-                              const ExpertTableEntry& entry, int num_offered, int* offers_taken,
-                              const Fits& fits) {
+                              const ExpertTableEntry& entry, const LayerOffers& offers,
+                              int* offers_taken, const Fits& fits) {
   int offer = -1;
   if (entry.slot < 0 && entry.fill_allowed != 0 && fits(entry)) {
-    offer = num_offered - 1 - atomicAdd(offers_taken, 1);
+    offer = offers.count - 1 - atomicAdd(offers_taken, 1);
+    if (offer < offers.first_usable) offer = -1;
   }
   const ExpertSource source = SourceOfExpert(a, entry, expert, offer);
   const ExpertUse& use = source.use;
-  if (use.kind == ExpertUseKind::kFilled) a.layer.entries[expert] = {use.slot, use.generation, 0};
+  if (use.kind == ExpertUseKind::kFilled) {
+    a.layer.entries[expert] = {use.slot, use.generation, 0};
+    ForgetFormer(a.layer, source.former, use.slot);
+  }
   a.layer.uses[expert] = use;
   return source;
 }
@@ -81,7 +91,7 @@ __device__ inline ExpertTask TaskOfToken(const PlanExpertsArguments& a,
   if (use.kind == ExpertUseKind::kCold) {
     use.cpu_neurons = (a.tiles_per_expert - tiles) * kTileNeurons;
   }
-  MarkUse(a, id, entry.fill_allowed, use);
+  MarkUse(a, id, entry.fill_allowed, use, source.former);
   a.layer.uses[id] = use;
   return task;
 }

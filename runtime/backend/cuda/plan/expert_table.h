@@ -22,6 +22,7 @@ struct ExpertTableEntry {
 struct OfferedSlot {
   int32_t slot = -1;
   uint32_t generation = 0;
+  int32_t expert = -1;  // that may lie in it; negative: none
 };
 
 // One layer's part of the table; device pointers.

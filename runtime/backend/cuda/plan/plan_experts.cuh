@@ -82,12 +82,11 @@ __host__ __device__ constexpr size_t PlanSharedBytes(int experts) {
 // Places the thread's expert `e`, of `tokens`, and writes its tasks but for the tokens. `written`:
 // by the block so far, the same in all threads.
 __device__ inline void PlanExpert(const PlanExpertsArguments& a, int e, int tokens,
-                                  const ExpertTableEntry& entry, int num_offered, int* offers_taken,
-                                  TaskCounts* written, TaskPlace* place) {
+                                  const ExpertTableEntry& entry, const LayerOffers& offers,
+                                  int* offers_taken, TaskCounts* written, TaskPlace* place) {
   ExpertSource source;
   if (tokens > 0) {
-    source =
-        Place(a, e, entry, num_offered, offers_taken, [](const ExpertTableEntry&) { return true; });
+    source = Place(a, e, entry, offers, offers_taken, [](const ExpertTableEntry&) { return true; });
   } else if (e < a.layer.num_experts) {
     a.layer.uses[e] = ExpertUse{};
   }
@@ -127,12 +126,13 @@ __device__ inline void PlanLayer(const PlanExpertsArguments& a, std::byte* memor
   __syncthreads();
   pairs.ForEach([&](int, int expert, float) { atomicAdd(&counts[expert], 1); });
   __syncthreads();
+  const LayerOffers offers = OffersOf(a.layer, num_offered, counts, kPlanThreads);
 
   TaskCounts written;
   for (int base = 0; base < experts; base += kPlanThreads) {
     const int e = base + threadIdx.x;
     if (base > 0 && e < experts) entry = a.layer.entries[e];
-    PlanExpert(a, e, e < experts ? counts[e] : 0, entry, num_offered, &offers_taken, &written,
+    PlanExpert(a, e, e < experts ? counts[e] : 0, entry, offers, &offers_taken, &written,
                places + e);
   }
   __syncthreads();
@@ -149,7 +149,7 @@ __device__ inline void PlanLayer(const PlanExpertsArguments& a, std::byte* memor
     const int tiles = a.tiles_per_expert;
     *a.list = {.vram = {written.vram(), written.leading_vram() * tiles, a.vram_tasks},
                .link = {written.link(), written.leading_link() * tiles, a.link_tasks}};
-    *a.layer.num_offered = num_offered - min(offers_taken, num_offered);
+    *a.layer.num_offered = offers.Left(offers_taken);
   }
 }
 
@@ -162,7 +162,7 @@ __device__ inline void PlanToken(const PlanExpertsArguments& a, int expert, floa
   ExpertTableEntry entry;
   if (chosen) entry = a.layer.entries[expert];
   const int tiles = a.tiles_per_expert;
-  const TokenDivision division(chosen, entry, tiles, kAllOverLink, num_offered);
+  const TokenDivision division(chosen, entry, tiles, kAllOverLink, a.layer.offered, num_offered);
   if (lane == 0) {
     const int vram = division.num_hits();
     *a.list = {.vram = {vram, vram * tiles, a.vram_tasks},

@@ -30,7 +30,7 @@ __device__ void Withdraw(int32_t slot, const ExpertTableLayer& layer) {
 __device__ void Offer(const ExpertEdit& edit, const ExpertTableLayer& layer) {
   const int count = *layer.num_offered;
   if (count == layer.max_offered) return;
-  layer.offered[count] = {edit.slot, edit.generation};
+  layer.offered[count] = {edit.slot, edit.generation, edit.expert};
   *layer.num_offered = count + 1;
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "runtime/backend/cold_division.h"
+#include "runtime/backend/cuda/plan/expert_offers.cuh"
 #include "runtime/backend/cuda/plan/expert_table.h"
 
 namespace moed::backend {
@@ -25,9 +26,10 @@ struct TokenDivision {
   int offer;  // of the layer's offers, the one that its expert fills; negative: none
   int tiles;  // that are the device's
 
-  // `link_share`: kAllOverLink where the CPU takes no part. All lanes call it.
+  // `link_share`: kAllOverLink where the CPU takes no part; `offered`: the layer's. All lanes call
+  // it.
   __device__ TokenDivision(bool chosen, const ExpertTableEntry& entry, int expert_tiles,
-                           uint32_t link_share, int num_offered)
+                           uint32_t link_share, const OfferedSlot* offered, int num_offered)
       : hits(Lanes(chosen && entry.slot >= 0)),
         whole(0),
         cut(0),
@@ -41,7 +43,10 @@ struct TokenDivision {
     const uint32_t colds = Lanes(cold);
     if (colds == 0) return;
     const int total_cost = __popc(colds) * expert_tiles;
-    TakeOffers(entry.fill_allowed - 1, total_cost, link_share, num_offered);
+    if (fillable != 0 && num_offered > 0) {
+      TakeOffers(entry.fill_allowed - 1, total_cost, link_share,
+                 OffersForToken(offered, num_offered, hits, entry.slot), num_offered);
+    }
     const bool divided = cold && offer < 0;
     const uint32_t behind_this = Lanes(divided) & ~before() & ~(1u << lane());
     if (divided) {
@@ -78,9 +83,9 @@ struct TokenDivision {
   __device__ static bool Has(uint32_t lanes) { return (lanes >> lane() & 1) != 0; }
 
   // Gives offered slots to those that are allowed one, in order of rank; the others wait.
-  __device__ void TakeOffers(uint32_t waited, int total_cost, uint32_t link_share,
+  __device__ void TakeOffers(uint32_t waited, int total_cost, uint32_t link_share, int usable,
                              int num_offered) {
-    for (uint32_t left = fillable; left != 0 && filled < num_offered; left &= left - 1) {
+    for (uint32_t left = fillable; left != 0 && filled < usable; left &= left - 1) {
       const int next = __ffs(left) - 1;
       const bool fits = FillFits(link_share, total_cost, int64_t{filled} * tiles, tiles,
                                  __shfl_sync(kAllLanes, waited, next));

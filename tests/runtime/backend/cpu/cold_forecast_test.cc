@@ -63,6 +63,10 @@ class ColdForecastTest : public testing::Test {
     return experts;
   }
 
+  static void Follow(ColdForecast* forecast, const ExpertEdit& edit) {
+    forecast->Follow({&edit, 1});
+  }
+
   // All experts, the likeliest for a row first.
   std::vector<int32_t> RankedExperts(int row) const {
     std::vector<double> logits(kExperts);
@@ -96,16 +100,34 @@ TEST_F(ColdForecastTest, GuessesNoneThatLiesInVram) {
   ColdForecast forecast = MakeForecast(/*top_k=*/6);
   const std::vector<int32_t> ranked = RankedExperts(0);
   for (const int rank : {0, 2, 5}) {
-    const ExpertEdit insert = {.kind = ExpertEditKind::kInsert, .layer = 2, .expert = ranked[rank]};
-    forecast.Follow({&insert, 1});
+    Follow(&forecast, {.kind = ExpertEditKind::kInsert, .layer = 2, .expert = ranked[rank]});
   }
   EXPECT_THAT(Guess(forecast, 1), ElementsAre(ranked[1], ranked[3], ranked[4]));
 
-  const ExpertEdit evict = {.kind = ExpertEditKind::kEvict, .layer = 2, .expert = ranked[0]};
-  forecast.Follow({&evict, 1});
-  forecast.SetInVram(2, ranked[1], true);
-  forecast.SetInVram(0, ranked[3], true);  // another layer's
+  Follow(&forecast, {.kind = ExpertEditKind::kEvict, .layer = 2, .expert = ranked[0], .slot = 0});
+  Follow(&forecast, {.kind = ExpertEditKind::kInsert, .layer = 2, .expert = ranked[1]});
+  Follow(&forecast, {.kind = ExpertEditKind::kInsert, .layer = 0, .expert = ranked[3]});
   EXPECT_THAT(Guess(forecast, 1), ElementsAre(ranked[0], ranked[3], ranked[4]));
+}
+
+TEST_F(ColdForecastTest, GuessesWhoLosesItsSlotOnlyOnceAnotherFillsIt) {
+  ColdForecast forecast = MakeForecast(/*top_k=*/3);
+  const std::vector<int32_t> ranked = RankedExperts(0);
+  const auto edit = [&](ExpertEditKind kind, int expert) {
+    Follow(&forecast, {.kind = kind, .layer = 2, .expert = expert, .slot = 7});
+  };
+  edit(ExpertEditKind::kInsert, ranked[0]);
+  edit(ExpertEditKind::kOffer, ranked[0]);
+  EXPECT_THAT(Guess(forecast, 1), ElementsAre(ranked[1], ranked[2]));
+  forecast.FollowFill(2, ranked[1], /*slot=*/7);
+  EXPECT_THAT(Guess(forecast, 1), ElementsAre(ranked[0], ranked[2]));
+
+  // The next to lie there is evicted first.
+  edit(ExpertEditKind::kOffer, ranked[1]);
+  edit(ExpertEditKind::kEvict, ranked[1]);
+  edit(ExpertEditKind::kInsert, ranked[1]);
+  forecast.FollowFill(2, ranked[0], /*slot=*/7);
+  EXPECT_THAT(Guess(forecast, 1), ElementsAre(ranked[2]));
 }
 
 TEST_F(ColdForecastTest, GuessesSeveralTokensExpertsOnceEachThoseOfOneTokenFirst) {
@@ -132,7 +154,9 @@ TEST_F(ColdForecastTest, GuessesSeveralTokensExpertsOnceEachThoseOfOneTokenFirst
 
 TEST_F(ColdForecastTest, GuessesNothingWhereNothingIsCold) {
   ColdForecast forecast = MakeForecast(/*top_k=*/4);
-  for (int e = 0; e < kExperts; ++e) forecast.SetInVram(2, e, true);
+  for (int e = 0; e < kExperts; ++e) {
+    Follow(&forecast, {.kind = ExpertEditKind::kInsert, .layer = 2, .expert = e});
+  }
   EXPECT_THAT(Guess(forecast, 2), IsEmpty());
 }
 

@@ -3,12 +3,14 @@
 // its expert bit for bit.
 #include "runtime/backend/device_experts.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <random>
 #include <span>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -153,12 +155,52 @@ class CudaDeviceExpertsTest
     Apply(edits);
   }
 
+  // Routed steps on the GPU alone, whose slots are offered anew as they are filled, with what they
+  // hold: it must be read there until another fills the slot, and none be filled that is read.
+  void ExchangeExperts(int layer, int steps, int tokens) {
+    const RouterSpec spec = {.num_experts = kExperts, .top_k = kTopK};
+    for (int step = 0; step < steps; ++step) {
+      const auto seed = static_cast<uint32_t>(random_());
+      const ExpertLayers::Routed want = on_cpu_->RunRoutedStep(layer, spec, tokens, seed);
+      const ExpertLayers::Routed got = on_cuda_->RunRoutedStep(layer, spec, tokens, seed);
+      EXPECT_LE(Distance(got.sums, want.sums), 1e-2);
+      const std::span<const ExpertUse> uses = on_cuda_->experts().Uses(layer);
+      std::vector<ExpertEdit> edits;
+      for (int expert = 0; expert < kExperts; ++expert) {
+        const ExpertUse& use = uses[expert];
+        if (use.kind == ExpertUseKind::kUnused) continue;
+        const auto held = std::find(holders_.begin(), holders_.end(), expert);
+        const bool hit = use.kind == ExpertUseKind::kHit;
+        EXPECT_EQ(hit, held != holders_.end()) << expert;
+        EXPECT_TRUE(!hit || use.slot == held - holders_.begin()) << expert;
+        EXPECT_TRUE(use.slot < 0 || on_cuda_->Holds(use.slot, layer, expert)) << expert;
+        if (use.kind == ExpertUseKind::kFilled) {
+          edits.push_back({.kind = ExpertEditKind::kOffer,
+                           .layer = layer,
+                           .expert = expert,
+                           .slot = use.slot,
+                           .generation = use.generation + 1});
+        }
+        edits.push_back({.kind = ExpertEditKind::kAllowFill, .layer = layer, .expert = expert});
+      }
+      for (const ExpertEdit& edit : edits) {
+        if (edit.kind != ExpertEditKind::kOffer) continue;
+        const int former = std::exchange(holders_[edit.slot], edit.expert);
+        EXPECT_TRUE(former < 0 || uses[former].kind == ExpertUseKind::kUnused) << former;
+        exchanges_ += former < 0 ? 0 : 1;
+      }
+      EXPECT_TRUE(on_cuda_->experts().Apply(edits).ok());
+    }
+  }
+
   std::mt19937 random_{11};
   std::unique_ptr<Backend> cpu_;
   std::unique_ptr<Backend> cuda_;
   std::unique_ptr<ExpertLayers> on_cpu_;
   std::unique_ptr<ExpertLayers> on_cuda_;
-  int filled_ = 0;  // on the GPU
+  int filled_ = 0;                                           // on the GPU
+  std::vector<int> holders_ = std::vector<int>(kSlots, -1);  // of its slots
+  int exchanges_ = 0;
 };
 
 TEST_P(CudaDeviceExpertsTest, ComputesAndFillsWhereverExpertsLie) {
@@ -212,6 +254,20 @@ TEST_P(CudaDeviceExpertsTest, DividesWhatTheRouterChoseForAToken) {
   OfferEverySlot(1);
   for (int step = 0; step < 60; ++step) RoutedStep(1, spec, 1);
   EXPECT_EQ(filled_, kSlots);
+}
+
+TEST_P(CudaDeviceExpertsTest, AnOfferedSlotServesItsExpertUntilAnotherFillsIt) {
+  std::vector<ExpertEdit> edits;
+  for (int slot = 0; slot < kSlots; ++slot) {
+    edits.push_back({.kind = ExpertEditKind::kOffer, .layer = 1, .slot = slot, .generation = 1});
+  }
+  EXPECT_TRUE(on_cuda_->experts().Apply(edits).ok());
+  ExchangeExperts(1, /*steps=*/60, /*tokens=*/1);
+  EXPECT_GT(exchanges_, 5);
+  exchanges_ = 0;
+  ExchangeExperts(1, /*steps=*/60, /*tokens=*/2);
+  EXPECT_GT(exchanges_, 5);
+  ExchangeExperts(1, /*steps=*/20, /*tokens=*/20);  // all are read
 }
 
 // Steps of one token, of several, of more than a tile has, in turn: the share of the link moves.
