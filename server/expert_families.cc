@@ -94,13 +94,19 @@ void AppendLayerFamilies(const ServedModel& model, const cache::CacheStats& stat
       .AppendTo(families);
 }
 
-void AppendColdFamilies(const ServedModel& model, const backend::ColdNeurons& neurons,
+void AppendColdFamilies(const ServedModel& model, const model::ExpertSnapshot& experts,
                         MetricFamilies* families) {
+  const backend::ColdNeurons& neurons = experts.cold_neurons;
   const int64_t late = neurons.computed - neurons.fetched_ahead;
   Counter(model, "moed_cold_neurons_total",
           "Neurons of cold experts that the CPU computed, by when it fetched their weights")
       .Add(static_cast<double>(neurons.fetched_ahead), {{"fetched", "ahead"}})
       .Add(static_cast<double>(late), {{"fetched", "on_request"}})
+      .AppendTo(families);
+  Gauge(model, "moed_cold_bytes_per_second",
+        "Rate of cold experts in recent steps while link and CPU both bring some; 0: not measured")
+      .Add(experts.cold_rates.link, {{"path", "link"}})
+      .Add(experts.cold_rates.cpu, {{"path", "cpu"}})
       .AppendTo(families);
 }
 

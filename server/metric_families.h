@@ -26,7 +26,7 @@ void AppendRequestFamilies(const ServedModel& model, const RequestMetrics& metri
 void AppendLayerFamilies(const ServedModel& model, const cache::CacheStats& stats,
                          MetricFamilies* families);
 // What the CPU computes beside a GPU.
-void AppendColdFamilies(const ServedModel& model, const backend::ColdNeurons& neurons,
+void AppendColdFamilies(const ServedModel& model, const model::ExpertSnapshot& experts,
                         MetricFamilies* families);
 // By layer: how evenly the routers spread their tokens.
 void AppendBalanceFamilies(const ServedModel& model,

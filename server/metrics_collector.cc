@@ -14,7 +14,7 @@ std::vector<prometheus::MetricFamily> ServingCollector::Collect() const {
   AppendRequestFamilies(model, serving->metrics, &families);
   const std::shared_ptr<const model::ExpertSnapshot> experts = model.experts();
   AppendLayerFamilies(model, experts->cache, &families);
-  AppendColdFamilies(model, experts->cold_neurons, &families);
+  AppendColdFamilies(model, *experts, &families);
   AppendBalanceFamilies(model, *experts->balance, &families);
   AppendBudgetFamilies(model, *experts, &families);
   AppendGatewayFamilies(model, snapshot, &families);

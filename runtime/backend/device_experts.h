@@ -52,6 +52,13 @@ struct ColdNeurons {
   int64_t fetched_ahead = 0;
 };
 
+// How fast cold experts came in recent steps, in stored bytes a second while link and CPU had some
+// to bring at once; zero: not measured.
+struct ColdRates {
+  double link = 0;
+  double cpu = 0;
+};
+
 // Who computes experts that have no slot and fill none.
 enum class ColdPath : uint8_t {
   kLink,    // the device, straight from host memory
@@ -118,6 +125,8 @@ class DeviceExperts {
 
   // All zero where the CPU takes no part. At any time.
   virtual ColdNeurons cold_neurons() const = 0;
+  // In steps of about as many tokens as the last. Between steps.
+  virtual ColdRates cold_rates() const = 0;
 };
 
 }  // namespace moed::backend

@@ -18,6 +18,12 @@ void Follow(int64_t cost, double seconds, double* rate) {
 
 }  // namespace
 
+ColdRates LinkShareControl::rates(const ExpertFormat& format) const {
+  const double tile_bytes =
+      static_cast<double>(format.blob_bytes()) / ColdTiles(format.intermediate());
+  return {.link = link_rate_ * tile_bytes, .cpu = cpu_rate_ * tile_bytes};
+}
+
 void LinkShareControl::Observe(const ColdStepTimes& times) {
   Follow(times.link_cost, times.link_seconds, &link_rate_);
   Follow(times.cpu_cost, times.cpu_seconds, &cpu_rate_);

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "runtime/backend/cold_division.h"
+#include "runtime/backend/device_experts.h"
 
 namespace moed::backend {
 
@@ -25,13 +26,13 @@ class LinkShareControl {
   // A side that did nothing keeps its rate.
   void Observe(const ColdStepTimes& times);
 
-  // Cost per second; 0: not measured yet.
-  double link_rate() const { return link_rate_; }
-  double cpu_rate() const { return cpu_rate_; }
+  // Of experts of `format`.
+  ColdRates rates(const ExpertFormat& format) const;
 
  private:
   // A PCIe 5 link beside 15 threads.
   uint32_t share_ = kAllOverLink / 3;
+  // Cost per second; 0: not measured yet.
   double link_rate_ = 0;
   double cpu_rate_ = 0;
 };

@@ -331,6 +331,7 @@ void ModelRunner::PublishSnapshot() {
   snapshot->max_slots = cache.max_slots();
   if (experts_->device() != nullptr) {
     snapshot->cold_neurons = experts_->device()->cold_neurons();
+    snapshot->cold_rates = experts_->device()->cold_rates();
   }
   const std::lock_guard lock(snapshot_mutex_);
   snapshot_ = std::move(snapshot);

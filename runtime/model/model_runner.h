@@ -76,6 +76,7 @@ struct ExpertSnapshot {
       std::make_shared<const std::vector<cache::LayerBalance>>();  // [layers], or none
   int max_slots = 0;                                               // what the budget may grow to
   backend::ColdNeurons cold_neurons;
+  backend::ColdRates cold_rates;
 };
 
 class ModelRunner : public StepRunner {

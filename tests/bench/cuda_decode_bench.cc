@@ -102,11 +102,13 @@ DecodeRun MeasureDecode(DecodeModel& model, double residency, int batch) {
                    .before = model.Stats(),
                    .after = {},
                    .neurons_before = model.Neurons(),
-                   .neurons_after = {}};
+                   .neurons_after = {},
+                   .cold_rates = {}};
   std::vector<double> seconds;
   for (int i = 0; i < kSteps; ++i) seconds.push_back(model.DecodeStep(batch));
   run.after = model.Stats();
   run.neurons_after = model.Neurons();
+  run.cold_rates = model.Rates();
   std::nth_element(seconds.begin(), seconds.begin() + kSteps / 2, seconds.end());
   run.seconds = seconds[kSteps / 2];
   return run;

@@ -54,6 +54,7 @@ class DecodeModel {
   size_t expert_bytes() const { return experts_->format().blob_bytes(); }
   cache::CacheStats Stats() const { return experts_->cache().Stats(); }
   backend::ColdNeurons Neurons() const { return experts_->device()->cold_neurons(); }
+  backend::ColdRates Rates() const { return experts_->device()->cold_rates(); }
   DecodeVram Vram() const;
   backend::Backend& backend() { return *backend_; }
 

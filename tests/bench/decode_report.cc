@@ -91,12 +91,14 @@ void DecodeReport::PrintDecode(const Combination& combination, const DecodeRun& 
   const double first = first_.try_emplace({run.residency, run.batch}, run.seconds).first->second;
   std::printf(
       "%s %-6s  batch %2d  resident %3.0f %%  hit rate %3.0f %%  fills %4.1f  by the CPU %3.0f %%, "
-      "ahead %2.0f %%  step %7.3f ms  limit %7.3f ms  ratio %.2f  %7.1f tokens/s  %.2f of the "
+      "ahead %2.0f %%, link %.1f and CPU %.1f GB/s  step %7.3f ms  limit %7.3f ms  ratio %.2f  "
+      "%7.1f tokens/s  %.2f of the "
       "first  %s\n",
       combination.format.c_str(), combination.cold_path.c_str(), run.batch, 100 * run.residency,
       100 * limit.hits / (limit.hits + limit.misses), Fills(run), 100 * CpuShare(run),
-      100 * AheadShare(run), 1e3 * run.seconds, 1e3 * limit.seconds, run.seconds / limit.seconds,
-      run.batch / run.seconds, run.seconds / first, VramOf(model).c_str());
+      100 * AheadShare(run), 1e-9 * run.cold_rates.link, 1e-9 * run.cold_rates.cpu,
+      1e3 * run.seconds, 1e3 * limit.seconds, run.seconds / limit.seconds, run.batch / run.seconds,
+      run.seconds / first, VramOf(model).c_str());
   std::fflush(stdout);
 }
 

@@ -23,6 +23,7 @@ struct DecodeRun {
   cache::CacheStats after;
   backend::ColdNeurons neurons_before;
   backend::ColdNeurons neurons_after;
+  backend::ColdRates cold_rates;
 };
 
 class DecodeReport {

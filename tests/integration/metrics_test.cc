@@ -33,13 +33,15 @@ struct Still {
 };
 constexpr Still kMayStayZero[] = {
     {"moed_cold_neurons_total{", "there is no GPU beside which the CPU could compute"},
+    {"moed_cold_bytes_per_second{", "nor a link"},
     {"moed_experts_dead{", "an expert is dead after 4096 steps without a token"},
     {"moed_requests_finished_total{finished_reason=\"failed\"", "no step fails here"},
     {"moed_expert_is_resident{", "most experts find no place in an eighth of the slots"},
     {"moed_expert_tokens_total{", "made-up prompts do not reach every expert"},
 };
 // Of these no series at all need move.
-constexpr const char* kStillFamilies[] = {"moed_cold_neurons_total", "moed_experts_dead"};
+constexpr const char* kStillFamilies[] = {"moed_cold_neurons_total", "moed_cold_bytes_per_second",
+                                          "moed_experts_dead"};
 
 bool MayStayZero(const std::string& series) {
   return std::any_of(std::begin(kMayStayZero), std::end(kMayStayZero),

@@ -65,14 +65,18 @@ TEST(MetricFamiliesTest, OtherBudgetsAreEstimatedOnceThereIsRouting) {
   }
 }
 
-TEST(MetricFamiliesTest, TheCpusNeuronsAreDividedByWhenTheyWereFetched) {
+TEST(MetricFamiliesTest, ColdExpertsAreCountedByWhoBringsThemAndWhen) {
   const auto model = DescribedModel();
   MetricFamilies families;
-  AppendColdFamilies(*model, {.computed = 100, .fetched_ahead = 30}, &families);
+  model::ExpertSnapshot snapshot;
+  snapshot.cold_neurons = {.computed = 100, .fetched_ahead = 30};
+  snapshot.cold_rates = {.link = 500, .cpu = 1250};
+  AppendColdFamilies(*model, snapshot, &families);
   const std::string text = Text(families);
-  for (const char* line :
-       {"moed_cold_neurons_total{fetched=\"ahead\",model_name=\"demo\"} 30",
-        "moed_cold_neurons_total{fetched=\"on_request\",model_name=\"demo\"} 70"}) {
+  for (const char* line : {"moed_cold_neurons_total{fetched=\"ahead\",model_name=\"demo\"} 30",
+                           "moed_cold_neurons_total{fetched=\"on_request\",model_name=\"demo\"} 70",
+                           "moed_cold_bytes_per_second{path=\"link\",model_name=\"demo\"} 500",
+                           "moed_cold_bytes_per_second{path=\"cpu\",model_name=\"demo\"} 1250"}) {
     EXPECT_THAT(text, HasSubstr(line));
   }
 }

@@ -32,6 +32,8 @@ class ColdRequests {
 
   // See ColdWorkers.
   ColdWorkers& workers() const { return *workers_; }
+  // See LinkShareControl.
+  ColdRates rates(const ExpertFormat& format) const { return control_.rates(format); }
 
   // Begins the request of a layer; after an error nothing does anything. Then one AddItem for each
   // expert, its AddPair, and Post.

@@ -55,6 +55,10 @@ ColdNeurons CpuDeviceExperts::cold_neurons() const {
   return cold_requests_ != nullptr ? cold_requests_->workers().neurons() : ColdNeurons();
 }
 
+ColdRates CpuDeviceExperts::cold_rates() const {
+  return cold_requests_ != nullptr ? cold_requests_->rates(options_.format) : ColdRates();
+}
+
 void CpuDeviceExperts::ApplyOne(const ExpertEdit& edit) {
   Layer& layer = layers_[edit.layer];
   Entry& entry = layer.entries[std::max(edit.expert, 0)];

@@ -32,6 +32,7 @@ class CpuDeviceExperts : public DeviceExperts {
   std::span<const int32_t> StepIds(int layer, int64_t tokens) const override;
   std::span<const ExpertUse> Uses(int layer) const override { return layers_[layer].uses; }
   ColdNeurons cold_neurons() const override;
+  ColdRates cold_rates() const override;
 
  private:
   struct Entry {

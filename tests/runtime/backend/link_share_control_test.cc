@@ -107,5 +107,15 @@ TEST(LinkShareControlTest, StaysInBoundsWhateverItIsTold) {
   }
 }
 
+TEST(LinkShareControlTest, RatesAreOfStoredBytes) {
+  const ExpertFormat format(ExpertFormatKind::kBF16, 64, 24);  // three tiles
+  LinkShareControl control;
+  EXPECT_EQ(control.rates(format).link, 0);
+  EXPECT_EQ(control.rates(format).cpu, 0);
+  control.Observe({.link_cost = 6, .link_seconds = 0.5, .cpu_cost = 3, .cpu_seconds = 0.125});
+  EXPECT_DOUBLE_EQ(control.rates(format).link, 4.0 * static_cast<double>(format.blob_bytes()));
+  EXPECT_DOUBLE_EQ(control.rates(format).cpu, 8.0 * static_cast<double>(format.blob_bytes()));
+}
+
 }  // namespace
 }  // namespace moed::backend

@@ -328,4 +328,8 @@ ColdNeurons CudaDeviceExperts::cold_neurons() const {
   return cold_path_ != nullptr ? cold_path_->workers().neurons() : ColdNeurons();
 }
 
+ColdRates CudaDeviceExperts::cold_rates() const {
+  return cold_path_ != nullptr ? cold_path_->rates() : ColdRates();
+}
+
 }  // namespace moed::backend

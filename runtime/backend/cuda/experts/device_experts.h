@@ -44,6 +44,7 @@ class CudaDeviceExperts : public DeviceExperts {
   std::span<const int32_t> StepIds(int layer, int64_t tokens) const override;
   std::span<const ExpertUse> Uses(int layer) const override;
   ColdNeurons cold_neurons() const override;
+  ColdRates cold_rates() const override;
 
  private:
   CudaDeviceExperts(const DeviceExpertsOptions& options, Backend& backend, const StepTables& steps,

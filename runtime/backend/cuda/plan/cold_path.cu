@@ -99,6 +99,10 @@ absl::Status CudaColdPath::EndStep() {
   return status_;
 }
 
+ColdRates CudaColdPath::rates() const {
+  return control_ != nullptr ? control_->rates(options_.format) : ColdRates();
+}
+
 TokenMail CudaColdPath::MailOf(int layer) const {
   return {.state = state_, .mailbox = mailbox_, .layer = layer, .timeout_ns = timeout_ns()};
 }

@@ -60,6 +60,8 @@ class CudaColdPath {
 
   // See ColdWorkers.
   ColdWorkers& workers() const { return *workers_; }
+  // See DeviceExperts.
+  ColdRates rates() const;
 
   // For the planning kernel: device pointers.
   const ColdMailbox& mailbox() const { return mailbox_; }
