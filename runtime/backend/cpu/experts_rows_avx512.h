@@ -95,8 +95,35 @@ struct Bf12Row {
   }
 };
 
+// A block whose nibbles have the upper half of the exponent for neighbours, so that both are put in
+// place at once.
+struct ScaledBf12Block {
+  __m512i bytes[2];
+  __m512i even;  // nibbles 0 and 2 of each word, the others the upper half
+  __m512i odd;   // nibbles 1 and 3
+
+  // `upper`: four bits, below 8.
+  MOED_AVX512_BF16 static ScaledBf12Block Load(const std::byte* block, int upper) {
+    const __m512i nibbles = _mm512_loadu_si512(block + 128);
+    constexpr int kSelect = 0xca;  // a ? b : c
+    const __m512i low = _mm512_set1_epi8(0x0f);
+    const __m512i all = _mm512_set1_epi8(static_cast<int8_t>(upper * 0x11));
+    return {{_mm512_loadu_si512(block), _mm512_loadu_si512(block + 64)},
+            _mm512_ternarylogic_epi32(low, nibbles, all, kSelect),
+            _mm512_ternarylogic_epi32(low, all, nibbles, kSelect)};
+  }
+  // The exponents of group `group` where they stand in a bf16; the other bits mean nothing.
+  MOED_AVX512_BF16 __m512i Exponents(int group) const {
+    if (group == 0) return _mm512_slli_epi16(even, 7);
+    if (group == 1) return _mm512_slli_epi16(odd, 3);
+    if (group == 2) return _mm512_srli_epi16(even, 1);
+    return _mm512_ror_epi32(odd, 5);  // a word's last nibble beside the other's first
+  }
+};
+
 // With another base for the row's own, whose last four bits are zero so that nothing need be added,
-// in two thirds of the instructions. The same result to the last bit, since the sums are floats.
+// in 14 instructions for 128 values instead of 24. The same result to the last bit, since the sums
+// are floats.
 struct ScaledBf12Row {
   static constexpr int64_t kSpanBytes = kBf12BlockBytes;
   static constexpr int kBase = 112;
@@ -104,22 +131,19 @@ struct ScaledBf12Row {
   // bits, which no row of a trained model comes near.
   static constexpr int kLeastBase = kBase - 60;
   static constexpr int kMostBase = kBase + 60;
-  using Span = Bf12Block;
+  using Span = ScaledBf12Block;
   const std::byte* blocks;
   int base;
 
   float Scale() const { return std::bit_cast<float>((base - kBase + 127) << 23); }
-  MOED_AVX512_BF16 Span Load(int64_t i) const { return Span::Load(blocks + i / 2 * 3); }
+  MOED_AVX512_BF16 Span Load(int64_t i) const { return Span::Load(blocks + i / 2 * 3, kBase >> 4); }
   MOED_AVX512_BF16 __m512i Decode(const Span& span, int group) const {
     // A word's byte twice, so that its sign and its mantissa both stand where they shall.
     const __m512i twice =
         _mm512_shuffle_epi8(span.bytes[group / 2], group % 2 == 1 ? Odd() : Even());
     constexpr int kSelect = 0xca;  // a ? b : c
-    constexpr int kAndOr = 0xea;   // (a & b) | c
-    const __m512i all = _mm512_ternarylogic_epi32(_mm512_set1_epi16(static_cast<int16_t>(0x807f)),
-                                                  twice, span.Exponents(group), kSelect);
-    return _mm512_ternarylogic_epi32(all, _mm512_set1_epi16(static_cast<int16_t>(0x87ff)),
-                                     _mm512_set1_epi16(kBase << 7), kAndOr);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(static_cast<int16_t>(0x807f)), twice,
+                                     span.Exponents(group), kSelect);
   }
   MOED_AVX512_BF16 static __m512i Even() {
     return _mm512_set4_epi32(0x0e0e0c0c, 0x0a0a0808, 0x06060404, 0x02020000);
