@@ -7,9 +7,9 @@
 // its layer has an offered slot, the kernel takes that slot off the list, writes the expert into it
 // while it computes, and makes the entry point there once all of it is written. An offered slot may
 // still hold an expert that is read there until it is filled: then that expert's entry points
-// nowhere. The kernel takes the slot that was offered last, and none while that one's expert is
-// used in the same step. Edits instead of whole tables, because a whole table would undo the fills
-// made since the host last heard.
+// nowhere. The kernel takes the last slot on the list (withdrawals may change its order), and none
+// while that one's expert is used in the same step. Edits instead of whole tables, because a whole
+// table would undo the fills made since the host last heard.
 #pragma once
 
 #include <cstdint>

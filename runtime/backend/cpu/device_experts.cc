@@ -94,7 +94,7 @@ std::span<const int32_t> CpuDeviceExperts::StepIds(int layer, int64_t tokens) co
   return {layers_[layer].ids.data(), static_cast<size_t>(tokens) * options_.top_k};
 }
 
-// Whether the slot that was offered last holds nothing that the step reads.
+// Whether the last slot on the list holds nothing that the step reads.
 bool CpuDeviceExperts::MayTakeOffer(const Layer& layer) const {
   if (layer.offered.empty()) return false;
   const OfferedSlot& last = layer.offered.back();

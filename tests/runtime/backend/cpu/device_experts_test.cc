@@ -147,6 +147,41 @@ TEST_F(CpuDeviceExpertsTest, FillsGoOverTheLinkAndTheTraceSaysWhatTheCpuDid) {
   }
 }
 
+TEST_F(CpuDeviceExpertsTest, AnOfferedSlotServesItsExpertUntilAnotherFillsIt) {
+  const Path path = Create(ColdPath::kLink);
+  const auto kind_of = [&](int expert) { return path.experts->Uses(0)[expert].kind; };
+  const auto run = [&](int first) {  // one token, of experts first, first + 2, ...
+    Draw(1);
+    for (int k = 0; k < kTopK; ++k) ids_[k] = (first + 2 * k) % kExperts;
+    const std::vector<float> sums = Run(*path.experts);
+    EXPECT_LE(RelativeDifference(sums, Run(*Create(ColdPath::kLink).experts)), 1e-6);
+  };
+  ASSERT_TRUE(path.experts
+                  ->Apply(std::vector<ExpertEdit>{
+                      {.kind = ExpertEditKind::kAllowFill, .layer = 0, .expert = 0},
+                      {.kind = ExpertEditKind::kOffer, .layer = 0, .slot = 0, .generation = 1}})
+                  .ok());
+  run(0);
+  EXPECT_EQ(kind_of(0), ExpertUseKind::kFilled);
+  ASSERT_TRUE(path.experts
+                  ->Apply(std::vector<ExpertEdit>{
+                      {.kind = ExpertEditKind::kAllowFill, .layer = 0, .expert = 2},
+                      {.kind = ExpertEditKind::kOffer,
+                       .layer = 0,
+                       .expert = 0,
+                       .slot = 0,
+                       .generation = 2}})
+                  .ok());
+  run(0);
+  EXPECT_EQ(kind_of(0), ExpertUseKind::kHit);
+  EXPECT_EQ(kind_of(2), ExpertUseKind::kCold) << "the step reads the slot";
+  run(2);
+  EXPECT_EQ(kind_of(2), ExpertUseKind::kFilled);
+  run(0);
+  EXPECT_EQ(kind_of(0), ExpertUseKind::kCold);
+  EXPECT_EQ(kind_of(2), ExpertUseKind::kHit);
+}
+
 TEST_F(CpuDeviceExpertsTest, TheLinkHasTheExpertsOfTheMostTokens) {
   const Path path = Create(ColdPath::kHybrid);
   int between_different = 0;  // the link's part ended
